@@ -1,0 +1,65 @@
+"""The model folder of concepts, models/perfusion, and of covariances below it. Names from outside are untrusted."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import folder_paths
+
+FOLDER = "perfusion"
+_COVARIANCES = "covariance"
+_UNSAFE = re.compile(r'[\x00-\x1f<>:"|?*]')
+
+
+def register() -> None:
+    """Makes models/perfusion known to the host, beside those that extra_model_paths.yaml names."""
+    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {".safetensors"})
+
+
+def concept_names() -> list[str]:
+    """Concept files that can be chosen, relative to the model folder."""
+    return [name for name in folder_paths.get_filename_list(FOLDER) if Path(name).parts[0] != _COVARIANCES]
+
+
+def concept_path(name: str) -> Path:
+    """The file of a chosen concept. Raises ValueError when it is not there."""
+    found = folder_paths.get_full_path(FOLDER, name)
+    if found is None:
+        raise ValueError(f"There is no concept {name!r} in models/{FOLDER}. Put the file there and refresh (R).")
+    return Path(found)
+
+
+def covariance_path(fingerprint: str) -> Path:
+    """Where the covariance of a text encoder is kept."""
+    return _home() / _COVARIANCES / f"{fingerprint}.safetensors"
+
+
+def path_to_save(name: str, overwrite: bool) -> Path:
+    """Where a concept called ``name`` is to be written; subfolders are allowed, leaving the model folder is not.
+
+    Without ``overwrite`` a number is added when the name is taken. Raises ValueError for names that cannot be.
+    """
+    name = name.strip().removesuffix(".safetensors").replace("\\", "/")
+    parts = name.split("/")
+    if not name or _UNSAFE.search(name) or any(part.strip(". ") == "" for part in parts):
+        raise ValueError(
+            f"{name!r} cannot be a file name in models/{FOLDER}. Use letters, digits and - or _, such as my-teddy."
+        )
+    if parts[0] == _COVARIANCES:
+        raise ValueError(f"The folder {_COVARIANCES} is kept for covariances. Choose another name.")
+    path = _home().joinpath(*parts[:-1], f"{parts[-1]}.safetensors")
+    if not path.resolve().is_relative_to(_home().resolve()):
+        raise ValueError(f"{name!r} leads out of models/{FOLDER}. Choose a name inside it.")
+    number = 2
+    while path.exists() and not overwrite:
+        path = path.with_name(f"{parts[-1]}-{number}.safetensors")
+        number += 1
+    return path
+
+
+def _home() -> Path:
+    return Path(folder_paths.get_folder_paths(FOLDER)[0])

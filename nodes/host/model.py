@@ -1,0 +1,223 @@
+"""The edit inside ComfyUI's UNet.
+
+to_k.forward and to_v.forward of every text cross-attention are object patches, which other nodes' attention patches,
+weight patches, hooks, offloading and torch.compile leave alone. Per forward an APPLY_MODEL wrapper edits the encoding
+once for all layers; an OUTER_SAMPLE wrapper hands every conditioning's key lock to it. Modules are looked up on the
+model that runs, never closed over: the host copies object patches onto other instances of a model.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+
+import comfy.conds
+import comfy.model_management
+import comfy.utils
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...perfusion_core import ConceptSet, EditedEncoding
+from ...perfusion_core.concept import BASE_MODELS
+from .uses import KEY, ConceptUse, combine
+
+ENCODING, KEYS = "perfusion_encoding", "perfusion_keys"  # in a conditioning's dict, see text.py
+PREFIX = "diffusion_model."
+
+
+def apply_to_model(model, uses: Sequence[ConceptUse]):
+    """A clone of the MODEL that uses these concepts too. Raises ValueError for a concept of another base model."""
+    for use in uses:
+        check_fits(use.concept, model)
+    model = model.clone()
+    uses = combine(model.get_attachment(KEY) or (), uses)
+    model.set_attachments(KEY, uses)
+    for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.APPLY_MODEL):
+        model.remove_wrappers_with_key(kind, KEY)
+    runtime = _Runtime(model.model, uses) if uses else None
+    for layer in cross_attentions(model):
+        for projection, edit in (("to_k", EditedEncoding.key), ("to_v", EditedEncoding.value)):
+            name = f"{PREFIX}{layer}.{projection}.forward"
+            foreign = getattr(model.object_patches.get(name), "perfusion_foreign", model.object_patches.get(name))
+            if runtime is not None:
+                model.add_object_patch(name, runtime.forward(layer, projection, edit, foreign))
+            elif foreign is not None:
+                model.add_object_patch(name, foreign)
+            else:
+                model.object_patches.pop(name, None)
+    if runtime is not None:
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, runtime.outer_sample)
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, runtime.apply_model)
+    return model
+
+
+def cross_attentions(model) -> dict[str, torch.nn.Module]:
+    """{layer: module} of the MODEL's text cross-attentions, named as in concept files."""
+    return {
+        name[len(PREFIX) :]: module
+        for name, module in model.model.named_modules()
+        if name.startswith(PREFIX) and name.endswith(".attn2") and hasattr(module, "to_k")
+    }
+
+
+def encoding_width(model) -> int:
+    """d, the width of the text encoding that the MODEL takes. Raises ValueError when it has no text cross-attention."""
+    layers = cross_attentions(model)
+    if not layers:
+        raise ValueError(
+            f"Perfusion needs a model with text cross-attention: SD1.x, SD2.x or SDXL. This one is "
+            f"{type(model.model).__name__}."
+        )
+    return next(iter(layers.values())).to_k.in_features
+
+
+def base_model(model) -> str:
+    """ "sd1", "sd2" or "sdxl", else a name made of the encoding's width."""
+    width = encoding_width(model)
+    return BASE_MODELS.get(width, f"width-{width}")
+
+
+def check_fits(concept, model) -> None:
+    """Raises ValueError, with the reason, when the concept was trained for another architecture than this MODEL's."""
+    width = encoding_width(model)
+    if concept.dim != width:
+        raise ValueError(
+            f"The concept {concept.name!r} was trained for {concept.base_model} (text encoding {concept.dim} wide); "
+            f"this model is {base_model(model)} ({width} wide). Load a {concept.base_model} checkpoint, or train the "
+            "concept again on this one."
+        )
+    expected = {layer: module.to_v.out_features for layer, module in cross_attentions(model).items()}
+    for kind, outputs in (("value", concept.value_deltas), ("key", concept.key_outputs or concept.value_deltas)):
+        found = {layer: tensor.shape[0] for layer, tensor in outputs.items()}
+        if found == expected:
+            continue
+        missing, foreign = expected.keys() - found.keys(), found.keys() - expected.keys()
+        if missing:
+            detail = f"it lacks {len(missing)} of the model's {len(expected)} layers, such as {min(missing)}"
+        elif foreign:
+            detail = f"it has {len(foreign)} layers more than the model, such as {min(foreign)}"
+        else:
+            layer = min(layer for layer in expected if found[layer] != expected[layer])
+            detail = f"its {kind} output for {layer} has {found[layer]} numbers, the layer has {expected[layer]}"
+        raise ValueError(
+            f"The concept {concept.name!r} does not fit this model: {detail}. Use the checkpoint family it was trained "
+            "on, or get the file anew if it is damaged."
+        )
+
+
+class _Runtime:
+    """What one patched MODEL does while it samples. All state is the running forward's, per thread."""
+
+    def __init__(self, base_model: torch.nn.Module, uses: Sequence[ConceptUse]):
+        self.concepts = ConceptSet(
+            [use.concept for use in uses],
+            betas=[use.beta for use in uses],
+            temperatures=[use.temperature for use in uses],
+            strengths=[use.strength for use in uses],
+        )
+        self._own_model = weakref.ref(base_model)  # only for calls from outside sampling
+        self._running = threading.local()
+
+    def outer_sample(self, executor, *args, **kwargs):
+        guider = executor.class_obj
+        guider.conds = {name: [_with_key_lock(cond) for cond in conds] for name, conds in guider.conds.items()}
+        return executor(*args, **kwargs)
+
+    def apply_model(
+        self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs  # noqa: B006
+    ):  # fmt: skip
+        locks = kwargs.pop(KEY, None)
+        if c_crossattn is None:
+            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        model = executor.class_obj
+        # cast here, as the model would: then the layers get this very tensor, unless another node changes it
+        dtype = getattr(model, "manual_cast_dtype", None) or model.get_dtype()
+        context = comfy.model_management.cast_to_device(c_crossattn, x.device, dtype)
+        edited = EditedEncoding(self.concepts, context, _key_context(context, locks))
+        with self._run(model, edited):
+            return executor(x, t, c_concat, context, control, transformer_options, **kwargs)
+
+    def forward(self, layer: str, projection: str, edit: Callable, foreign: Callable | None) -> Callable:
+        """The forward of one projection; ``foreign`` is another node's patch of it, which then does the projecting."""
+        name = f"{PREFIX}{layer}.{projection}"
+
+        @torch.compiler.disable
+        def forward(x: Tensor) -> Tensor:
+            model, edited = getattr(self._running, "forward", None) or (self._own_model(), None)
+
+            def project(edited_input: Tensor) -> Tensor:
+                if foreign is not None:
+                    return foreign(edited_input)
+                module = comfy.utils.get_attr(model, name)
+                return type(module).forward(module, edited_input)
+
+            return edit(edited or EditedEncoding(self.concepts, x), layer, x, project)
+
+        forward.perfusion_foreign = foreign
+        return forward
+
+    @contextmanager
+    def _run(self, model: torch.nn.Module, edited: EditedEncoding):
+        outer = getattr(self._running, "forward", None)
+        self._running.forward = model, edited
+        try:
+            yield
+        finally:
+            self._running.forward = outer
+
+
+class _KeyLock(comfy.conds.CONDRegular):
+    """Carries what the key path of one conditioning sees: (batch, tokens, d), or None for the conditioning itself.
+
+    Every conditioning carries one, or the host would not put those with and without into one batch.
+    """
+
+    def process_cond(self, batch_size, **kwargs):
+        return self
+
+    def can_concat(self, other) -> bool:
+        return isinstance(other, _KeyLock)
+
+    def concat(self, others) -> list[Tensor | None]:
+        return [self.cond, *(other.cond for other in others)]  # one per chunk of the batch, in order
+
+    def size(self) -> list[int]:
+        return [1]
+
+
+def _with_key_lock(cond: dict) -> dict:
+    encoding = cond.get("cross_attn")
+    if encoding is None:
+        return cond
+    return {**cond, "model_conds": {**cond.get("model_conds", {}), KEY: _KeyLock(_locked_keys(cond, encoding))}}
+
+
+def _locked_keys(cond: dict, encoding: Tensor) -> Tensor | None:
+    if hasattr(encoding, KEY):
+        return getattr(encoding, KEY)
+    local, keys = cond.get(ENCODING), cond.get(KEYS)
+    if local is None or keys is None:
+        return None
+    tokens = local.shape[1]
+    if encoding.shape[1] < tokens or not torch.equal(encoding[:, :tokens], local.expand_as(encoding[:, :tokens])):
+        logging.warning(
+            "Perfusion: a conditioning was changed after it was encoded (averaged, zeroed); its key lock is local."
+        )
+        return None
+    return torch.cat([keys.expand_as(encoding[:, :tokens]), encoding[:, tokens:]], dim=1)  # ConditioningConcat appends
+
+
+def _key_context(context: Tensor, locks: list[Tensor | None] | None) -> Tensor | None:
+    """What keys see, (batch, tokens, d): the context, with the rows of locked conditionings replaced."""
+    if locks is None or all(lock is None for lock in locks):
+        return None
+    chunks = list(context.chunk(len(locks)))
+    for i, lock in enumerate(locks):
+        if lock is not None:
+            rows = comfy.utils.repeat_to_batch_size(lock.to(context), chunks[i].shape[0])
+            chunks[i] = rows.repeat(1, context.shape[1] // rows.shape[1], 1)  # the host pads by repetition
+    return torch.cat(chunks)

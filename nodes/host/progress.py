@@ -1,0 +1,39 @@
+"""Progress, cancel and text on a node, as the host shows them."""
+
+from __future__ import annotations
+
+import time
+
+import comfy.model_management
+import comfy.utils
+from PIL import Image
+
+
+class Progress:
+    """A progress bar of ``total`` steps on the running node; every ``update`` also obeys the user's cancel."""
+
+    def __init__(self, total: int, node_id: str | None):
+        self._bar = comfy.utils.ProgressBar(total, node_id=node_id)
+        self._total, self._node_id = total, node_id
+        self._start = time.monotonic()
+
+    def update(self, done: int, text: str = "", preview: Image.Image | None = None) -> None:
+        """Shows ``done`` steps, a line of text with the time left, and a picture. Raises the host's cancel."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        shown = None if preview is None else ("JPEG", preview, 512)
+        self._bar.update_absolute(done, self._total, shown)
+        if text:
+            left = (time.monotonic() - self._start) / max(done, 1) * (self._total - done)
+            _show_text(f"{text}, {_minutes(left)} left" if done < self._total else text, self._node_id)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _show_text(text: str, node_id: str | None) -> None:
+    from server import PromptServer  # there is none when nodes run outside a server
+
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and node_id is not None:
+        server.send_progress_text(text, node_id)

@@ -1,0 +1,200 @@
+"""Triggers in prompts, and the encoding that keys see under global key lock.
+
+What survives the host's CLIP.clone() is its tokenizer and the patcher's object patches, so these two carry concepts.
+The tokenizer puts the trigger's embedding, a tensor, where the trigger stands; weights, long prompts, ``embedding:``
+and every text node then work as they do for textual inversion.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ...perfusion_core import Concept
+from .model import ENCODING, KEYS
+from .uses import KEY, ConceptUse, combine
+
+_TRIGGER = "perfusion_trigger"  # attribute of a tensor among the tokens: whose embedding it is
+_ENCODERS = ("l", "h", "g")  # CLIP encoders, in the order in which the host joins their encodings
+
+
+def apply_to_clip(clip, uses: Sequence[ConceptUse]):
+    """A clone of the CLIP that knows these concepts' triggers. Raises ValueError for concepts of other encoders."""
+    for use in uses:
+        _check_fits(use.concept, clip)
+    clip = clip.clone()
+    uses = combine(clip.patcher.get_attachment(KEY) or (), uses)
+    clip.patcher.set_attachments(KEY, uses)
+    clip.tokenizer = with_triggers(clip.tokenizer, {use.concept.trigger: use.concept.token_embeddings for use in uses})
+    words = {use.concept.trigger.lower(): superclass_tokens(clip, use.concept.superclass) for use in uses}
+    locks = {use.concept.trigger.lower(): use.key_lock for use in uses}
+    current = clip.patcher.get_model_object("encode_token_weights")
+    plain = getattr(current, "perfusion_plain", current)
+
+    def encode_token_weights(tokens):
+        """As the host's, with what keys see as a third item, which the host copies into the conditioning."""
+        cond, pooled, *more = plain(tokens)
+        keys = _key_encoding(plain, tokens, cond, locks, words)
+        if keys is None:
+            return (cond, pooled, *more)
+        setattr(cond, KEY, keys)  # hooks with a schedule drop the third item
+        return cond, pooled, {**(more[0] if more else {}), ENCODING: cond, KEYS: keys}
+
+    encode_token_weights.perfusion_plain = plain
+    clip.patcher.add_object_patch("encode_token_weights", encode_token_weights)
+    return clip
+
+
+def encoders(clip) -> dict[str, torch.nn.Module]:
+    """{name: encoder} of a CLIP's text encoders. Raises ValueError when it has others than CLIP's."""
+    names = clip.tokenizer.tokenize_with_weights("").keys()
+    if not names <= set(_ENCODERS):
+        raise ValueError(
+            f"Perfusion knows the CLIP text encoders of SD1.x, SD2.x and SDXL; this one has {', '.join(sorted(names))}."
+        )
+    return {name: getattr(clip.cond_stage_model, f"clip_{name}") for name in _ENCODERS if name in names}
+
+
+def superclass_tokens(clip, superclass: str) -> dict[str, int]:
+    """{encoder: the token that is locked}: the last of the superclass's, as in "teddy bear" the bear."""
+    return {name: _word_tokens(clip, name, superclass)[-1] for name in encoders(clip)}
+
+
+def word_count(clip, text: str) -> int:
+    """How many tokens ``text`` has in the CLIP's first encoder."""
+    return len(_word_tokens(clip, next(iter(encoders(clip))), text))
+
+
+def prepare_encoders(clip) -> None:
+    """Sets the CLIP's encoders up as the host does before it encodes a prompt."""
+    clip.cond_stage_model.reset_clip_options()
+    if clip.layer_idx is not None:
+        clip.cond_stage_model.set_clip_options({"layer": clip.layer_idx})
+    clip.cond_stage_model.set_clip_options({"execution_device": clip.patcher.load_device})
+
+
+def encode_rows(clip, rows: Mapping[str, list[list]]) -> tuple[Tensor, Tensor | None]:
+    """Encodes {encoder: rows of tokens}, all of one length, to (rows, tokens, d) and pooled (rows, d_pooled).
+
+    Differentiable in tokens that are tensors. The CLIP is loaded and its encoders prepared.
+    """
+    outputs = [encoder(rows[name])[:2] for name, encoder in encoders(clip).items()]
+    return torch.cat([encoding for encoding, _ in outputs], dim=-1), outputs[-1][1]
+
+
+def with_triggers(tokenizer, embeddings: Mapping[str, Mapping[str, Tensor]]):
+    """A copy of the host's tokenizer in which {trigger: {encoder: (d_encoder,)}} stand for themselves."""
+    tokenizer = copy.copy(tokenizer)
+    for name in tokenizer.tokenize_with_weights(""):
+        part = copy.copy(getattr(tokenizer, f"clip_{name}"))
+        plain = part.tokenizer.plain if isinstance(part.tokenizer, _TriggerTokenizer) else part.tokenizer
+        own = {trigger: by_encoder[name] for trigger, by_encoder in embeddings.items()}
+        part.tokenizer = _TriggerTokenizer(plain, own) if own else plain
+        setattr(tokenizer, f"clip_{name}", part)
+    return tokenizer
+
+
+def trigger_positions(tokens: Sequence[tuple]) -> list[int]:
+    """Where in one section of weighted tokens a trigger stands."""
+    return [i for i, token in enumerate(tokens) if hasattr(token[0], _TRIGGER)]
+
+
+class _TriggerTokenizer:
+    """In front of a Hugging Face tokenizer: text between triggers goes to it, triggers become embeddings."""
+
+    def __init__(self, plain, embeddings: Mapping[str, Tensor]):
+        self.plain = plain
+        self._embeddings = {}
+        for trigger, embedding in embeddings.items():
+            self._embeddings[trigger.lower()] = marked = embedding.detach().clone()
+            setattr(marked, _TRIGGER, trigger.lower())
+        longest_first = sorted(self._embeddings, key=len, reverse=True)
+        self._pattern = re.compile("(" + "|".join(map(_whole_word, longest_first)) + ")", re.IGNORECASE)
+
+    def __call__(self, text: str, *args, **kwargs):
+        pieces = self._pattern.split(text)
+        if len(pieces) == 1:
+            return self.plain(text, *args, **kwargs)
+        start, *_, end = self.plain("")["input_ids"]
+        tokens = [start]
+        for i, piece in enumerate(pieces):
+            tokens += [self._embeddings[piece.lower()]] if i % 2 else self.plain(piece)["input_ids"][1:-1]
+        return {"input_ids": [*tokens, end]}
+
+    def __getattr__(self, name):
+        if name == "plain":  # while a copy is being made
+            raise AttributeError(name)
+        return getattr(self.plain, name)
+
+
+def _whole_word(trigger: str) -> str:
+    before = r"(?<!\w)" if trigger[0].isalnum() else ""
+    after = r"(?!\w)" if trigger[-1].isalnum() else ""
+    return before + re.escape(trigger) + after
+
+
+def _key_encoding(plain, tokens, cond: Tensor, locks: Mapping[str, float], words: Mapping[str, dict]) -> Tensor | None:
+    """e + λ (e_super − e), where e_super has the superclass words in the locked triggers' places; None when λ is 0.
+
+    With different λ it is taken in steps: each λ moves the prompt on for the triggers that are locked at least so much.
+    """
+    present = {
+        trigger: locks[trigger]
+        for sections in tokens.values()
+        for section in sections
+        for token in section
+        if (trigger := getattr(token[0], _TRIGGER, None)) in locks
+    }
+    levels = sorted({lock for lock in present.values() if lock > 0}, reverse=True)
+    if not levels:
+        return None
+    keys = (1 - levels[0]) * cond if levels[0] < 1 else None
+    for level, below in zip(levels, [*levels[1:], 0.0], strict=True):
+        locked = {trigger: words[trigger] for trigger, lock in present.items() if lock >= level}
+        encoding = plain(_with_superclasses(tokens, locked))[0]
+        share = encoding if level - below == 1 else (level - below) * encoding
+        keys = share if keys is None else keys + share
+    return keys
+
+
+def _with_superclasses(tokens, words: Mapping[str, Mapping[str, int]]):
+    """The same weighted tokens with superclass words in place of these triggers."""
+    return {
+        name: [
+            [
+                (words[trigger][name], *token[1:]) if (trigger := getattr(token[0], _TRIGGER, None)) in words else token
+                for token in section
+            ]
+            for section in sections
+        ]
+        for name, sections in tokens.items()
+    }
+
+
+def _word_tokens(clip, encoder: str, text: str) -> list[int]:
+    tokenizer = getattr(clip.tokenizer, f"clip_{encoder}").tokenizer
+    plain = tokenizer.plain if isinstance(tokenizer, _TriggerTokenizer) else tokenizer
+    tokens = plain(text.strip())["input_ids"][1:-1]
+    if not tokens:
+        raise ValueError("The superclass is empty. Give the plain word your concept is a kind of, such as teddy.")
+    return tokens
+
+
+def _check_fits(concept: Concept, clip) -> None:
+    widths = {
+        name: encoder.transformer.get_input_embeddings().weight.shape[1] for name, encoder in encoders(clip).items()
+    }
+    found = {name: embedding.shape[0] for name, embedding in concept.token_embeddings.items()}
+    if found != widths:
+        raise ValueError(
+            f"The concept {concept.name!r} was trained with the text encoders {_listed(found)}; this CLIP has "
+            f"{_listed(widths)}. Connect the CLIP of a {concept.base_model} checkpoint."
+        )
+
+
+def _listed(widths: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({width} wide)" for name, width in sorted(widths.items()))

@@ -1,0 +1,124 @@
+"""Concept files: load one onto a model, save a trained one."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..perfusion_core import load_concept, save_concept
+from ..perfusion_core.edit import BETA, TEMPERATURE
+from .host.files import FOLDER, concept_names, concept_path, path_to_save
+from .host.model import apply_to_model
+from .host.text import apply_to_clip
+from .host.uses import ConceptUse
+from .schema import ADVANCED, CATEGORY, Concepts
+
+
+class PerfusionLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PerfusionLoader",
+            display_name="Perfusion Loader",
+            category=CATEGORY,
+            description="Teaches the model and the text encoder a concept; write its trigger in a prompt. "
+            "Loaders in a row combine their concepts.",
+            search_aliases=["perfusion", "concept", "key-locked rank one editing"],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The diffusion model (SD1.x, SD2.x or SDXL) the concept was trained on."
+                ),
+                io.Clip.Input(
+                    "clip", tooltip="The text encoder of the same checkpoint. Use the output for your prompts."
+                ),
+                io.Combo.Input("concept", options=concept_names(), tooltip=f"A concept file from models/{FOLDER}."),
+                io.Float.Input(
+                    "beta",
+                    default=BETA,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    display_mode=io.NumberDisplay.slider,
+                    tooltip="How much like the concept a word must be to become it. Lower: more faithful to the "
+                    "photos. Higher: more room for the rest of the prompt. Paper: 0.60 to 0.75 with local key lock.",
+                ),
+                io.Float.Input(
+                    "temperature",
+                    default=TEMPERATURE,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    display_mode=io.NumberDisplay.slider,
+                    tooltip="How softly the concept sets in around beta. Higher lets it reach more words. Paper: 0.15.",
+                ),
+                io.Float.Input(
+                    "key_lock",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    display_mode=io.NumberDisplay.slider,
+                    tooltip="0, local: the trigger's own keys are locked to the superclass word. 1, global: the layout "
+                    "of the whole picture follows the prompt with the superclass word in the trigger's place.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="Scales the whole edit. 0 is the base model, bit for bit.",
+                    **ADVANCED,
+                ),
+            ],
+            outputs=[io.Model.Output(), io.Clip.Output()],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, concept: str, **kwargs) -> str:
+        stat = concept_path(concept).stat()
+        return f"{stat.st_mtime_ns} {stat.st_size}"
+
+    @classmethod
+    def execute(cls, model, clip, concept, beta, temperature, key_lock, strength) -> io.NodeOutput:
+        use = ConceptUse(load_concept(concept_path(concept)), beta, temperature, strength, key_lock)
+        return io.NodeOutput(apply_to_model(model, [use]), apply_to_clip(clip, [use]))
+
+
+class PerfusionSaveConcept(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PerfusionSaveConcept",
+            display_name="Perfusion Save Concept",
+            category=CATEGORY,
+            description=f"Writes a trained concept to models/{FOLDER}, where Perfusion Loader finds it.",
+            inputs=[
+                Concepts.Input("concept", tooltip="What Perfusion Train Concept learned."),
+                io.String.Input(
+                    "filename",
+                    default="my-teddy",
+                    tooltip="Name of the file. Subfolders are allowed: toys/my-teddy.",
+                ),
+                io.Boolean.Input(
+                    "overwrite",
+                    default=False,
+                    tooltip="Replace a file of this name. Off: a number is added instead.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="path", tooltip="The file that was written.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, concept, filename, overwrite) -> io.NodeOutput:
+        path = path_to_save(filename, overwrite)
+        (use,) = concept
+        try:
+            save_concept(use.concept.replace(name=path.stem), path)
+        except OSError as error:
+            raise RuntimeError(
+                f"The concept could not be written to {path} ({error}). Make room on the disk or choose another "
+                "folder, then queue again: the training is not repeated. A file that was there is untouched."
+            ) from error
+        kib = path.stat().st_size / 1024
+        return io.NodeOutput(str(path), ui=ui.PreviewText(f"{path} ({kib:.0f} KB), trigger {use.concept.trigger}"))

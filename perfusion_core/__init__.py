@@ -1,0 +1,26 @@
+"""Perfusion (Tewel et al., SIGGRAPH 2023, "Key-Locked Rank One Editing") in pure torch; knows nothing of ComfyUI."""
+
+from .concept import Concept
+from .concept_file import ConceptFileError, load_concept, save_concept
+from .covariance import Covariance
+from .edit import ConceptSet, EditedEncoding
+from .training import EncodedPrompts, Trainee, Training, TrainingSettings, masked_mse, train_concept
+from .wiring import Wiring, cross_attention_layers
+
+__all__ = [
+    "Concept",
+    "ConceptFileError",
+    "ConceptSet",
+    "Covariance",
+    "EditedEncoding",
+    "EncodedPrompts",
+    "Trainee",
+    "Training",
+    "TrainingSettings",
+    "Wiring",
+    "cross_attention_layers",
+    "load_concept",
+    "masked_mse",
+    "save_concept",
+    "train_concept",
+]

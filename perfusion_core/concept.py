@@ -1,0 +1,97 @@
+"""A learned concept as a value: what it looks like, where it goes, and for which model."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+BASE_MODELS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by width of the text encoding
+_FORBIDDEN_IN_TRIGGER = re.compile(r"[\s()\[\]{}:,\\\"]")
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One concept taught to a text-to-image model (Tewel et al. 2023).
+
+    d is the width of the text encoding that cross-attention receives, d_out that of one layer's projections.
+
+    token_embeddings: per text encoder, as ComfyUI names their tokens (l, g, h), the input embedding of the trigger.
+    target_input: i*, (d,), the encoding of the trigger.
+    target_dual: C^-1 i*, (d,), which is all that the gate and the projection need of the covariance C.
+    superclass_input: s, (d,), the encoding of the superclass word; keys are locked to W_K s.
+    value_deltas: per layer, (d_out,), what the value output has beyond W_V s.
+    key_outputs: per layer, (d_out,), free key outputs in place of W_K s; only imported concepts have them.
+    """
+
+    name: str
+    trigger: str
+    superclass: str
+    base_model: str
+    token_embeddings: Mapping[str, Tensor]
+    target_input: Tensor
+    target_dual: Tensor
+    superclass_input: Tensor
+    value_deltas: Mapping[str, Tensor]
+    key_outputs: Mapping[str, Tensor] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def dim(self) -> int:
+        """d, the width of the text encoding."""
+        return self.target_input.shape[0]
+
+    def replace(self, **changes) -> Concept:
+        return dataclasses.replace(self, **changes)
+
+    def problem(self) -> str | None:
+        """What makes this concept unusable, in words for its owner; None when it is sound."""
+        if problem := trigger_problem(self.trigger):
+            return problem
+        if not self.superclass.strip():
+            return "it has no superclass; a concept needs the plain word it is a kind of"
+        if not self.token_embeddings:
+            return "it has no token embedding"
+        if not self.value_deltas:
+            return "it has no value outputs for any layer"
+        if self.key_outputs is not None and self.key_outputs.keys() != self.value_deltas.keys():
+            return "its key outputs and value outputs are not for the same layers"
+        for label, tensor in self.tensors().items():
+            if tensor.ndim != 1 or tensor.numel() == 0:
+                return f"{label} has shape {tuple(tensor.shape)}, expected one vector"
+            if not tensor.is_floating_point():
+                return f"{label} is {tensor.dtype}, expected floating point numbers"
+            if not torch.isfinite(tensor).all():
+                return f"{label} holds NaN or infinity: the training has diverged or the file is damaged"
+        for label, tensor in {"target_dual": self.target_dual, "superclass_input": self.superclass_input}.items():
+            if tensor.shape != self.target_input.shape:
+                return f"{label} has {tensor.numel()} numbers, target_input has {self.dim}"
+        if self.target_input.double() @ self.target_dual.double() <= 0:
+            return "its target input and dual do not belong together (i* C^-1 i* must be positive)"
+        return None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the concept under the name it has in a concept file."""
+        named = {f"token_embedding.{encoder}": tensor for encoder, tensor in self.token_embeddings.items()}
+        named |= {
+            "target_input": self.target_input,
+            "target_dual": self.target_dual,
+            "superclass_input": self.superclass_input,
+        }
+        named |= {f"value_delta.{layer}": tensor for layer, tensor in self.value_deltas.items()}
+        named |= {f"key_output.{layer}": tensor for layer, tensor in (self.key_outputs or {}).items()}
+        return named
+
+
+def trigger_problem(trigger: str) -> str | None:
+    """Why ``trigger`` cannot stand in a prompt; None when it can."""
+    if not trigger:
+        return "the trigger is empty; use one such as <my-teddy>"
+    if found := _FORBIDDEN_IN_TRIGGER.search(trigger):
+        shown = "a space" if found.group().isspace() else found.group()
+        return f"the trigger {trigger!r} contains {shown}, which prompts use for themselves; use one such as <my-teddy>"
+    return None

@@ -1,0 +1,80 @@
+"""The uncentered second moment C of text encodings: the metric in which Perfusion compares directions."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .concept_file import write_atomically
+
+FORMAT = "perfusion-covariance"
+RIDGE = 0.01  # share of the mean variance; enough for a few hundred captions, harmless for many
+
+
+class Covariance:
+    """C = mean of e e^T over the encodings seen so far, accumulated in float64. ``dim`` is d, ``count`` how many."""
+
+    def __init__(self, dim: int):
+        self.sum = torch.zeros(dim, dim, dtype=torch.float64)
+        self.count = 0
+
+    @property
+    def dim(self) -> int:
+        return self.sum.shape[0]
+
+    def update(self, encodings: Tensor, mask: Tensor | None = None) -> None:
+        """Adds encodings (..., d); ``mask`` (...) keeps those where it is true. Raises ValueError for NaN."""
+        if encodings.shape[-1] != self.dim:
+            raise ValueError(f"These encodings are {encodings.shape[-1]} wide, this covariance is for {self.dim}.")
+        kept = encodings.flatten(0, -2) if mask is None else encodings[mask.bool()]
+        kept = kept.to(self.sum.device, torch.float64)
+        moment = kept.T @ kept
+        if not torch.isfinite(moment).all():
+            raise ValueError("The text encodings hold NaN or infinity. Load the text encoder in fp32 or bf16.")
+        self.sum += moment
+        self.count += kept.shape[0]
+
+    def matrix(self) -> Tensor:
+        """C, (d, d) float64. Raises ValueError while nothing was added."""
+        if not self.count:
+            raise ValueError("This covariance is empty: add encodings with update() first.")
+        return self.sum / self.count
+
+    def inverse(self, ridge: float = RIDGE) -> Tensor:
+        """(C + ridge · mean variance · I)^-1, (d, d) float64. The ridge makes a small sample's C invertible."""
+        matrix = self.matrix()
+        matrix.diagonal().add_(ridge * matrix.diagonal().mean())
+        return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the covariance atomically, as safetensors in float32."""
+        tensors = {"covariance": self.matrix().float().contiguous()}
+        metadata = {"format": FORMAT, "count": str(self.count)}
+        write_atomically(Path(path), lambda part: save_file(tensors, part, metadata))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Covariance:
+        """Reads what ``save`` wrote. Raises ValueError for anything else."""
+        name = Path(path).name
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                matrix = file.get_tensor("covariance").double()
+            count = int(metadata["count"])
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"{name} is not a Perfusion covariance ({error}). Delete it to have it made anew."
+            ) from error
+        square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
+        if count < 1 or not square or not torch.isfinite(matrix).all():
+            raise ValueError(
+                f"{name} is a damaged covariance of shape {tuple(matrix.shape)}. Delete it to have it anew."
+            )
+        loaded = cls(matrix.shape[0])
+        loaded.sum, loaded.count = matrix * count, count
+        return loaded

@@ -1,0 +1,219 @@
+"""The gated rank-1 edit of cross-attention's keys and values, for any number of concepts, in input space.
+
+Symbols: e encoding of one token (d); i_j target input of concept j; a_j = C^-1 i_j its dual; s_j superclass encoding;
+E_jk = i_j · a_k; g gate; t strength; W a layer's projection; δ_j the layer's value delta.
+
+    sim_j = e · a_j                             similarity in the C^-1 metric
+    g_j   = σ((sim_j / E_jj − β_j) / τ_j)       gate, paper eq. 3
+    p     = sim E^-1                            coordinates of e's projection onto span{i_j}, paper appendix B
+    e'    = e + Σ_j t_j (g_j s_j − p_j i_j)     what to_k and to_v receive
+    K, V  = W_K e',  W_V e' + Σ_j t_j g_j δ_j
+
+W is never read, so merged, offloaded, quantised or biased weights are right by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .concept import Concept
+
+BETA, TEMPERATURE = 0.7, 0.15  # for inference with local key lock; paper and reproductions
+_RANK_TOLERANCE = 1e-9  # below this share of overlap two targets count as the same direction
+
+
+class ConceptSet:
+    """Concepts that act together, with their settings; computes what their joint edit does to an encoding.
+
+    betas, temperatures and strengths are numbers or one per concept: beta is the similarity at which the gate is half
+    open (1 is the concept's own encoding), temperature (> 0) how softly it opens, strength scales the whole edit
+    (0 returns inputs untouched). Raises ValueError for settings out of range or concepts of different widths.
+    """
+
+    def __init__(
+        self,
+        concepts: Sequence[Concept],
+        betas: float | Sequence[float] = BETA,
+        temperatures: float | Sequence[float] = TEMPERATURE,
+        strengths: float | Sequence[float] = 1.0,
+    ):
+        if not concepts:
+            raise ValueError("A concept set needs at least one concept.")
+        widths = {concept.name: concept.dim for concept in concepts}
+        if len(set(widths.values())) > 1:
+            raise ValueError(f"These concepts are for different models (widths of their encodings: {widths}).")
+        self.concepts = tuple(concepts)
+        self.betas = _per_concept(betas, "betas", concepts)
+        self.temperatures = _per_concept(temperatures, "temperatures", concepts)
+        self.strengths = _per_concept(strengths, "strengths", concepts)
+        if not all(temperature > 0 for temperature in self.temperatures):
+            raise ValueError(f"Temperatures must be above 0, got {self.temperatures}.")
+
+        self._targets = torch.stack([_precise(concept.target_input) for concept in concepts])  # (concepts, d)
+        self._duals = torch.stack([_precise(concept.target_dual) for concept in concepts])  # (concepts, d)
+        self._superclasses = torch.stack([_precise(concept.superclass_input) for concept in concepts])  # (concepts, d)
+        self._energies = self._targets @ self._duals.T  # E (concepts, concepts)
+        self._inverse = _inverse(self._energies)
+        self._layers: dict[str, Tensor] = {}
+        self._key_layers: dict[str, Tensor] = {}
+        self._on: dict[tuple[torch.device, torch.dtype], _Coefficients] = {}
+
+    @property
+    def active(self) -> bool:
+        """Whether the edit changes anything at all."""
+        return any(self.strengths)
+
+    @property
+    def free_keys(self) -> bool:
+        """Whether some concept brings key outputs of its own in place of the superclass's."""
+        return any(concept.key_outputs is not None for concept in self.concepts)
+
+    def gates(self, encoding: Tensor) -> Tensor:
+        """How open each concept's gate is for each token, in 0..1: (batch, tokens, d) -> (batch, tokens, concepts)."""
+        c = self._coefficients(encoding)
+        return c.gates(encoding.to(c.duals.dtype) @ c.duals.T)
+
+    def similarities(self, encoding: Tensor) -> Tensor:
+        """sim_j / E_jj, 1 at the concept's own encoding: (batch, tokens, d) -> (batch, tokens, concepts)."""
+        c = self._coefficients(encoding)
+        return (encoding.to(c.duals.dtype) @ c.duals.T) / c.energies
+
+    def edit_input(self, encoding: Tensor, keys: bool = False) -> Tensor:
+        """e', what to_v (and, with ``keys``, to_k) receives: (batch, tokens, d) -> the same shape and dtype.
+
+        The two differ only for concepts with key outputs of their own, which ``edit_key`` then adds.
+        """
+        if not self.active:
+            return encoding
+        c = self._coefficients(encoding)
+        e = encoding.to(c.duals.dtype)
+        similarity = e @ c.duals.T  # (batch, tokens, concepts)
+        gates = c.gates(similarity) * c.strengths
+        # in one product: (p | g) times (-i | s)
+        weights = torch.cat([similarity @ c.projection, gates], dim=-1)
+        return (e + weights @ (c.key_directions if keys else c.directions)).to(encoding.dtype)
+
+    def edit_value(self, value: Tensor, gates: Tensor, layer: str) -> Tensor:
+        """V of ``layer``: (batch, tokens, d_out) with sum_j t_j g_j δ_j added; gates as ``gates`` returns them."""
+        return self._add(value, gates, self._stacked(self._layers, layer, "value_deltas"))
+
+    def edit_key(self, key: Tensor, gates: Tensor, layer: str) -> Tensor:
+        """K of ``layer``, likewise, with the key outputs of the concepts that bring their own."""
+        if not self.free_keys:
+            return key
+        return self._add(key, gates, self._stacked(self._key_layers, layer, "key_outputs"))
+
+    def overlap(self) -> Tensor:
+        """How alike the targets are, (concepts, concepts): their Gram matrix in the C^-1 metric, 1 on the diagonal."""
+        scale = self._energies.diagonal().rsqrt()
+        return (self._energies * scale[:, None] * scale).to(self.concepts[0].target_input.dtype)
+
+    def _add(self, output: Tensor, gates: Tensor, rows: Tensor) -> Tensor:
+        if not self.active:
+            return output
+        dtype = torch.promote_types(rows.dtype, output.dtype)
+        return output + (gates.to(dtype) @ rows.to(output.device, dtype)).to(output.dtype)
+
+    def _stacked(self, store: dict[str, Tensor], layer: str, attribute: str) -> Tensor:
+        """The layer's outputs times the strengths, (concepts, d_out), in at least fp32."""
+        if layer not in store:
+            found = [(getattr(concept, attribute) or {}).get(layer) for concept in self.concepts]
+            like = next((output for output in found if output is not None), None)
+            if like is None:
+                raise KeyError(f"None of {[concept.name for concept in self.concepts]} has an output for {layer}.")
+            rows = torch.stack([torch.zeros_like(like) if output is None else output for output in found])
+            dtype = torch.promote_types(torch.float32, rows.dtype)
+            store[layer] = rows.to(dtype) * torch.tensor(self.strengths, device=rows.device, dtype=dtype)[:, None]
+        return store[layer]
+
+    def _coefficients(self, encoding: Tensor) -> _Coefficients:
+        """The matrices of the edit where ``encoding`` is, in at least fp32."""
+        place = encoding.device, torch.promote_types(torch.float32, encoding.dtype)
+        if place not in self._on:
+            strengths = torch.tensor(self.strengths, dtype=torch.float64)
+            locked = torch.tensor([[concept.key_outputs is None] for concept in self.concepts])
+            outgoing = -strengths[:, None] * self._targets
+            self._on[place] = _Coefficients(
+                duals=self._duals.to(*place),
+                energies=self._energies.diagonal().to(*place),
+                projection=self._inverse.to(*place),
+                directions=torch.cat([outgoing, self._superclasses]).to(*place),
+                key_directions=torch.cat([outgoing, self._superclasses * locked]).to(*place),
+                betas=torch.tensor(self.betas, dtype=torch.float64).to(*place),
+                temperatures=torch.tensor(self.temperatures, dtype=torch.float64).to(*place),
+                strengths=strengths.to(*place),
+            )
+        return self._on[place]
+
+
+@dataclass(frozen=True)
+class _Coefficients:
+    duals: Tensor  # (concepts, d)
+    energies: Tensor  # (concepts,), E_jj
+    projection: Tensor  # (concepts, concepts), E^-1
+    directions: Tensor  # (2 concepts, d), −t i above s
+    key_directions: Tensor  # (2 concepts, d), the same without s where a concept brings its own keys
+    betas: Tensor  # (concepts,)
+    temperatures: Tensor
+    strengths: Tensor
+
+    def gates(self, similarity: Tensor) -> Tensor:
+        return torch.sigmoid((similarity / self.energies - self.betas) / self.temperatures)
+
+
+class EditedEncoding:
+    """What one forward pass shares between all its layers: the edited inputs and the gates, computed once.
+
+    key_encoding is what the key path sees in place of ``encoding`` (global key lock); both (batch, tokens, d).
+    Layers hand over the tensor they received. If it is not ``encoding`` itself, something in between has changed it,
+    and it is edited as it arrives.
+    """
+
+    def __init__(self, concepts: ConceptSet, encoding: Tensor, key_encoding: Tensor | None = None):
+        self.concepts = concepts
+        self.source = encoding
+        self.value_input = concepts.edit_input(encoding)
+        self.gates = concepts.gates(encoding)
+        if key_encoding is None and not concepts.free_keys:
+            self.key_input, self.key_gates = self.value_input, self.gates
+        else:
+            seen = encoding if key_encoding is None else key_encoding
+            self.key_input, self.key_gates = concepts.edit_input(seen, keys=True), concepts.gates(seen)
+
+    def key(self, layer: str, x: Tensor, to_k: Callable[[Tensor], Tensor]) -> Tensor:
+        """K of ``layer`` (batch, tokens, d_out), where ``to_k`` projects an input."""
+        if x is not self.source:
+            return self.concepts.edit_key(to_k(self.concepts.edit_input(x, keys=True)), self.concepts.gates(x), layer)
+        return self.concepts.edit_key(to_k(self.key_input), self.key_gates, layer)
+
+    def value(self, layer: str, x: Tensor, to_v: Callable[[Tensor], Tensor]) -> Tensor:
+        """V of ``layer`` (batch, tokens, d_out), where ``to_v`` projects an input."""
+        if x is not self.source:
+            return self.concepts.edit_value(to_v(self.concepts.edit_input(x)), self.concepts.gates(x), layer)
+        return self.concepts.edit_value(to_v(self.value_input), self.gates, layer)
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor.cpu().double()  # not every device has float64
+
+
+def _per_concept(setting: float | Sequence[float], name: str, concepts: Sequence[Concept]) -> tuple[float, ...]:
+    values = (float(setting),) * len(concepts) if isinstance(setting, (int, float)) else tuple(map(float, setting))
+    if len(values) != len(concepts):
+        raise ValueError(f"{name} has {len(values)} numbers for {len(concepts)} concepts.")
+    if not all(-1e6 < value < 1e6 for value in values):
+        raise ValueError(f"{name} must be finite numbers, got {values}.")
+    return values
+
+
+def _inverse(energies: Tensor) -> Tensor:
+    """E^-1; where targets coincide, the pseudo-inverse, which shares the projection between them."""
+    if energies.shape[0] == 1:
+        return 1 / energies
+    scale = energies.diagonal().rsqrt()
+    normal = energies * scale[:, None] * scale
+    return torch.linalg.pinv(normal, rtol=_RANK_TOLERANCE) * scale[:, None] * scale
