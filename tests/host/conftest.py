@@ -1,0 +1,70 @@
+"""A real ComfyUI in this process, on the CPU, with a scratch folder for its files, and small random models."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def _start_host() -> None:
+    """Makes the host importable before any test module is read."""
+    sys.path.insert(0, os.environ["COMFYUI_PATH"])
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
+    comfy.cli_args.args.disable_auto_launch = True
+    spec = importlib.util.spec_from_file_location("comfyui_perfusion", REPO / "__init__.py")
+    pack = importlib.util.module_from_spec(spec)
+    sys.modules["comfyui_perfusion"] = pack
+    spec.loader.exec_module(pack)
+    sys.path.append(str(REPO / "scripts"))
+
+
+_start_host()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quiet_cpu():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def models():
+    """models(kind) -> (MODEL, CLIP, VAE): small random ones of the real architectures, each made once."""
+    from random_checkpoint import load_random
+
+    made = {}
+
+    def of(kind: str):
+        if kind not in made:
+            made[kind] = load_random(kind)
+        return made[kind]
+
+    return of
+
+
+@pytest.fixture
+def model_folder(tmp_path, monkeypatch):
+    """An empty models/perfusion for one test."""
+    import folder_paths
+
+    folder = tmp_path / "perfusion"
+    folder.mkdir()
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "perfusion", ([str(folder)], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _as_a_node_would_run():
+    """Under inference mode, with no patch of an earlier test left in the weights."""
+    import comfy.model_management
+
+    with torch.inference_mode():
+        comfy.model_management.unload_all_models()
+        yield

@@ -1,0 +1,54 @@
+"""Concepts for the random models, untrained but with everything a trained one has."""
+
+import torch
+from comfyui_perfusion.nodes.host import text
+from comfyui_perfusion.nodes.host.encoder_covariance import measure_covariance
+from comfyui_perfusion.nodes.host.model import base_model, cross_attentions
+from comfyui_perfusion.perfusion_core import Concept
+from comfyui_perfusion.perfusion_core.captions import captions
+
+_inverses = {}
+
+
+def covariance_inverse(clip) -> torch.Tensor:
+    """C^-1 (d, d) of a random text encoder, from a few captions, once."""
+    key = id(clip.cond_stage_model)
+    if key not in _inverses:
+        _inverses[key] = measure_covariance(clip, list(captions(24)), None).inverse()
+    return _inverses[key]
+
+
+def make_concept(model, clip, trigger: str = "<my-toy>", superclass: str = "teddy", seed: int = 0) -> Concept:
+    """A concept whose embedding is its own, i* and s as encoded in "a photo of a ...", and whose deltas are random."""
+    generator = torch.Generator().manual_seed(seed)
+    start = {
+        name: encoder.transformer.get_input_embeddings().weight[text.superclass_tokens(clip, superclass)[name]].float()
+        for name, encoder in text.encoders(clip).items()
+    }
+    embeddings = {
+        name: vector.cpu() + 0.02 * torch.randn(vector.shape, generator=generator) for name, vector in start.items()
+    }
+    target, original = encode_in_sentence(clip, embeddings), encode_in_sentence(clip, start)
+    return Concept(
+        name=trigger.strip("<>"),
+        trigger=trigger,
+        superclass=superclass,
+        base_model=base_model(model),
+        token_embeddings=embeddings,
+        target_input=target,
+        target_dual=(covariance_inverse(clip) @ target.double()).float(),
+        superclass_input=original,
+        value_deltas={
+            layer: 0.5 * torch.randn(module.to_v.out_features, generator=generator)
+            for layer, module in cross_attentions(model).items()
+        },
+    )
+
+
+def encode_in_sentence(clip, embeddings) -> torch.Tensor:
+    """(d,), the encoding of these token embeddings at the end of "a photo of a"."""
+    clip = clip.clone()
+    clip.tokenizer = text.with_triggers(clip.tokenizer, {"<x>": embeddings})
+    tokens = clip.tokenize("a photo of a <x>")
+    (position,) = text.trigger_positions(next(iter(tokens.values()))[0])
+    return clip.encode_from_tokens(tokens)[0, position].float().cpu()
