@@ -89,4 +89,5 @@ def _caption(chosen: random.Random) -> str:
 
 
 def _with_article(words: str) -> str:
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    vowel = words[0] in "aeiou" and not words.startswith("uni")
+    return f"{'an' if vowel else 'a'} {words}"

@@ -14,7 +14,7 @@ BASE_MODELS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by width of the text en
 _FORBIDDEN_IN_TRIGGER = re.compile(r"[\s()\[\]{}:,\\\"]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Concept:
     """One concept taught to a text-to-image model (Tewel et al. 2023).
 

@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
-from .concept_file import write_atomically
+from .concept_file import safetensors_bytes, write_atomically
 
 FORMAT = "perfusion-covariance"
 RIDGE = 0.01  # share of the mean variance; enough for a few hundred captions, harmless for many
@@ -31,8 +30,8 @@ class Covariance:
         """Adds encodings (..., d); ``mask`` (...) keeps those where it is true. Raises ValueError for NaN."""
         if encodings.shape[-1] != self.dim:
             raise ValueError(f"These encodings are {encodings.shape[-1]} wide, this covariance is for {self.dim}.")
-        kept = encodings.flatten(0, -2) if mask is None else encodings[mask.bool()]
-        kept = kept.to(self.sum.device, torch.float64)
+        kept = encodings.reshape(-1, self.dim) if mask is None else encodings[mask.bool()]
+        kept = kept.detach().to(self.sum.device, torch.float64)
         moment = kept.T @ kept
         if not torch.isfinite(moment).all():
             raise ValueError("The text encodings hold NaN or infinity. Load the text encoder in fp32 or bf16.")
@@ -52,10 +51,9 @@ class Covariance:
         return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the covariance atomically, as safetensors in float32."""
+        """Writes the covariance atomically, as safetensors in float32. Raises OSError when the disk refuses."""
         tensors = {"covariance": self.matrix().float().contiguous()}
-        metadata = {"format": FORMAT, "count": str(self.count)}
-        write_atomically(Path(path), lambda part: save_file(tensors, part, metadata))
+        write_atomically(Path(path), safetensors_bytes(tensors, {"format": FORMAT, "count": str(self.count)}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Covariance:
@@ -65,16 +63,12 @@ class Covariance:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 matrix = file.get_tensor("covariance").double()
-            count = int(metadata["count"])
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"{name} is not a Perfusion covariance ({error}). Delete it to have it made anew."
-            ) from error
-        square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
-        if count < 1 or not square or not torch.isfinite(matrix).all():
-            raise ValueError(
-                f"{name} is a damaged covariance of shape {tuple(matrix.shape)}. Delete it to have it anew."
-            )
+            count = int(metadata["count"]) if metadata.get("format") == FORMAT else 0
+        except Exception as error:  # damaged headers make the library raise nearly anything
+            raise ValueError(f"{name} is not a covariance ({error}). Delete it to have it made anew.") from error
+        square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0
+        if not 0 < count < 2**53 or not square or not torch.isfinite(matrix).all():
+            raise ValueError(f"{name} is another file or a damaged covariance. Delete it to have it made anew.")
         loaded = cls(matrix.shape[0])
         loaded.sum, loaded.count = matrix * count, count
         return loaded

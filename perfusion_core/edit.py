@@ -9,12 +9,16 @@ E_jk = i_j · a_k; g gate; t strength; W a layer's projection; δ_j the layer's 
     e'    = e + Σ_j t_j (g_j s_j − p_j i_j)     what to_k and to_v receive
     K, V  = W_K e',  W_V e' + Σ_j t_j g_j δ_j
 
+Where strengths differ, p is taken with each concept counting by its strength (``_removal``): one at 0 is as if absent,
+and two alike ones at different strengths do not tear the encoding apart.
+
 W is never read, so merged, offloaded, quantised or biased weights are right by construction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +27,7 @@ from torch import Tensor
 from .concept import Concept
 
 BETA, TEMPERATURE = 0.7, 0.15  # for inference with local key lock; paper and reproductions
-_RANK_TOLERANCE = 1e-9  # below this share of overlap two targets count as the same direction
+_RANK_TOLERANCE = 1e-6  # below this share of overlap two targets count as the same direction
 
 
 class ConceptSet:
@@ -43,24 +47,23 @@ class ConceptSet:
     ):
         if not concepts:
             raise ValueError("A concept set needs at least one concept.")
-        widths = {concept.name: concept.dim for concept in concepts}
-        if len(set(widths.values())) > 1:
+        if len({concept.dim for concept in concepts}) > 1:
+            widths = ", ".join(f"{concept.name} {concept.dim}" for concept in concepts)
             raise ValueError(f"These concepts are for different models (widths of their encodings: {widths}).")
         self.concepts = tuple(concepts)
         self.betas = _per_concept(betas, "betas", concepts)
         self.temperatures = _per_concept(temperatures, "temperatures", concepts)
         self.strengths = _per_concept(strengths, "strengths", concepts)
-        if not all(temperature > 0 for temperature in self.temperatures):
-            raise ValueError(f"Temperatures must be above 0, got {self.temperatures}.")
-
-        self._targets = torch.stack([_precise(concept.target_input) for concept in concepts])  # (concepts, d)
-        self._duals = torch.stack([_precise(concept.target_dual) for concept in concepts])  # (concepts, d)
-        self._superclasses = torch.stack([_precise(concept.superclass_input) for concept in concepts])  # (concepts, d)
-        self._energies = self._targets @ self._duals.T  # E (concepts, concepts)
-        self._inverse = _inverse(self._energies)
-        self._layers: dict[str, Tensor] = {}
-        self._key_layers: dict[str, Tensor] = {}
-        self._on: dict[tuple[torch.device, torch.dtype], _Coefficients] = {}
+        if min(self.temperatures) < 1e-6 or min(self.strengths) < 0:
+            raise ValueError(
+                f"Temperatures must be above 0 and strengths not below, got {self.temperatures} and {self.strengths}."
+            )
+        with torch.inference_mode(False):  # a set may outlive the mode it was made in
+            self._targets = torch.stack([_precise(concept.target_input) for concept in concepts])  # (concepts, d)
+            self._duals = torch.stack([_precise(concept.target_dual) for concept in concepts])  # (concepts, d)
+            self._energies = self._targets @ self._duals.T  # E (concepts, concepts)
+        self._layers: dict[tuple, Tensor] = {}
+        self._on: dict[tuple, _Coefficients] = {}
 
     @property
     def active(self) -> bool:
@@ -74,13 +77,9 @@ class ConceptSet:
 
     def gates(self, encoding: Tensor) -> Tensor:
         """How open each concept's gate is for each token, in 0..1: (batch, tokens, d) -> (batch, tokens, concepts)."""
-        c = self._coefficients(encoding)
-        return c.gates(encoding.to(c.duals.dtype) @ c.duals.T)
-
-    def similarities(self, encoding: Tensor) -> Tensor:
-        """sim_j / E_jj, 1 at the concept's own encoding: (batch, tokens, d) -> (batch, tokens, concepts)."""
-        c = self._coefficients(encoding)
-        return (encoding.to(c.duals.dtype) @ c.duals.T) / c.energies
+        with _full_precision(encoding.device):
+            c = self._coefficients(encoding)
+            return c.gates(encoding.to(c.duals.dtype) @ c.duals.T)
 
     def edit_input(self, encoding: Tensor, keys: bool = False) -> Tensor:
         """e', what to_v (and, with ``keys``, to_k) receives: (batch, tokens, d) -> the same shape and dtype.
@@ -89,64 +88,66 @@ class ConceptSet:
         """
         if not self.active:
             return encoding
-        c = self._coefficients(encoding)
-        e = encoding.to(c.duals.dtype)
-        similarity = e @ c.duals.T  # (batch, tokens, concepts)
-        gates = c.gates(similarity) * c.strengths
-        # in one product: (p | g) times (-i | s)
-        weights = torch.cat([similarity @ c.projection, gates], dim=-1)
-        return (e + weights @ (c.key_directions if keys else c.directions)).to(encoding.dtype)
+        with _full_precision(encoding.device):
+            c = self._coefficients(encoding)
+            e = encoding.to(c.duals.dtype)
+            similarity = e @ c.duals.T  # (batch, tokens, concepts)
+            weights = torch.cat([similarity, c.gates(similarity)], dim=-1)
+            return (e + weights @ (c.key_directions if keys else c.directions)).to(encoding.dtype)
 
     def edit_value(self, value: Tensor, gates: Tensor, layer: str) -> Tensor:
         """V of ``layer``: (batch, tokens, d_out) with sum_j t_j g_j δ_j added; gates as ``gates`` returns them."""
-        return self._add(value, gates, self._stacked(self._layers, layer, "value_deltas"))
+        return self._add(value, gates, layer, "value_deltas") if self.active else value
 
     def edit_key(self, key: Tensor, gates: Tensor, layer: str) -> Tensor:
         """K of ``layer``, likewise, with the key outputs of the concepts that bring their own."""
-        if not self.free_keys:
-            return key
-        return self._add(key, gates, self._stacked(self._key_layers, layer, "key_outputs"))
+        return self._add(key, gates, layer, "key_outputs") if self.active and self.free_keys else key
 
     def overlap(self) -> Tensor:
         """How alike the targets are, (concepts, concepts): their Gram matrix in the C^-1 metric, 1 on the diagonal."""
         scale = self._energies.diagonal().rsqrt()
         return (self._energies * scale[:, None] * scale).to(self.concepts[0].target_input.dtype)
 
-    def _add(self, output: Tensor, gates: Tensor, rows: Tensor) -> Tensor:
-        if not self.active:
-            return output
-        dtype = torch.promote_types(rows.dtype, output.dtype)
-        return output + (gates.to(dtype) @ rows.to(output.device, dtype)).to(output.dtype)
+    def _add(self, output: Tensor, gates: Tensor, layer: str, attribute: str) -> Tensor:
+        with _full_precision(output.device):
+            rows = self._stacked(layer, attribute, output)
+            return output + (gates.to(rows.dtype) @ rows).to(output.dtype)
 
-    def _stacked(self, store: dict[str, Tensor], layer: str, attribute: str) -> Tensor:
-        """The layer's outputs times the strengths, (concepts, d_out), in at least fp32."""
-        if layer not in store:
-            found = [(getattr(concept, attribute) or {}).get(layer) for concept in self.concepts]
-            like = next((output for output in found if output is not None), None)
-            if like is None:
-                raise KeyError(f"None of {[concept.name for concept in self.concepts]} has an output for {layer}.")
-            rows = torch.stack([torch.zeros_like(like) if output is None else output for output in found])
-            dtype = torch.promote_types(torch.float32, rows.dtype)
-            store[layer] = rows.to(dtype) * torch.tensor(self.strengths, device=rows.device, dtype=dtype)[:, None]
-        return store[layer]
+    def _stacked(self, layer: str, attribute: str, output: Tensor) -> Tensor:
+        """The layer's outputs times the strengths, (concepts, d_out), where ``output`` is and in at least fp32."""
+        place = layer, attribute, output.device, torch.promote_types(torch.float32, output.dtype)
+        if place in self._layers:
+            return self._layers[place]
+        found = [(getattr(concept, attribute) or {}).get(layer) for concept in self.concepts]
+        like = next((vector for vector in found if vector is not None), None)
+        if like is None:
+            raise KeyError(f"None of {[concept.name for concept in self.concepts]} has an output for {layer}.")
+        with torch.inference_mode(False):
+            rows = torch.stack([torch.zeros_like(like) if vector is None else vector for vector in found])
+            rows = rows.to(*place[2:])
+            rows = rows * torch.tensor(self.strengths, dtype=rows.dtype, device=rows.device)[:, None]
+        if not rows.requires_grad:  # what is in training changes, and belongs to one graph
+            self._layers[place] = rows
+        return rows
 
     def _coefficients(self, encoding: Tensor) -> _Coefficients:
         """The matrices of the edit where ``encoding`` is, in at least fp32."""
         place = encoding.device, torch.promote_types(torch.float32, encoding.dtype)
         if place not in self._on:
-            strengths = torch.tensor(self.strengths, dtype=torch.float64)
-            locked = torch.tensor([[concept.key_outputs is None] for concept in self.concepts])
-            outgoing = -strengths[:, None] * self._targets
-            self._on[place] = _Coefficients(
-                duals=self._duals.to(*place),
-                energies=self._energies.diagonal().to(*place),
-                projection=self._inverse.to(*place),
-                directions=torch.cat([outgoing, self._superclasses]).to(*place),
-                key_directions=torch.cat([outgoing, self._superclasses * locked]).to(*place),
-                betas=torch.tensor(self.betas, dtype=torch.float64).to(*place),
-                temperatures=torch.tensor(self.temperatures, dtype=torch.float64).to(*place),
-                strengths=strengths.to(*place),
-            )
+            with torch.inference_mode(False):
+                strengths = torch.tensor(self.strengths, dtype=torch.float64)
+                removal = _removal(self._energies, strengths) @ self._targets
+                superclasses = torch.stack([_precise(concept.superclass_input) for concept in self.concepts])
+                added = strengths[:, None] * superclasses
+                locked = torch.tensor([[concept.key_outputs is None] for concept in self.concepts])
+                self._on[place] = _Coefficients(
+                    duals=self._duals.to(*place),
+                    energies=self._energies.diagonal().to(*place),
+                    directions=torch.cat([-removal, added]).to(*place),
+                    key_directions=torch.cat([-removal, added * locked]).to(*place),
+                    betas=torch.tensor(self.betas, dtype=torch.float64).to(*place),
+                    temperatures=torch.tensor(self.temperatures, dtype=torch.float64).to(*place),
+                )
         return self._on[place]
 
 
@@ -154,12 +155,10 @@ class ConceptSet:
 class _Coefficients:
     duals: Tensor  # (concepts, d)
     energies: Tensor  # (concepts,), E_jj
-    projection: Tensor  # (concepts, concepts), E^-1
-    directions: Tensor  # (2 concepts, d), −t i above s
+    directions: Tensor  # (2 concepts, d), what each similarity and each gate adds to the encoding
     key_directions: Tensor  # (2 concepts, d), the same without s where a concept brings its own keys
     betas: Tensor  # (concepts,)
-    temperatures: Tensor
-    strengths: Tensor
+    temperatures: Tensor  # (concepts,)
 
     def gates(self, similarity: Tensor) -> Tensor:
         return torch.sigmoid((similarity / self.energies - self.betas) / self.temperatures)
@@ -178,10 +177,10 @@ class EditedEncoding:
         self.source = encoding
         self.value_input = concepts.edit_input(encoding)
         self.gates = concepts.gates(encoding)
-        if key_encoding is None and not concepts.free_keys:
+        seen = encoding if key_encoding is None or not concepts.active else key_encoding
+        if seen is encoding and not concepts.free_keys:
             self.key_input, self.key_gates = self.value_input, self.gates
         else:
-            seen = encoding if key_encoding is None else key_encoding
             self.key_input, self.key_gates = concepts.edit_input(seen, keys=True), concepts.gates(seen)
 
     def key(self, layer: str, x: Tensor, to_k: Callable[[Tensor], Tensor]) -> Tensor:
@@ -210,10 +209,22 @@ def _per_concept(setting: float | Sequence[float], name: str, concepts: Sequence
     return values
 
 
-def _inverse(energies: Tensor) -> Tensor:
-    """E^-1; where targets coincide, the pseudo-inverse, which shares the projection between them."""
-    if energies.shape[0] == 1:
-        return 1 / energies
-    scale = energies.diagonal().rsqrt()
-    normal = energies * scale[:, None] * scale
-    return torch.linalg.pinv(normal, rtol=_RANK_TOLERANCE) * scale[:, None] * scale
+def _removal(energies: Tensor, strengths: Tensor) -> Tensor:
+    """(concepts, concepts), which times the similarities gives t p; for equal strengths t, it is t E^-1.
+
+    With N the normalised E and R = diag(t / max t): max t R^½ (R^½ N R^½ + I − R)^-1 R^½, the projection in which a
+    weaker concept's coordinate is held back. Where targets coincide, the pseudo-inverse shares it between them.
+    """
+    strongest = strengths.max()
+    if strongest == 0:
+        return torch.zeros_like(energies)
+    share = (strengths / strongest).sqrt()  # R^½
+    scale = share * energies.diagonal().rsqrt()
+    system = energies * scale[:, None] * scale
+    system = system - system.diagonal().diag() + torch.eye(len(strengths), dtype=system.dtype)
+    return strongest * torch.linalg.pinv(system, rtol=_RANK_TOLERANCE) * scale[:, None] * scale
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager:
+    """Gates are steep: half precision similarities, as under autocast, would move them."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()

@@ -6,6 +6,7 @@ running mean of the trigger's encoding (paper section 4.2); superclass encoding 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +17,8 @@ from torch import Tensor
 from .concept import Concept, trigger_problem
 from .edit import ConceptSet
 from .wiring import Wiring
+
+_LOSS_SCALE = 2.0**12  # keeps fp16 models' gradients from underflowing; exact, being a power of two
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class TrainingSettings:
         for name in ("learning_rate_values", "learning_rate_embedding", "temperature"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
+        if not abs(self.beta) < float("inf"):
+            raise ValueError(f"beta must be a number, got {self.beta}.")
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {self.decay}.")
 
@@ -86,6 +91,10 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tenso
         return error.mean()
     if mask.ndim == prediction.ndim - 1:
         mask = mask.unsqueeze(1)
+    if mask.ndim != prediction.ndim or mask.shape[0] not in (1, prediction.shape[0]):
+        raise ValueError(
+            f"The mask is {tuple(mask.shape)}, the prediction {tuple(prediction.shape)}: one mask per image."
+        )
     weight = mask / mask.flatten(1).amax(1).clamp_min(1e-6).view(-1, *[1] * (mask.ndim - 1))
     return (weight * error).mean()
 
@@ -120,6 +129,11 @@ class Training:
             prompts = trainee.encode(range(trainee.templates), start)
             self.superclass_input = _trigger_encoding(prompts)  # s
         self.target_input = self.superclass_input.clone()  # i*
+        if covariance_inverse.shape != (len(self.target_input), len(self.target_input)):
+            raise ValueError(
+                f"The covariance is {tuple(covariance_inverse.shape)}, the text encoding {len(self.target_input)} "
+                "wide. Make the covariance from the same text encoder."
+            )
         self._inverse = covariance_inverse.to(self.target_input)
         self.token_embeddings = {name: torch.nn.Parameter(e.detach().float().clone()) for name, e in start.items()}
         self.value_deltas = {
@@ -135,21 +149,32 @@ class Training:
         self._micro_batches = 0
 
     def step(self) -> float:
-        """One optimizer step; returns its mean loss. Raises FloatingPointError when the loss is no longer a number."""
+        """One optimizer step; returns its mean loss.
+
+        Raises FloatingPointError when the loss or its gradient is no longer a number; ``concept()`` is then what it was
+        after the step before.
+        """
+        before = self.target_input, self._micro_batches
         self._optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for _ in range(self.settings.accumulation):
             loss = self._micro_batch() / self.settings.accumulation
-            loss.backward()
+            (loss * _LOSS_SCALE).backward()
             total += loss.item()
-        if total != total or total == float("inf"):
+        gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
+        torch._foreach_div_(gradients, _LOSS_SCALE)
+        if not math.isfinite(total) or not all(torch.isfinite(gradient).all() for gradient in gradients):
+            self.target_input, self._micro_batches = before
             raise FloatingPointError(
-                f"The loss became {total} at step {len(self.losses) + 1}. Train in fp32 or bf16, or lower the learning "
-                "rates; what was learned until the step before is intact."
+                f"The training diverged at step {len(self.losses) + 1} (loss {total}). Train in fp32 or bf16, or lower "
+                "the learning rates. What was learned until the step before is intact."
             )
         self._optimizer.step()
         self.losses.append(total)
         return total
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [*self.value_deltas.values(), *self.token_embeddings.values()]
 
     def _micro_batch(self) -> Tensor:
         size = self.settings.batch_size
@@ -196,7 +221,12 @@ class Training:
 
     @torch.no_grad()
     def evaluate(self, draws: int = 4) -> float:
-        """The loss on a fixed set of noises and timesteps, ``draws`` for each photo, at the first template."""
+        """The loss on a fixed set of noises and timesteps, ``draws`` for each photo, at the first template.
+
+        Raises RuntimeError while the trainee's wiring is not open: it would be the loss of the model without the edit.
+        """
+        if not self.trainee.wiring.is_open:
+            raise RuntimeError("Enter the trainee's wiring before evaluating.")
         generator = torch.Generator().manual_seed(0)
         prompts = self.trainee.encode([0], self.token_embeddings)
         self.trainee.wiring.concepts = self._concept_set()

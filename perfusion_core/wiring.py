@@ -46,7 +46,14 @@ class Wiring:
         if self.concepts is not None:
             self._edited = EditedEncoding(self.concepts, encoding, key_encoding)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the projections are edited just now."""
+        return bool(self._before)
+
     def __enter__(self) -> Wiring:
+        if self.is_open:
+            raise RuntimeError("This wiring is already open; opened twice it would edit twice.")
         for layer, (to_k, to_v) in self.projections.items():
             self._wire(to_k, layer, EditedEncoding.key)
             self._wire(to_v, layer, EditedEncoding.value)

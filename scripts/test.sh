@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Lint, types and tests:  bash scripts/test.sh [pytest arguments]    (without arguments: everything in tests/)
+# All parts run even when an earlier one fails; the exit status is 0 only when all passed.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PYTHONDONTWRITEBYTECODE=1
+
+if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+    echo "Installing chromium for the browser tests ..."
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; } >/dev/null 2>&1 ||
+        echo "That did not work; the browser tests will say so."
+fi
+
+bash scripts/env.sh true || exit 1
+failed=0
+bash scripts/env.sh ruff format --check || failed=1
+bash scripts/env.sh ruff check || failed=1
+bash scripts/env.sh mypy perfusion_core || failed=1
+bash scripts/env.sh python -m pytest "$@" || failed=1
+exit $failed

@@ -1,0 +1,8 @@
+"""Settings of the core's tests: one thread, and property tests that are the same on every run."""
+
+import hypothesis
+import torch
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("core", deadline=None, derandomize=True, database=None, max_examples=100)
+hypothesis.settings.load_profile("core")

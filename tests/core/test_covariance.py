@@ -1,0 +1,194 @@
+"""The covariance is the second moment, however its parts arrive, and its file is checked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+
+from perfusion_core import Covariance, save_concept
+
+from .makers import file_concept
+
+DIM = 6
+
+
+def encodings(seed: int, *shape: int) -> Tensor:
+    return 1 + torch.randn(*shape, DIM, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def slow_second_moment(rows: Tensor) -> Tensor:
+    total = torch.zeros(DIM, DIM, dtype=torch.float64)
+    for e in rows.reshape(-1, DIM):
+        for i in range(DIM):
+            for j in range(DIM):
+                total[i, j] += e[i] * e[j]
+    return total / rows.reshape(-1, DIM).shape[0]
+
+
+def filled(seed: int = 0, count: int = 40) -> Covariance:
+    covariance = Covariance(DIM)
+    covariance.update(encodings(seed, count))
+    return covariance
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (3, 7), (2, 3, 7)])
+def test_it_equals_the_loop(shape: tuple[int, ...]) -> None:
+    rows = encodings(0, *shape)
+    covariance = Covariance(DIM)
+    covariance.update(rows)
+    assert covariance.count == rows.numel() // DIM
+    torch.testing.assert_close(covariance.matrix(), slow_second_moment(rows), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+def test_a_mask_keeps_only_the_encodings_it_names(dtype: torch.dtype) -> None:
+    rows, mask = encodings(0, 3, 7), torch.zeros(3, 7, dtype=dtype)
+    mask[0, 2] = mask[2, 5:] = 1
+    rows[mask == 0] = float("nan")  # what is masked away may be anything
+    covariance = Covariance(DIM)
+    covariance.update(rows, mask)
+    assert covariance.count == 3
+    torch.testing.assert_close(covariance.matrix(), slow_second_moment(rows[mask != 0]), rtol=1e-12, atol=1e-14)
+
+
+@given(seed=st.integers(0, 2**31), cuts=st.lists(st.integers(0, 30), max_size=4))
+def test_batches_add_up_however_they_are_split(seed: int, cuts: list[int]) -> None:
+    rows = encodings(seed, 30)
+    whole, parts = Covariance(DIM), Covariance(DIM)
+    whole.update(rows)
+    for start, end in zip([0, *sorted(cuts)], [*sorted(cuts), 30], strict=True):
+        parts.update(rows[start:end])
+    assert parts.count == whole.count == 30
+    torch.testing.assert_close(parts.matrix(), whole.matrix(), rtol=1e-12, atol=1e-14)
+
+
+def test_half_precision_encodings_are_summed_in_double() -> None:
+    rows = encodings(0, 5000).half()
+    covariance = Covariance(DIM)
+    covariance.update(rows)
+    torch.testing.assert_close(covariance.matrix(), rows.double().T @ rows.double() / 5000, rtol=1e-12, atol=0)
+
+
+def test_reading_the_matrix_changes_nothing() -> None:
+    covariance = filled()
+    covariance.inverse()
+    before = covariance.matrix()
+    before.zero_()
+    covariance.inverse(0.5)
+    torch.testing.assert_close(covariance.matrix(), slow_second_moment(encodings(0, 40)))
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-3, 0.01, 1.0])
+def test_the_inverse_has_a_ridge_of_a_share_of_the_mean_variance(ridge: float) -> None:
+    covariance = filled()
+    mean = covariance.matrix().diagonal().mean()
+    ridged = covariance.matrix() + ridge * mean * torch.eye(DIM, dtype=torch.float64)
+    torch.testing.assert_close(covariance.inverse(ridge) @ ridged, torch.eye(DIM, dtype=torch.float64))
+
+
+def test_the_ridge_makes_a_small_sample_invertible() -> None:
+    assert torch.isfinite(filled(count=2).inverse()).all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_nan_is_refused_and_leaves_the_sum_as_it_was(bad: float) -> None:
+    covariance, rows = filled(), encodings(1, 4)
+    before = covariance.matrix()
+    rows[2, 3] = bad
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        covariance.update(rows)
+    assert torch.equal(covariance.matrix(), before)
+
+
+def test_encodings_of_another_width_are_refused() -> None:
+    with pytest.raises(ValueError, match=rf"6 wide.*{DIM + 1}"):
+        Covariance(DIM + 1).update(encodings(0, 3))
+
+
+def test_an_empty_covariance_says_so() -> None:
+    covariance = Covariance(DIM)
+    covariance.update(encodings(0, 3), torch.zeros(3))
+    with pytest.raises(ValueError, match="empty"):
+        covariance.matrix()
+    with pytest.raises(ValueError, match="empty"):
+        covariance.inverse()
+
+
+def test_encodings_that_track_gradients_leave_no_graph_behind(tmp_path: Path) -> None:
+    covariance = Covariance(DIM)
+    covariance.update(encodings(0, 20).requires_grad_())
+    assert not covariance.matrix().requires_grad
+    covariance.save(tmp_path / "c.safetensors")
+
+
+def test_a_file_brings_back_matrix_and_count(tmp_path: Path) -> None:
+    path = tmp_path / "covariance" / "sd1.safetensors"  # its folder is made on the way
+    filled().save(path)
+    loaded = Covariance.load(path)
+    assert loaded.count == 40
+    assert torch.equal(loaded.matrix().float(), filled().matrix().float())
+    torch.testing.assert_close(loaded.inverse(), filled().inverse(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_loaded_covariance_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    filled().save(path)
+    loaded, whole = Covariance.load(path), filled()
+    for covariance in (loaded, whole):
+        covariance.update(encodings(1, 25))
+    assert loaded.count == whole.count
+    torch.testing.assert_close(loaded.matrix(), whole.matrix(), rtol=1e-6, atol=1e-6)
+
+
+def test_saving_leaves_one_file_that_others_may_read(tmp_path: Path) -> None:
+    previous = os.umask(0o022)
+    try:
+        filled().save(tmp_path / "c.safetensors")
+    finally:
+        os.umask(previous)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["c.safetensors"]
+    assert (tmp_path / "c.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+SOUND = torch.eye(3)
+METADATA = {"format": "perfusion-covariance", "count": "3"}
+DAMAGED = {
+    "no count": (SOUND, {"format": "perfusion-covariance"}),
+    "count zero": (SOUND, METADATA | {"count": "0"}),
+    "count no number": (SOUND, METADATA | {"count": "many"}),
+    "count beyond all bounds": (SOUND, METADATA | {"count": "1" + "0" * 400}),
+    "another format": (SOUND, METADATA | {"format": "something-else"}),
+    "no format": (SOUND, {"count": "3"}),
+    "not square": (torch.ones(3, 4), METADATA),
+    "no matrix": (torch.ones(3), METADATA),
+    "of width zero": (torch.ones(0, 0), METADATA),
+    "NaN": (SOUND * float("nan"), METADATA),
+    "infinity": (SOUND / 0, METADATA),
+}
+
+
+@pytest.mark.parametrize(("matrix", "metadata"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_file_is_refused_with_its_name(tmp_path: Path, matrix: Tensor, metadata: dict[str, str]) -> None:
+    path = tmp_path / "damaged.safetensors"
+    save_file({"covariance": matrix}, path, metadata)
+    with pytest.raises(ValueError, match=r"damaged\.safetensors"):
+        Covariance.load(path)
+
+
+def test_a_foreign_file_is_refused_with_its_name(tmp_path: Path) -> None:
+    filled().save(tmp_path / "c.safetensors")
+    whole = (tmp_path / "c.safetensors").read_bytes()
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "truncated").write_bytes(whole[:-1])
+    save_concept(file_concept(), tmp_path / "concept")
+    for name in ("text", "empty", "truncated", "concept", "missing", "."):
+        with pytest.raises(ValueError, match="covariance"):
+            Covariance.load(tmp_path / name)

@@ -1,0 +1,322 @@
+"""Training lowers the loss, by the right gradients, the same way every time, and never harms the model or itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from perfusion_core import (
+    Concept,
+    ConceptSet,
+    EncodedPrompts,
+    Training,
+    TrainingSettings,
+    load_concept,
+    save_concept,
+    train_concept,
+)
+
+from .makers import same_bits
+from .tiny import TinyTrainee
+
+QUICK = TrainingSettings(steps=4, batch_size=4, accumulation=2)
+SUBJECT = ("<thing>", "thing", "tiny")
+
+
+def start(trainee: TinyTrainee, settings: TrainingSettings = QUICK) -> Training:
+    return Training(trainee, trainee.covariance_inverse(), *SUBJECT, settings)
+
+
+def train(trainee: TinyTrainee, settings: TrainingSettings = QUICK, on_step=None) -> Concept:
+    return train_concept(trainee, trainee.covariance_inverse(), *SUBJECT, settings, on_step)
+
+
+def assert_same_concept(a: Concept, b: Concept) -> None:
+    assert a.tensors().keys() == b.tensors().keys()
+    assert [name for name, tensor in a.tensors().items() if not same_bits(tensor, b.tensors()[name])] == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_loss_on_a_fixed_set_falls(dtype: torch.dtype) -> None:
+    trainee = TinyTrainee(dtype)
+    evaluations = []
+
+    def watch(training: Training) -> None:
+        if len(training.losses) in (1, 40):
+            evaluations.append(training.evaluate())
+
+    train(trainee, dataclasses.replace(QUICK, steps=40), watch)
+    first, last = evaluations
+    assert last < 0.8 * first
+
+
+def test_what_was_trained_can_be_saved_and_used(tmp_path: Path) -> None:
+    concept = train(TinyTrainee())
+    assert concept.problem() is None
+    assert (concept.trigger, concept.superclass, concept.base_model) == SUBJECT
+    assert not any(tensor.requires_grad for tensor in concept.tensors().values())
+    save_concept(concept, tmp_path / "thing.safetensors")
+    loaded = load_concept(tmp_path / "thing.safetensors")
+    assert ConceptSet([loaded]).gates(loaded.target_input[None, None]).item() > 0.5
+
+
+def test_a_concept_does_not_change_while_training_goes_on() -> None:
+    trainee = TinyTrainee()
+    training = start(trainee)
+    with trainee.wiring:
+        training.step()
+        kept = training.concept()
+        before = {name: tensor.clone() for name, tensor in kept.tensors().items()}
+        training.step()
+    assert all(same_bits(tensor, before[name]) for name, tensor in kept.tensors().items())
+    assert not torch.equal(training.concept().token_embeddings["l"], kept.token_embeddings["l"])
+
+
+def test_the_same_seed_gives_the_same_concept_bit_for_bit() -> None:
+    """Whatever else draws random numbers, and however often the training is looked at."""
+    first = train(TinyTrainee())
+
+    def disturb(training: Training) -> None:
+        torch.randn(7)
+        training.evaluate()
+        training.concept()
+
+    torch.manual_seed(99)
+    assert_same_concept(train(TinyTrainee(), on_step=disturb), first)
+
+
+def test_another_seed_gives_another_concept() -> None:
+    other = train(TinyTrainee(), dataclasses.replace(QUICK, seed=1))
+    assert not torch.equal(other.token_embeddings["l"], train(TinyTrainee()).token_embeddings["l"])
+
+
+def test_preparing_changes_nothing() -> None:
+    plain, prepared = train(TinyTrainee(prepare=False)), train(TinyTrainee(prepare=True))
+    for name, tensor in plain.tensors().items():
+        torch.testing.assert_close(tensor, prepared.tensors()[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_base_model_is_bit_identical_afterwards() -> None:
+    trainee = TinyTrainee()
+    before = {name: tensor.clone() for name, tensor in trainee.net.state_dict().items()}
+    vocabulary = trainee.vocabulary.clone()
+    attributes = [dict(module.__dict__) for module in trainee.net.modules()]
+    train(trainee)
+    assert all(same_bits(tensor, before[name]) for name, tensor in trainee.net.state_dict().items())
+    assert all(parameter.grad is None for parameter in trainee.net.parameters())
+    assert same_bits(trainee.vocabulary, vocabulary)
+    assert [module.__dict__ for module in trainee.net.modules()] == attributes
+
+
+def test_an_error_in_the_middle_leaves_the_base_model_unwired() -> None:
+    trainee = TinyTrainee()
+
+    def interrupt(training: Training) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(trainee, on_step=interrupt)
+    assert all("forward" not in module.__dict__ for module in trainee.net.modules())
+
+
+@pytest.mark.parametrize("prepare", [False, True])
+def test_gradients_equal_finite_differences_of_the_loss(prepare: bool) -> None:
+    """i* is held fixed: it is a running mean that gradients do not pass."""
+    trainee = TinyTrainee(prepare=prepare)
+    training = start(trainee, TrainingSettings(batch_size=4, accumulation=1))
+    with trainee.wiring:
+        for _ in range(3):
+            training.step()
+        before = training.concept()
+        training.step()
+    call = trainee.calls[-1]
+    at = {"embedding": before.token_embeddings["l"].double()}
+    at |= {layer: delta.double() for layer, delta in before.value_deltas.items()}
+
+    def loss(moved: dict[str, Tensor]) -> float:
+        deltas = {layer: moved[layer] for layer in before.value_deltas}
+        return trainee.replay(call, moved["embedding"], deltas, QUICK.beta, QUICK.temperature).item()
+
+    found = {"embedding": training.token_embeddings["l"].grad}
+    found |= {layer: delta.grad for layer, delta in training.value_deltas.items()}
+    with trainee.wiring, torch.no_grad():
+        assert loss(at) == pytest.approx(training.losses[-1], rel=1e-9)
+        for name, gradient in found.items():
+            assert gradient.abs().max() > 1e-6, name
+            for place in range(len(gradient)):
+                step = torch.zeros_like(at[name])
+                step[place] = 1e-6
+                slope = (loss(at | {name: at[name] + step}) - loss(at | {name: at[name] - step})) / 2e-6
+                assert gradient[place].item() == pytest.approx(slope, rel=1e-4, abs=1e-6), (name, place)
+
+
+def test_a_step_takes_the_mean_over_its_micro_batches() -> None:
+    trainee = TinyTrainee()
+    training = start(trainee, TrainingSettings(batch_size=2, accumulation=3))
+    deltas = {layer: delta.double().requires_grad_() for layer, delta in training.concept().value_deltas.items()}
+    embedding = training.concept().token_embeddings["l"].double()
+    with trainee.wiring:
+        loss = training.step()
+        calls = list(trainee.calls)
+        losses = [trainee.replay(call, embedding, deltas, QUICK.beta, QUICK.temperature) for call in calls]
+    assert len(calls) == 3
+    mean = sum(losses) / 3
+    assert loss == pytest.approx(mean.item())
+    for layer, gradient in zip(deltas, torch.autograd.grad(mean, list(deltas.values())), strict=True):
+        torch.testing.assert_close(training.value_deltas[layer].grad.double(), gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_deltas_and_embedding_have_their_own_learning_rates() -> None:
+    """The first step of Adam without weight decay is the learning rate itself."""
+    trainee = TinyTrainee()
+    training = start(trainee)
+    before = training.concept()
+    with trainee.wiring:
+        training.step()
+    after = training.concept()
+    moved = [(after.token_embeddings["l"] - before.token_embeddings["l"], 0.006)]
+    moved += [(delta - before.value_deltas[layer], 0.03) for layer, delta in after.value_deltas.items()]
+    for change, rate in moved:
+        torch.testing.assert_close(change.abs(), torch.full_like(change, rate), rtol=1e-3, atol=0)
+
+
+def test_training_starts_at_the_superclass() -> None:
+    trainee = TinyTrainee()
+    concept = start(trainee).concept()
+    prompts = trainee.encode(range(3), trainee.superclass_embeddings())
+    mean = sum(prompts.encodings[row, at] for row, at in enumerate(prompts.trigger_positions.tolist())) / 3
+    torch.testing.assert_close(concept.superclass_input, mean.float())
+    assert same_bits(concept.target_input, concept.superclass_input)
+    assert same_bits(concept.token_embeddings["l"], trainee.superclass_embeddings()["l"].float())
+    assert all(torch.count_nonzero(delta) == 0 for delta in concept.value_deltas.values())
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.99])
+def test_the_target_is_the_running_mean_of_the_triggers_encoding(decay: float) -> None:
+    trainee = TinyTrainee()
+    training = start(trainee, dataclasses.replace(QUICK, decay=decay))
+    mean = training.concept().superclass_input.double()
+    with trainee.wiring:
+        for _ in range(4):
+            training.step()
+    for number, call in enumerate(trainee.calls, start=1):
+        weight = min(decay, number / (10 + number))  # quick at first
+        distinct = dict(zip(call.positions.tolist(), call.trigger_encodings, strict=True))  # each template counts once
+        mean = weight * mean + (1 - weight) * sum(distinct.values()) / len(distinct)
+    concept = training.concept()
+    torch.testing.assert_close(concept.target_input.double(), mean, rtol=1e-5, atol=1e-6)
+    dual = trainee.covariance_inverse() @ mean
+    torch.testing.assert_close(concept.target_dual.double(), dual, rtol=1e-4, atol=1e-4)
+    assert training.target_input.requires_grad is False
+
+
+def test_every_template_and_photo_takes_its_turn() -> None:
+    trainee = TinyTrainee()
+    train(trainee)
+    assert {int(photo) for call in trainee.calls for photo in call.photos} == {0, 1, 2}
+    assert {int(at) for call in trainee.calls for at in call.positions} == {1, 2, 3}
+
+
+def test_on_step_is_called_after_each_step() -> None:
+    seen = []
+    train(TinyTrainee(), on_step=lambda training: seen.append(len(training.losses)))
+    assert seen == [1, 2, 3, 4]
+
+
+class Poisoned(TinyTrainee):
+    """Goes wrong in its call number ``at``, in the manner of ``poison``."""
+
+    def __init__(self, poison: Callable[[Tensor, EncodedPrompts], Tensor], at: int):
+        super().__init__()
+        self.poison, self.at = poison, at
+
+    def loss(self, photos: Tensor, prompts: EncodedPrompts, generator: torch.Generator) -> Tensor:
+        loss = super().loss(photos, prompts, generator)
+        return self.poison(loss, prompts) if len(self.calls) == self.at else loss
+
+
+POISONS: dict[str, Callable[[Tensor, EncodedPrompts], Tensor]] = {
+    "NaN": lambda loss, prompts: loss * float("nan"),
+    "infinity": lambda loss, prompts: loss * float("inf"),
+    "minus infinity": lambda loss, prompts: loss * -float("inf"),
+    "a NaN gradient of a sound loss": lambda loss, prompts: loss + (prompts.encodings * 0).sum().sqrt(),
+    "an infinite gradient of a sound loss": lambda loss, prompts: (
+        loss + 1e300 * (prompts.encodings - prompts.encodings.detach()).sum()
+    ),
+}
+
+
+@pytest.mark.parametrize("at", [5, 6])
+@pytest.mark.parametrize("poison", POISONS.values(), ids=POISONS.keys())
+def test_numbers_that_go_wrong_stop_training_and_spare_what_was_learned(
+    poison: Callable[[Tensor, EncodedPrompts], Tensor], at: int
+) -> None:
+    """In the third step, in its first or its second micro-batch."""
+    trainee = Poisoned(poison, at)
+    training = start(trainee)
+    with trainee.wiring:
+        training.step()
+        training.step()
+        good = training.concept()
+        with pytest.raises(FloatingPointError, match="step 3"):
+            training.step()
+    assert len(training.losses) == 2
+    assert_same_concept(training.concept(), good)
+    assert training.concept().problem() is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"batch_size": 0},
+        {"accumulation": -1},
+        {"learning_rate_values": 0},
+        {"learning_rate_embedding": -0.1},
+        {"learning_rate_values": float("nan")},
+        {"learning_rate_embedding": float("inf")},
+        {"temperature": 0},
+        {"temperature": float("nan")},
+        {"beta": float("nan")},
+        {"beta": float("inf")},
+        {"decay": 1},
+        {"decay": -0.1},
+        {"decay": float("nan")},
+    ],
+)
+def test_bad_settings_are_named(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        TrainingSettings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "superclass", "reason"),
+    [("", "teddy", "trigger is empty"), ("my teddy", "teddy", "contains a space"), ("<teddy>", " ", "superclass")],
+)
+def test_words_that_cannot_be_trained_are_refused(trigger: str, superclass: str, reason: str) -> None:
+    trainee = TinyTrainee()
+    with pytest.raises(ValueError, match=reason):
+        Training(trainee, trainee.covariance_inverse(), trigger, superclass, "tiny")
+
+
+def test_a_covariance_of_another_width_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="12"):
+        Training(TinyTrainee(), torch.eye(11), *SUBJECT)
+
+
+def test_evaluating_never_measures_the_unedited_model() -> None:
+    trainee = TinyTrainee()
+    training = start(trainee)
+    with trainee.wiring:
+        training.step()
+        inside = training.evaluate()
+    try:
+        outside = training.evaluate()
+    except RuntimeError:
+        return
+    assert outside == inside

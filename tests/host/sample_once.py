@@ -1,0 +1,30 @@
+"""Run as a program: loads a concept file in a process of its own and samples one latent with it."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+
+def sample_with(concept_file: Path, models) -> torch.Tensor:
+    import nodes
+    from comfyui_perfusion.nodes.host.model import apply_to_model
+    from comfyui_perfusion.nodes.host.text import apply_to_clip
+    from comfyui_perfusion.nodes.host.uses import ConceptUse
+    from comfyui_perfusion.perfusion_core import load_concept
+
+    model, clip, _ = models
+    uses = [ConceptUse(load_concept(concept_file), key_lock=1.0)]
+    model, clip = apply_to_model(model, uses), apply_to_clip(clip, uses)
+    positive, negative = (nodes.CLIPTextEncode().encode(clip, prompt)[0] for prompt in ("a <my-teddy> in snow", ""))
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    return nodes.common_ksampler(model, 1, 2, 5.0, "euler", "normal", positive, negative, latent)[0]["samples"]
+
+
+if __name__ == "__main__":
+    import conftest  # noqa: F401, starts the host
+    from random_checkpoint import load_random
+
+    torch.set_num_threads(2)
+    with torch.inference_mode():
+        torch.save(sample_with(Path(sys.argv[1]), load_random("sd1")), sys.argv[2])

@@ -1,0 +1,124 @@
+"""Training inside the host, from pictures to a concept file that gives the same picture in a new process."""
+
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import comfy.model_management
+import pytest
+import torch
+from comfyui_perfusion.nodes.host.encoder_covariance import measure_covariance
+from comfyui_perfusion.nodes.host.photos import load_photo, prepare_photos
+from comfyui_perfusion.nodes.host.trainee import open_trainee
+from comfyui_perfusion.nodes.load import PerfusionSaveConcept
+from comfyui_perfusion.nodes.train import PerfusionTrainConcept
+from comfyui_perfusion.perfusion_core import Training, TrainingSettings, load_concept
+from comfyui_perfusion.perfusion_core.captions import captions
+from draw_photos import draw_photos
+
+TEDDY = Path(__file__).resolve().parents[3] / "shared" / "data" / "photos" / "teddy"
+SETTINGS = TrainingSettings(steps=30, batch_size=2, accumulation=1)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """IMAGE (n, 128, 128, 3) and MASK (n, 128, 128): real photos when there are some, drawn ones otherwise."""
+    folder = TEDDY
+    if not folder.is_dir():
+        folder = tmp_path_factory.mktemp("drawn")
+        draw_photos(folder)
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".jpg", ".png"))
+    images, masks = zip(*map(load_photo, files), strict=True)
+    return prepare_photos(images, masks, 128)
+
+
+@pytest.fixture(scope="module")
+def metric(models):
+    return measure_covariance(models("sd1")[1], list(captions(64)), None)
+
+
+def train(models, photos, metric, settings=SETTINGS, kind="sd1"):
+    """(loss on a fixed set before, after, the concept)."""
+    with open_trainee(*models(kind), *photos, "<my-teddy>", "teddy", flip=True) as trainee:
+        training = Training(trainee, metric.inverse(), "<my-teddy>", "teddy", kind, settings)
+        before = training.evaluate(draws=2)
+        for _ in range(settings.steps):
+            training.step()
+        return before, training.evaluate(draws=2), training.concept()
+
+
+def test_thirty_steps_lower_the_loss_and_leave_the_base_model_bit_identical(models, photos, metric):
+    model, clip, _ = models("sd1")
+    networks = (model.model, clip.cond_stage_model)
+    objects = [(parameter, parameter.clone()) for network in networks for parameter in network.parameters()]
+    before, after, concept = train(models, photos, metric)
+    assert after < 0.9 * before
+    assert all(delta.abs().max() > 0 for delta in concept.value_deltas.values())
+    now = [parameter for network in networks for parameter in network.parameters()]
+    assert all(one is other and torch.equal(one, saved) for one, (other, saved) in zip(now, objects, strict=True))
+    for network in networks:
+        assert all(getattr(m.forward, "__func__", None) is type(m).forward for m in network.modules())
+
+
+@pytest.mark.parametrize("kind", ["sd2", "sd2v", "sdxl"])
+def test_every_architecture_and_parameterisation_learns(models, photos, kind):
+    metric = measure_covariance(models(kind)[1], list(captions(64)), None)
+    small = tuple(part[:, :64, :64] for part in photos)
+    before, after, concept = train(models, small, metric, TrainingSettings(steps=6, batch_size=1, accumulation=1), kind)
+    assert after < before
+    assert concept.problem() is None
+
+
+def test_the_same_seed_gives_the_same_concept(models, photos, metric):
+    short = TrainingSettings(steps=2, batch_size=1, accumulation=2, seed=3)
+    first, second = (train(models, photos, metric, short)[2].tensors() for _ in range(2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2v"])
+def test_the_loss_is_the_textbook_one_for_eps_and_v(models, kind):
+    """|network output - eps|^2, or - v = sqrt(a) eps - sqrt(1 - a) x0, at the same noise and timestep."""
+    model, clip, vae = models(kind)
+    grey = torch.full((1, 64, 64, 3), 0.5)
+    with open_trainee(model, clip, vae, grey, None, "<my-teddy>", "teddy", flip=False) as trainee:
+        prompts = trainee.encode([0], trainee.superclass_embeddings())
+        got = trainee.loss(torch.tensor([0]), prompts, torch.Generator().manual_seed(5))
+        generator, sampling = torch.Generator().manual_seed(5), model.model.model_sampling
+        timestep = torch.randint(len(sampling.sigmas), (1,), generator=generator)
+        noise = torch.randn(trainee._latents.shape, generator=generator)
+        alpha = 1 / (1 + sampling.sigmas[timestep] ** 2)
+        noisy = alpha.sqrt() * trainee._latents + (1 - alpha).sqrt() * noise
+        output = model.model.diffusion_model(noisy, timestep.float(), context=prompts.encodings)
+        target = alpha.sqrt() * noise - (1 - alpha).sqrt() * trainee._latents if kind == "sd2v" else noise
+        assert torch.allclose(got, ((output - target) ** 2).mean(), rtol=1e-4)
+
+
+def test_the_node_saves_a_file_that_gives_the_same_picture_in_a_new_process(
+    models, photos, metric, model_folder, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(PerfusionTrainConcept, "hidden", types.SimpleNamespace(unique_id=None))
+    model, clip, vae = models("sd1")
+    trained = PerfusionTrainConcept.execute(
+        [model], [clip], [vae], [photos[0]], ["<my-teddy>"], ["teddy"], [2], [0], [64], [1], [1], [True], [0.03],
+        [0.006], masks=[photos[1]], covariance=[metric],
+    )  # fmt: skip
+    concept, curve, report = trained.args
+    assert curve.shape == (1, 400, 720, 3)
+    assert "2 steps" in report
+    saved = Path(PerfusionSaveConcept.execute(concept, "my-teddy", overwrite=False).args[0])
+    assert saved.parent == model_folder
+    assert saved.stat().st_size < 60 * 1024
+    assert load_concept(saved).metadata["training"].startswith("{")
+    comfy.model_management.unload_all_models()
+    pictures = []
+    for name in ("first.pt", "second.pt"):
+        command = [sys.executable, str(Path(__file__).with_name("sample_once.py")), str(saved), str(tmp_path / name)]
+        subprocess.run(command, check=True, env=os.environ, capture_output=True)
+        pictures.append(torch.load(tmp_path / name, weights_only=True))
+    from sample_once import sample_with
+
+    assert torch.equal(pictures[0], pictures[1])
+    assert torch.equal(pictures[0], sample_with(saved, models("sd1")))
