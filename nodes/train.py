@@ -8,7 +8,7 @@ import logging
 
 from comfy_api.latest import io
 
-from ..perfusion_core import Training, TrainingSettings, save_concept
+from ..perfusion_core import ConceptFileError, Training, TrainingSettings, save_concept
 from .host import text
 from .host.encoder_covariance import CAPTIONS, cached_covariance, fingerprint
 from .host.files import path_to_save
@@ -221,10 +221,15 @@ def _run(training: Training, progress: Progress) -> None:
 
 def _keep(training: Training) -> None:
     """Saves what an unfinished training has learned, so that nothing is lost."""
-    if training.losses:
-        concept = training.concept()
-        path = path_to_save(f"{concept.name}-unfinished", overwrite=False)
+    if not training.losses:
+        return
+    concept = training.concept()
+    path = path_to_save(f"{concept.name}-unfinished", overwrite=False)
+    try:
         save_concept(concept.replace(name=path.stem), path)
+    except (OSError, ConceptFileError) as error:  # the reason why it stopped is what the user is to see
+        logging.error("Perfusion: what was learned in %d steps could not be saved: %s", len(training.losses), error)
+    else:
         logging.warning("Perfusion: stopped after %d steps; what was learned is in %s", len(training.losses), path)
 
 

@@ -31,10 +31,7 @@ SAMPLING_STEPS = 6
 
 def main() -> None:
     options = parse_options()
-    checkpoint = BASE / "models" / "checkpoints" / CHECKPOINT
-    if not checkpoint.exists():
-        print("Making a checkpoint of random weights (once) ...", flush=True)
-        subprocess.run([sys.executable, REPO / "scripts" / "random_checkpoint.py", "sd1", checkpoint], check=True)
+    make_checkpoint(BASE)
     print("The demo's model is random: its pictures show that everything works, not how good it looks.")
     gather_photos(options.folder, BASE / "input" / PHOTOS)
     print("Starting ComfyUI ...", flush=True)
@@ -81,6 +78,18 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
+def make_checkpoint(base: Path) -> None:
+    """Puts the random checkpoint into a ComfyUI base folder; it is made once and kept in the cache."""
+    kept = CACHE / CHECKPOINT
+    if not kept.exists():
+        print("Making a checkpoint of random weights (once) ...", flush=True)
+        subprocess.run([sys.executable, REPO / "scripts" / "random_checkpoint.py", "sd1", kept], check=True)
+    link = base / "models" / "checkpoints" / CHECKPOINT
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(kept)
+
+
 def gather_photos(source: Path | None, target: Path) -> None:
     """Fills `target` afresh: photos, and masks by the same names in mask/."""
     shutil.rmtree(target, ignore_errors=True)
@@ -114,6 +123,8 @@ class ProgressLine:
 
     def __call__(self, node: str, value: float, maximum: float, text: str) -> None:
         if node != self.node:
+            if not sys.stdout.isatty():
+                print(node, flush=True)
             self.node, self.start, self.text = node, time.monotonic(), ""
         self.text = text or self.text
         left = f"{(time.monotonic() - self.start) / value * (maximum - value):.0f} s left" if value else ""

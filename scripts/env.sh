@@ -13,4 +13,5 @@ done
 settings=$("$python" "$scripts/setup_env.py")  # VIRTUAL_ENV and COMFYUI_PATH, quoted for the shell
 eval "$settings"
 export VIRTUAL_ENV COMFYUI_PATH PATH="$VIRTUAL_ENV/bin:$PATH"
+export OMP_WAIT_POLICY=PASSIVE  # spinning threads of two programs on few cores slow each other down many times over
 exec "$@"

@@ -1,0 +1,98 @@
+"""The shipped workflows on a real ComfyUI server, driven over its HTTP API as the demo does."""
+
+import threading
+import time
+from pathlib import Path
+
+import demo
+import numpy as np
+import pytest
+from comfyui import Server, override
+from comfyui_perfusion.perfusion_core import load_concept
+from PIL import Image
+
+SMALL = {"resolution": 64, "batch_size": 1, "accumulation": 1, "trigger": "<my-toy>", "superclass": "toy"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    base = tmp_path_factory.mktemp("comfyui")
+    demo.make_checkpoint(base)
+    demo.gather_photos(None, base / "input" / demo.PHOTOS)
+    with Server(base) as running:
+        yield running
+
+
+def train(server: Server, steps: int, name: str, on_progress=None) -> dict:
+    prompt = demo.load_workflow(server, "train.json", "<my-toy>")
+    override(prompt, "PerfusionLoadPhotos", folder=demo.PHOTOS)
+    override(prompt, "PerfusionCovariance", count=100)
+    override(prompt, "PerfusionTrainConcept", steps=steps, **SMALL)
+    override(prompt, "PerfusionSaveConcept", filename=name)
+    return server.run(prompt, on_progress)
+
+
+def generate(server: Server, concept: str | None) -> np.ndarray:
+    """The picture of the shipped workflow; with no concept, Perfusion Loader is bypassed as the frontend does it."""
+    prompt = demo.load_workflow(server, "generate.json", "<my-toy>")
+    override(prompt, "EmptyLatentImage", width=64, height=64, batch_size=1)
+    override(prompt, "KSampler", steps=2)
+    if concept is None:
+        (loader,) = [id for id, node in prompt.items() if node["class_type"] == "PerfusionLoader"]
+        passed = prompt.pop(loader)["inputs"]
+        for node in prompt.values():
+            for name, value in node["inputs"].items():
+                if isinstance(value, list) and value[0] == loader:
+                    node["inputs"][name] = passed["model" if value[1] == 0 else "clip"]
+    else:
+        override(prompt, "PerfusionLoader", concept=concept)
+    outputs = server.run(prompt)
+    (saved,) = [image for ui in outputs.values() for image in ui["images"]]
+    return np.asarray(Image.open(server.path(saved)))
+
+
+def test_photos_become_a_concept_becomes_a_picture_and_nothing_is_left_behind(server):
+    plain = generate(server, None)
+    seen = []
+    outputs = train(server, steps=3, name="toys/my-toy", on_progress=lambda *event: seen.append(event))
+    saved = server.base / "models" / "perfusion" / "toys" / "my-toy.safetensors"
+    assert load_concept(saved).trigger == "<my-toy>"
+    assert any("my-toy.safetensors" in text for ui in outputs.values() for text in ui.get("text", ()))
+    assert any(server.path(image).exists() for ui in outputs.values() for image in ui.get("images", ()))
+    assert any(node == "PerfusionTrainConcept" and maximum == 3 for node, _, maximum, _ in seen)
+    assert any("loss" in text for *_, text in seen)
+    assert np.array_equal(generate(server, None), plain)
+    edited = generate(server, "toys/my-toy.safetensors")
+    assert not np.array_equal(edited, plain)
+    assert np.array_equal(generate(server, None), plain)
+    assert (server.base / "models" / "perfusion" / "covariance").is_dir()
+
+
+def test_a_cancelled_training_keeps_what_was_learned(server):
+    plain = generate(server, None)
+
+    def cancel(node: str, value: float, *_: object) -> None:
+        if node == "PerfusionTrainConcept" and 2 <= value < 20:
+            threading.Thread(target=server.interrupt).start()
+
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="interrupt"):
+        train(server, steps=200, name="never", on_progress=cancel)
+    assert time.monotonic() - start < 120
+    folder = server.base / "models" / "perfusion"
+    assert not (folder / "never.safetensors").exists()
+    assert load_concept(folder / "my-toy-unfinished.safetensors").trigger == "<my-toy>"
+    assert np.array_equal(generate(server, None), plain)
+
+
+def test_a_broken_file_is_refused_with_its_name_and_what_to_do(server):
+    broken = Path(server.base / "models" / "perfusion" / "broken.safetensors")
+    broken.parent.mkdir(exist_ok=True)
+    broken.write_bytes(b"not a concept")
+    with pytest.raises(RuntimeError, match=r"broken\.safetensors is not a safetensors file.*Copy or download it again"):
+        generate(server, "broken.safetensors")
+
+
+def test_a_name_outside_the_list_is_refused_before_anything_runs(server):
+    with pytest.raises(RuntimeError, match="not in list"):
+        generate(server, "../../../etc/passwd")
