@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
+from collections.abc import Mapping
 
 from comfy_api.latest import io
 
-from ..perfusion_core import ConceptFileError, Training, TrainingSettings, save_concept
+from ..perfusion_core import Training, TrainingSettings, save_concept
+from ..perfusion_core.concept import trigger_problem
 from .host import text
 from .host.encoder_covariance import CAPTIONS, cached_covariance, fingerprint
 from .host.files import path_to_save
@@ -173,6 +176,8 @@ class PerfusionTrainConcept(io.ComfyNode):
             learning_rate_embedding=learning_rate_embedding[0],
         )
         trigger, node_id = trigger.strip(), cls.hidden.unique_id
+        if clip is None:
+            raise ValueError("There is no text encoder: this checkpoint has none. Load one with Load CLIP.")
         _check_words(clip, trigger, superclass)
         size = resolution[0] or (1024 if encoding_width(model) == 2048 else 512)
         photos, covers = prepare_photos(images, masks, size)
@@ -182,16 +187,17 @@ class PerfusionTrainConcept(io.ComfyNode):
                 f"The covariance is {metric.dim} wide, this model's text encoding {encoding_width(model)}. "
                 "Make it with Perfusion Covariance from the same checkpoint's CLIP."
             )
-        with open_trainee(model, clip, vae, photos, covers, trigger, superclass, flip) as trainee:
+        metadata = _metadata(clip, metric, settings, size, flip, photos)
+        with open_trainee(model, clip, vae, photos, covers, superclass, flip) as trainee:
             training = Training(trainee, metric.inverse(), trigger, superclass, base_model(model), settings)
-            before = training.evaluate()
             try:
+                before = training.evaluate()
                 _run(training, Progress(settings.steps, node_id))
+                after = training.evaluate()
             except BaseException:  # cancel, no memory, no number: whatever it is, what was learned is kept
-                _keep(training)
+                _keep(training, metadata)
                 raise
-            after = training.evaluate()
-            concept = training.concept().replace(metadata=_metadata(clip, metric, settings, size, flip, photos))
+            concept = training.concept().replace(metadata=metadata)
         report = (
             f"{trigger}, a {superclass}: {settings.steps} steps on {len(photos)} photos at {size}x{size}"
             f"{'' if covers is not None else ', without masks'}.\n"
@@ -202,10 +208,12 @@ class PerfusionTrainConcept(io.ComfyNode):
 
 
 def _check_words(clip, trigger: str, superclass: str) -> None:
+    if problem := trigger_problem(trigger):
+        raise ValueError(f"Cannot train: {problem}.")
     words = text.word_count(clip, superclass)
     if words > 1:
         logging.info("Perfusion: the superclass %r is %d tokens; the last one is locked.", superclass, words)
-    if trigger and text.word_count(clip, trigger) == 1:
+    if text.word_count(clip, trigger) == 1:
         raise ValueError(
             f"The trigger {trigger!r} is a word the text encoder already knows, and prompts could not use it any more. "
             f"Take a new one, such as <{trigger.strip('<>')}>."
@@ -219,18 +227,18 @@ def _run(training: Training, progress: Progress) -> None:
         progress.update(step, f"step {step} of {training.settings.steps}, loss {loss:.4f}", curve)
 
 
-def _keep(training: Training) -> None:
-    """Saves what an unfinished training has learned, so that nothing is lost."""
+def _keep(training: Training, metadata: Mapping[str, str]) -> None:
+    """Saves what an unfinished training has learned; a failure to do so must not hide why it is unfinished."""
     if not training.losses:
         return
-    concept = training.concept()
-    path = path_to_save(f"{concept.name}-unfinished", overwrite=False)
+    steps = len(training.losses)
     try:
-        save_concept(concept.replace(name=path.stem), path)
-    except (OSError, ConceptFileError) as error:  # the reason why it stopped is what the user is to see
-        logging.error("Perfusion: what was learned in %d steps could not be saved: %s", len(training.losses), error)
+        path = path_to_save(f"{re.sub('[^A-Za-z0-9]+', '-', training.trigger).strip('-')}-unfinished", overwrite=False)
+        save_concept(training.concept().replace(name=path.stem, metadata=metadata), path)
+    except Exception:
+        logging.exception("Perfusion: stopped after %d steps; what was learned could not be saved", steps)
     else:
-        logging.warning("Perfusion: stopped after %d steps; what was learned is in %s", len(training.losses), path)
+        logging.warning("Perfusion: stopped after %d steps; what was learned is in %s", steps, path)
 
 
 def _metadata(clip, covariance, settings: TrainingSettings, size: int, flip: bool, photos) -> dict[str, str]:

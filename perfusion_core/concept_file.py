@@ -95,7 +95,7 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes beside ``path`` and moves the result over it once it is on the disk. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem[:80]}-{secrets.token_hex(4)}.part")
+    part = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(4)}.part")
     try:
         with part.open("xb") as file:
             file.write(content)

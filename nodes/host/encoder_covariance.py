@@ -62,7 +62,8 @@ def fingerprint(clip) -> str:
     """A hash of the loaded text encoders' weights and clip skip: equal for equal encodings."""
     digest = hashlib.blake2b(str(clip.layer_idx).encode(), digest_size=8)
     for name, encoder in encoders(clip).items():
-        for key, tensor in sorted(encoder.transformer.state_dict().items()):
+        # without the projection of the pooled output, which encodings do not see and the host may leave unset
+        for key, tensor in sorted(encoder.transformer.text_model.state_dict().items()):
             digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -10,6 +10,7 @@ import folder_paths
 
 FOLDER = "perfusion"
 _COVARIANCES = "covariance"
+_LONGEST = 240  # bytes of a file's name; file systems take 255, extension included
 _UNSAFE = re.compile(r'[\x00-\x1f<>:"|?*]')
 
 
@@ -49,6 +50,8 @@ def path_to_save(name: str, overwrite: bool) -> Path:
         raise ValueError(
             f"{name!r} cannot be a file name in models/{FOLDER}. Use letters, digits and - or _, such as my-teddy."
         )
+    if max(len(part.encode()) for part in parts) > _LONGEST:
+        raise ValueError(f"The name {name[:40]}... is too long for a file. Choose another name.")
     if parts[0] == _COVARIANCES:
         raise ValueError(f"The folder {_COVARIANCES} is kept for covariances. Choose another name.")
     path = _home().joinpath(*parts[:-1], f"{parts[-1]}.safetensors")

@@ -18,7 +18,7 @@ _KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 def photo_folders() -> list[str]:
     """The folders below ComfyUI's input directory that hold pictures, relative to it."""
     home = Path(folder_paths.get_input_directory())
-    folders = {path.parent for path in home.rglob("*") if path.suffix.lower() in _KINDS and path.parent.name != "mask"}
+    folders = {path.parent for path in home.rglob("*") if _is_picture(path) and path.parent.name != "mask"}
     return sorted(folder.relative_to(home).as_posix() for folder in folders)
 
 
@@ -28,7 +28,7 @@ def photo_files(folder: str) -> list[Path]:
     path = (home / folder).resolve()
     if not path.is_relative_to(home) or not path.is_dir():
         raise ValueError(f"There is no folder {folder!r} in ComfyUI's input directory.")
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in _KINDS)
+    found = sorted(filter(_is_picture, path.iterdir()))
     if not found:
         raise ValueError(f"The folder {folder!r} holds no pictures ({', '.join(sorted(_KINDS))}).")
     return found
@@ -40,11 +40,11 @@ def load_photo(file: Path) -> tuple[Tensor, Tensor]:
     The mask is mask/<same name> beside the picture, else the picture's alpha channel, else everything.
     """
     picture = _open(file)
-    masks = [mask for mask in (file.parent / "mask").glob(f"{file.stem}.*") if mask.suffix.lower() in _KINDS]
+    masks = [mask for mask in (file.parent / "mask").glob("*") if mask.stem == file.stem and _is_picture(mask)]
     if masks:
-        mask = _open(masks[0]).convert("L")
-    elif "A" in picture.getbands():
-        mask = picture.getchannel("A")
+        mask = _open(min(masks)).convert("L")
+    elif picture.has_transparency_data:
+        mask = picture.convert("RGBA").getchannel("A")
     else:
         mask = Image.new("L", picture.size, 255)
     return _tensor(picture.convert("RGB")), _tensor(mask)
@@ -66,17 +66,22 @@ def prepare_photos(images: Sequence[Tensor], masks: Sequence[Tensor], size: int)
         if not torch.isfinite(photo).all():
             raise ValueError(f"Photo {i + 1} holds NaN. Look at the node that makes it.")
         if covers:
-            _check_mask(covers[i], photo, i + 1)
-    prepared = torch.cat([_square(photo.movedim(-1, 0)[None, :3], size) for photo in photos]).movedim(1, -1)
-    return prepared, torch.cat([_square(cover[None, None], size) for cover in covers])[:, 0] if covers else None
+            _check_shape(covers[i], photo, i + 1)
+    squares = torch.cat([_square(photo.movedim(-1, 0)[None, :3], size) for photo in photos]).movedim(1, -1)
+    if not covers:
+        return squares, None
+    square_covers = torch.cat([_square(cover[None, None], size) for cover in covers])[:, 0]
+    for i, cover in enumerate(square_covers):
+        if not cover.max() >= 0.01:  # NaN included
+            raise ValueError(
+                f"The mask of photo {i + 1} is empty in the photo's middle square, so there is nothing to learn from. "
+                "Paint your subject white, crop the photo around it, or disconnect the masks (Load Image gives an empty "
+                "mask for pictures without transparency)."
+            )
+    return squares, square_covers
 
 
-def _check_mask(mask: Tensor, photo: Tensor, number: int) -> None:
-    if not torch.isfinite(mask).all() or mask.max() < 0.01:
-        raise ValueError(
-            f"The mask of photo {number} is empty, so there is nothing to learn from. Paint your subject white, or "
-            "disconnect the masks (Load Image gives an empty mask for pictures without transparency)."
-        )
+def _check_shape(mask: Tensor, photo: Tensor, number: int) -> None:
     mask_ratio, photo_ratio = mask.shape[1] / mask.shape[0], photo.shape[1] / photo.shape[0]
     if abs(mask_ratio / photo_ratio - 1) > 0.02:
         raise ValueError(
@@ -87,13 +92,20 @@ def _check_mask(mask: Tensor, photo: Tensor, number: int) -> None:
 
 def _square(picture: Tensor, size: int) -> Tensor:
     """The middle square of (1, channels, height, width), scaled to ``size``."""
-    return comfy.utils.common_upscale(picture, size, size, "area" if picture.shape[-1] > size else "bicubic", "center")
+    method = "area" if min(picture.shape[-2:]) > size else "bicubic"
+    return comfy.utils.common_upscale(picture, size, size, method, "center").clamp(0, 1)  # bicubic overshoots
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in _KINDS and path.is_file()
 
 
 def _open(file: Path) -> Image.Image:
     try:
         with Image.open(file) as picture:
             picture.load()
+            if picture.mode.startswith("I"):  # 16 bits of grey
+                picture = Image.fromarray((np.asarray(picture, dtype=np.float32) / 257).astype(np.uint8))
             return ImageOps.exif_transpose(picture)
     except OSError as error:
         raise ValueError(

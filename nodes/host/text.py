@@ -24,6 +24,8 @@ _ENCODERS = ("l", "h", "g")  # CLIP encoders, in the order in which the host joi
 
 def apply_to_clip(clip, uses: Sequence[ConceptUse]):
     """A clone of the CLIP that knows these concepts' triggers. Raises ValueError for concepts of other encoders."""
+    if clip is None:
+        raise ValueError("There is no text encoder: this checkpoint has none. Load one with Load CLIP.")
     for use in uses:
         _check_fits(use.concept, clip)
     clip = clip.clone()
@@ -108,22 +110,26 @@ class _TriggerTokenizer:
 
     def __init__(self, plain, embeddings: Mapping[str, Tensor]):
         self.plain = plain
-        self._embeddings = {}
-        for trigger, embedding in embeddings.items():
-            self._embeddings[trigger.lower()] = marked = embedding.detach().clone()
-            setattr(marked, _TRIGGER, trigger.lower())
-        longest_first = sorted(self._embeddings, key=len, reverse=True)
-        self._pattern = re.compile("(" + "|".join(map(_whole_word, longest_first)) + ")", re.IGNORECASE)
+        longest_first = sorted(embeddings, key=len, reverse=True)
+        self._embeddings = [embeddings[trigger].detach().clone() for trigger in longest_first]
+        for trigger, embedding in zip(longest_first, self._embeddings, strict=True):
+            setattr(embedding, _TRIGGER, trigger.lower())
+        self._pattern = re.compile("|".join(map(_whole_word, longest_first)), re.IGNORECASE)
 
     def __call__(self, text: str, *args, **kwargs):
-        pieces = self._pattern.split(text)
-        if len(pieces) == 1:
+        found = list(self._pattern.finditer(text))
+        if not found:
             return self.plain(text, *args, **kwargs)
         start, *_, end = self.plain("")["input_ids"]
-        tokens = [start]
-        for i, piece in enumerate(pieces):
-            tokens += [self._embeddings[piece.lower()]] if i % 2 else self.plain(piece)["input_ids"][1:-1]
-        return {"input_ids": [*tokens, end]}
+        tokens, done = [start], 0
+        for match in found:
+            tokens += self._between(text[done : match.start()])
+            tokens.append(self._embeddings[match.lastindex - 1])
+            done = match.end()
+        return {"input_ids": [*tokens, *self._between(text[done:]), end]}
+
+    def _between(self, text: str) -> list[int]:
+        return self.plain(text)["input_ids"][1:-1]
 
     def __getattr__(self, name):
         if name == "plain":  # while a copy is being made
@@ -132,9 +138,10 @@ class _TriggerTokenizer:
 
 
 def _whole_word(trigger: str) -> str:
+    """A group of the pattern that finds ``trigger``, not as a part of a longer word."""
     before = r"(?<!\w)" if trigger[0].isalnum() else ""
     after = r"(?!\w)" if trigger[-1].isalnum() else ""
-    return before + re.escape(trigger) + after
+    return f"({before}{re.escape(trigger)}{after})"
 
 
 def _key_encoding(plain, tokens, cond: Tensor, locks: Mapping[str, float], words: Mapping[str, dict]) -> Tensor | None:

@@ -43,13 +43,16 @@ def trainable_through(*models: nn.Module) -> Iterator[None]:
 def out_of_place_clip(model: nn.Module) -> Iterator[None]:
     """The host's CLIP layers add in place, which autograd refuses; for a while they do not."""
     layers = [module for module in model.modules() if type(module).__name__ == "CLIPLayer"]
+    before = [layer.__dict__.get("forward") for layer in layers]
     for layer in layers:
         layer.__dict__["forward"] = types.MethodType(_clip_layer, layer)
     try:
         yield
     finally:
-        for layer in layers:
+        for layer, forward in zip(layers, before, strict=True):
             del layer.__dict__["forward"]
+            if forward is not None:
+                layer.__dict__["forward"] = forward
 
 
 def _clip_layer(self, x: Tensor, mask: Tensor | None = None, optimized_attention=None) -> Tensor:

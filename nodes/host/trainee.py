@@ -16,11 +16,13 @@ from . import text
 from .model import PREFIX, cross_attentions
 from .trainable import out_of_place_clip, trainable_through
 
+_PLACE = "<perfusion-trigger>"  # stands for the trigger, whatever it is, while templates are tokenized
+
 
 class ComfyTrainee:
     """``perfusion_core.training.Trainee`` for the host's diffusion models that take CLIP's encodings."""
 
-    def __init__(self, model, clip, latents: Tensor, masks: Tensor | None, trigger: str, superclass: str, size: int):
+    def __init__(self, model, clip, latents: Tensor, masks: Tensor | None, superclass: str, size: int):
         """latents (photos, 4, h, w) in the model's own scale; masks (photos, 1, h, w) or None; size in pixels."""
         self._model, self._clip, self._size = model.model, clip, size
         self._device = model.load_device
@@ -30,7 +32,7 @@ class ComfyTrainee:
         names = {layer: (f"{PREFIX}{layer}.to_k", f"{PREFIX}{layer}.to_v") for layer in cross_attentions(model)}
         self.wiring = Wiring(self._model, names)
         self._superclass = text.superclass_tokens(clip, superclass)
-        self._tokens = _template_tokens(clip, trigger)
+        self._tokens = _template_tokens(clip)
 
     def superclass_embeddings(self) -> Mapping[str, Tensor]:
         return {
@@ -76,7 +78,7 @@ class ComfyTrainee:
 
 @contextmanager
 def open_trainee(
-    model, clip, vae, photos: Tensor, masks: Tensor | None, trigger: str, superclass: str, flip: bool
+    model, clip, vae, photos: Tensor, masks: Tensor | None, superclass: str, flip: bool
 ) -> Iterator[ComfyTrainee]:
     """The models loaded and made trainable through, with the photos encoded; afterwards everything is as before.
 
@@ -84,6 +86,8 @@ def open_trainee(
     also seen mirrored. Raises ValueError for models that cannot be trained on.
     """
     _check_trainable(model)
+    if vae is None:
+        raise ValueError("There is no VAE: this checkpoint has none. Load one with Load VAE.")
     size = photos.shape[1]
     if flip:
         photos = torch.cat([photos, photos.flip(2)])
@@ -96,7 +100,7 @@ def open_trainee(
     text.prepare_encoders(clip)
     with trainable_through(model.model, clip.cond_stage_model), out_of_place_clip(clip.cond_stage_model):
         own_masks = None if small is None else small.clone()  # clones made here are no inference tensors
-        trainee = ComfyTrainee(model, clip, latents.clone(), own_masks, trigger, superclass, size)
+        trainee = ComfyTrainee(model, clip, latents.clone(), own_masks, superclass, size)
         with trainee.wiring:
             yield trainee
 
@@ -119,16 +123,16 @@ def _check_trainable(model) -> None:
         raise ValueError("This is an inpainting model. Train on the base checkpoint; the concept works in both.")
 
 
-def _template_tokens(clip, trigger: str) -> list[tuple[dict[str, list[int]], int]]:
+def _template_tokens(clip) -> list[tuple[dict[str, list[int]], int]]:
     """For every template its tokens per encoder and where the trigger stands in them."""
     widths = {
         name: encoder.transformer.get_input_embeddings().weight[0] for name, encoder in text.encoders(clip).items()
     }
-    tokenizer = text.with_triggers(clip.tokenizer, {trigger: widths})
+    tokenizer = text.with_triggers(clip.tokenizer, {_PLACE: widths})
     found = []
     for template in TEMPLATES:
         sections = {
-            name: sections[0] for name, sections in tokenizer.tokenize_with_weights(template.format(trigger)).items()
+            name: sections[0] for name, sections in tokenizer.tokenize_with_weights(template.format(_PLACE)).items()
         }
         (position,) = text.trigger_positions(next(iter(sections.values())))
         found.append(({name: [token[0] for token in section] for name, section in sections.items()}, position))

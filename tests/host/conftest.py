@@ -15,6 +15,7 @@ def _start_host() -> None:
     """Makes the host importable before any test module is read."""
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
     import comfy.cli_args
+    import utils.extra_config  # noqa: F401, as main.py does before older hosts put another utils on the path
 
     comfy.cli_args.args.cpu = True
     comfy.cli_args.args.disable_auto_launch = True

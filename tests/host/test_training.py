@@ -41,7 +41,7 @@ def metric(models):
 
 def train(models, photos, metric, settings=SETTINGS, kind="sd1"):
     """(loss on a fixed set before, after, the concept)."""
-    with open_trainee(*models(kind), *photos, "<my-teddy>", "teddy", flip=True) as trainee:
+    with open_trainee(*models(kind), *photos, "teddy", flip=True) as trainee:
         training = Training(trainee, metric.inverse(), "<my-teddy>", "teddy", kind, settings)
         before = training.evaluate(draws=2)
         for _ in range(settings.steps):
@@ -57,7 +57,9 @@ def test_thirty_steps_lower_the_loss_and_leave_the_base_model_bit_identical(mode
     assert after < 0.9 * before
     assert all(delta.abs().max() > 0 for delta in concept.value_deltas.values())
     now = [parameter for network in networks for parameter in network.parameters()]
-    assert all(one is other and torch.equal(one, saved) for one, (other, saved) in zip(now, objects, strict=True))
+    for one, (other, saved) in zip(now, objects, strict=True):
+        assert one is other
+        assert torch.allclose(one, saved, rtol=0, atol=0, equal_nan=True)  # what the host leaves unset may be NaN
     for network in networks:
         assert all(getattr(m.forward, "__func__", None) is type(m).forward for m in network.modules())
 
@@ -83,7 +85,7 @@ def test_the_loss_is_the_textbook_one_for_eps_and_v(models, kind):
     """|network output - eps|^2, or - v = sqrt(a) eps - sqrt(1 - a) x0, at the same noise and timestep."""
     model, clip, vae = models(kind)
     grey = torch.full((1, 64, 64, 3), 0.5)
-    with open_trainee(model, clip, vae, grey, None, "<my-teddy>", "teddy", flip=False) as trainee:
+    with open_trainee(model, clip, vae, grey, None, "teddy", flip=False) as trainee:
         prompts = trainee.encode([0], trainee.superclass_embeddings())
         got = trainee.loss(torch.tensor([0]), prompts, torch.Generator().manual_seed(5))
         generator, sampling = torch.Generator().manual_seed(5), model.model.model_sampling

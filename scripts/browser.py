@@ -1,0 +1,94 @@
+"""ComfyUI's real frontend in a headless Chromium, for the tests in tests/web and the pictures of the workflows.
+
+Used as `with Server(base) as server, open_frontend(server.address) as frontend: frontend.load("train")`.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from comfyui import REPO
+from playwright.sync_api import APIResponse, ConsoleMessage, Page, Request, sync_playwright
+
+# Nothing but 127.0.0.1 can be reached, whatever the page tries
+OPTIONS = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-default-apps", "--disable-sync", "--no-first-run", "--mute-audio",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]  # fmt: skip
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False}
+SIZE = {"width": 1280, "height": 800}
+START_LIMIT = 60_000  # milliseconds
+
+
+def workflow(name: str) -> dict[str, Any]:
+    return json.loads((REPO / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def add_stand_ins(base: Path) -> None:
+    """Empty files under the names that workflows/ choose: their lists offer these, running them would fail."""
+    for name in (
+        "models/checkpoints/v1-5-pruned-emaonly-fp16.safetensors",
+        "models/perfusion/my-teddy.safetensors",
+        "input/my_photos/1.png",
+    ):
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).touch()
+
+
+class Frontend:
+    """A page with the frontend in it, what its console complained of, and all that it asked for.
+
+    Playwright holds this thread's event loop: Server.request cannot be used meanwhile, ``get`` can.
+    """
+
+    def __init__(self, page: Page, address: str) -> None:
+        self.page, self.address = page, address
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", self._hear)
+        page.on("pageerror", lambda error: self.complaints.append(error.stack or error.message))
+        page.on("request", self._note)
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type in ("warning", "error"):
+            self.complaints.append(f"{message.text} ({message.location['url']})")
+
+    def _note(self, request: Request) -> None:
+        self.requests.append(f"{request.url} {(request.post_data_buffer or b'').decode(errors='replace')}")
+
+    def get(self, path: str) -> APIResponse:
+        return self.page.request.get(self.address + path)
+
+    def run(self, script: str, argument: Any = None) -> Any:
+        """What a JavaScript function returns in the page."""
+        return self.page.evaluate(script, argument)
+
+    def set(self, setting: str, value: Any) -> None:
+        self.run("([id, value]) => app.extensionManager.setting.set(id, value)", [setting, value])
+
+    def load(self, name: str) -> None:
+        """Loads a workflow of this repository as the template browser does, which also fits the view to it."""
+        self.run(
+            """async ([workflow, name]) => {
+                await app.loadGraphData(workflow, true, true, name, { openSource: 'template' })
+                for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame)
+            }""",
+            [workflow(name), name],
+        )
+
+
+@contextmanager
+def open_frontend(address: str) -> Iterator[Frontend]:
+    """The frontend that a server at ``address`` gives out, in the classic renderer, with its start-up work done."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=OPTIONS)
+        frontend = Frontend(browser.new_page(viewport=SIZE, device_scale_factor=1), address)
+        frontend.page.request.post(f"{address}/settings", data=SETTINGS)
+        frontend.page.goto(address)
+        frontend.page.wait_for_function("window.app?.vueAppReady && app.graph?.nodes.length", timeout=START_LIMIT)
+        yield frontend
+        browser.close()
