@@ -106,6 +106,7 @@ def sd15():
     """The MODEL of SD1.5's whole architecture with random weights."""
     import comfy.model_patcher
     from comfy import supported_models
+
     from random_checkpoint import initialise
 
     model = supported_models.SD15(SD15).get_model({}, device=torch.device("cpu"))

@@ -7,11 +7,12 @@ import torch
 
 
 def sample_with(concept_file: Path, models) -> torch.Tensor:
-    import nodes
     from comfyui_perfusion.nodes.host.model import apply_to_model
     from comfyui_perfusion.nodes.host.text import apply_to_clip
     from comfyui_perfusion.nodes.host.uses import ConceptUse
     from comfyui_perfusion.perfusion_core import load_concept
+
+    import nodes
 
     model, clip, _ = models
     uses = [ConceptUse(load_concept(concept_file), key_lock=1.0)]

@@ -220,9 +220,10 @@ def test_a_trigger_that_is_a_known_word_is_refused_at_once(models, trigger):
 
 
 def test_a_trigger_that_the_training_sentences_hold_is_learned_in_its_own_place(models):
-    ((use,), *_) = train(models, trigger=["close-up"]).args
+    grey = [torch.full((1, 64, 64, 3), 0.5)]
+    ((use,), *_) = train(models, trigger=["close-up"], images=grey).args
     assert use.concept.trigger == "close-up"
-    ((other,), *_) = train(models, trigger=["<my-toy>"]).args
+    ((other,), *_) = train(models, trigger=["<my-toy>"], images=grey).args
     assert torch.equal(use.concept.target_input, other.concept.target_input)
 
 
@@ -396,7 +397,7 @@ def test_models_are_as_before_after_any_error_inside_the_training(models):
         assert "forward" in module.__dict__
         assert not any(parameter.is_inference() for parameter in models("sd1")[0].model.parameters())
         raise ZeroDivisionError
-    with pytest.raises(ValueError, match="superclass"), open_trainee(*models("sd1"), photos, None, "<x>", "", False):
+    with pytest.raises(ValueError, match="superclass"), open_trainee(*models("sd1"), photos, None, "", False):
         pytest.fail("it was opened")
 
 

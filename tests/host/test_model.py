@@ -4,13 +4,14 @@ import dataclasses
 
 import comfy.model_management
 import comfy.sd
-import nodes as host_nodes
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfyui_perfusion.nodes.host.model import PREFIX, apply_to_model, cross_attentions
 from comfyui_perfusion.nodes.host.text import apply_to_clip
 from comfyui_perfusion.nodes.host.uses import ConceptUse
+
+import nodes as host_nodes
 from makers import make_concept
 from random_checkpoint import SHALLOW_TEXT, random_state_dict
 

@@ -4,12 +4,13 @@ import threading
 import time
 from pathlib import Path
 
-import demo
 import numpy as np
 import pytest
-from comfyui import Server, override
 from comfyui_perfusion.perfusion_core import load_concept
 from PIL import Image
+
+import demo
+from comfyui import Server, override
 
 SMALL = {"resolution": 64, "batch_size": 1, "accumulation": 1, "trigger": "<my-toy>", "superclass": "toy"}
 

@@ -17,10 +17,10 @@ from comfyui_perfusion.nodes.host.uses import KEY, ConceptUse
 from comfyui_perfusion.perfusion_core import Concept
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_checkpoint import SHALLOW_TEXT, random_state_dict
 from safetensors.torch import save_file
 
 import nodes as host_nodes
+from random_checkpoint import SHALLOW_TEXT, random_state_dict
 
 SUPERCLASSES = {"<my-toy>": "teddy", "<my-cup>": "cup"}
 PROMPTS = {

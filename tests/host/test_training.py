@@ -16,6 +16,7 @@ from comfyui_perfusion.nodes.load import PerfusionSaveConcept
 from comfyui_perfusion.nodes.train import PerfusionTrainConcept
 from comfyui_perfusion.perfusion_core import Training, TrainingSettings, load_concept
 from comfyui_perfusion.perfusion_core.captions import captions
+
 from draw_photos import draw_photos
 
 TEDDY = Path(__file__).resolve().parents[3] / "shared" / "data" / "photos" / "teddy"
