@@ -202,7 +202,7 @@ class PerfusionTrainConcept(io.ComfyNode):
             f"{trigger}, a {superclass}: {settings.steps} steps on {len(photos)} photos at {size}x{size}"
             f"{'' if covers is not None else ', without masks'}.\n"
             f"Loss on a fixed set of noises: {before:.4f} before, {after:.4f} after.\n"
-            f"Locked word: the last of {superclass!r}."
+            f"Keys are locked to {text.locked_word(clip, superclass)!r}{_of_several(clip, superclass)}."
         )
         return io.NodeOutput((ConceptUse(concept),), as_image(loss_curve(training.losses)), report)
 
@@ -210,14 +210,16 @@ class PerfusionTrainConcept(io.ComfyNode):
 def _check_words(clip, trigger: str, superclass: str) -> None:
     if problem := trigger_problem(trigger):
         raise ValueError(f"Cannot train: {problem}.")
-    words = text.word_count(clip, superclass)
-    if words > 1:
-        logging.info("Perfusion: the superclass %r is %d tokens; the last one is locked.", superclass, words)
+    text.superclass_tokens(clip, superclass)  # raises for an empty one
     if text.word_count(clip, trigger) == 1:
         raise ValueError(
             f"The trigger {trigger!r} is a word the text encoder already knows, and prompts could not use it any more. "
             f"Take a new one, such as <{trigger.strip('<>')}>."
         )
+
+
+def _of_several(clip, superclass: str) -> str:
+    return f", the last token of {superclass!r}" if text.word_count(clip, superclass) > 1 else ""
 
 
 def _run(training: Training, progress: Progress) -> None:

@@ -75,8 +75,8 @@ def prepare_photos(images: Sequence[Tensor], masks: Sequence[Tensor], size: int)
         if not cover.max() >= 0.01:  # NaN included
             raise ValueError(
                 f"The mask of photo {i + 1} is empty in the photo's middle square, so there is nothing to learn from. "
-                "Paint your subject white, crop the photo around it, or disconnect the masks (Load Image gives an empty "
-                "mask for pictures without transparency)."
+                "Paint your subject white, crop the photo around it, or disconnect the masks (Load Image gives an "
+                "empty mask for pictures without transparency)."
             )
     return squares, square_covers
 

@@ -66,6 +66,12 @@ def superclass_tokens(clip, superclass: str) -> dict[str, int]:
     return {name: _word_tokens(clip, name, superclass)[-1] for name in encoders(clip)}
 
 
+def locked_word(clip, superclass: str) -> str:
+    """The word or part of a word that keys are locked to."""
+    name, token = next(iter(superclass_tokens(clip, superclass).items()))
+    return getattr(clip.tokenizer, f"clip_{name}").tokenizer.convert_ids_to_tokens(token).removesuffix("</w>")
+
+
 def word_count(clip, text: str) -> int:
     """How many tokens ``text`` has in the CLIP's first encoder."""
     return len(_word_tokens(clip, next(iter(encoders(clip))), text))

@@ -1,4 +1,4 @@
-"""What attention receives as keys and values in the real UNet, against the paper's formula computed with its weights."""
+"""What attention receives as keys and values in the real UNet, against the paper's formula with its weights."""
 
 import dataclasses
 

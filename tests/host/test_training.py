@@ -105,12 +105,13 @@ def test_the_node_saves_a_file_that_gives_the_same_picture_in_a_new_process(
     monkeypatch.setattr(PerfusionTrainConcept, "hidden", types.SimpleNamespace(unique_id=None))
     model, clip, vae = models("sd1")
     trained = PerfusionTrainConcept.execute(
-        [model], [clip], [vae], [photos[0]], ["<my-teddy>"], ["teddy"], [2], [0], [64], [1], [1], [True], [0.03],
+        [model], [clip], [vae], [photos[0]], ["<my-teddy>"], ["teddy bear"], [2], [0], [64], [1], [1], [True], [0.03],
         [0.006], masks=[photos[1]], covariance=[metric],
     )  # fmt: skip
     concept, curve, report = trained.args
     assert curve.shape == (1, 400, 720, 3)
     assert "2 steps" in report
+    assert "locked to 'bear', the last token of 'teddy bear'" in report
     saved = Path(PerfusionSaveConcept.execute(concept, "my-teddy", overwrite=False).args[0])
     assert saved.parent == model_folder
     assert saved.stat().st_size < 60 * 1024
