@@ -96,7 +96,7 @@ class PerfusionTrainConcept(io.ComfyNode):
                 io.Int.Input(
                     "steps", default=settings.steps, min=1, max=10_000, tooltip="Optimizer steps. Paper: 400."
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, tooltip="The same seed gives the same concept."),
+                io.Int.Input("seed", default=0, min=0, max=2**53 - 1, tooltip="The same seed gives the same concept."),
                 CovarianceType.Input(
                     "covariance",
                     optional=True,
@@ -139,7 +139,7 @@ class PerfusionTrainConcept(io.ComfyNode):
                     default=settings.learning_rate_values,
                     min=1e-6,
                     max=1.0,
-                    step=0.001,
+                    step=0.0001,
                     tooltip="For what the subject looks like. Paper: 0.03.",
                     **ADVANCED,
                 ),
@@ -148,7 +148,7 @@ class PerfusionTrainConcept(io.ComfyNode):
                     default=settings.learning_rate_embedding,
                     min=1e-6,
                     max=1.0,
-                    step=0.001,
+                    step=0.0001,
                     tooltip="For the trigger's own embedding. Paper: 0.006.",
                     **ADVANCED,
                 ),

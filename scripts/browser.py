@@ -1,6 +1,6 @@
 """ComfyUI's real frontend in a headless Chromium, for the tests in tests/web and the pictures of the workflows.
 
-Used as `with Server(base) as server, open_frontend(server.address) as frontend: frontend.load("train")`.
+Used as `with Server(base) as server, open_frontend(server.address) as frontend: frontend.load("perfusion_train")`.
 """
 
 import json
@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from comfyui import REPO
 from playwright.sync_api import APIResponse, ConsoleMessage, Page, Request, sync_playwright
+
+from comfyui import REPO
 
 # Nothing but 127.0.0.1 can be reached, whatever the page tries
 OPTIONS = [

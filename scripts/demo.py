@@ -37,7 +37,7 @@ def main() -> None:
     print("Starting ComfyUI ...", flush=True)
     progress = ProgressLine()
     with Server(BASE, OUTPUT) as server:
-        train = load_workflow(server, "train.json", options.trigger)
+        train = load_workflow(server, "perfusion_train.json", options.trigger)
         override(train, "PerfusionLoadPhotos", folder=PHOTOS)
         override(train, "PerfusionCovariance", count=COVARIANCE_PROMPTS)
         concept = {"trigger": options.trigger, "superclass": options.superclass}
@@ -45,7 +45,7 @@ def main() -> None:
         override(train, "PerfusionSaveConcept", filename=CONCEPT, overwrite=True)
         trained = server.run(train, progress)
 
-        generate = load_workflow(server, "generate.json", options.trigger)
+        generate = load_workflow(server, "perfusion_generate.json", options.trigger)
         override(generate, "PerfusionLoader", concept=f"{CONCEPT}.safetensors")
         override(generate, "EmptyLatentImage", **PICTURE)
         override(generate, "KSampler", steps=SAMPLING_STEPS)

@@ -25,7 +25,7 @@ def server(tmp_path_factory):
 
 
 def train(server: Server, steps: int, name: str, on_progress=None) -> dict:
-    prompt = demo.load_workflow(server, "train.json", "<my-toy>")
+    prompt = demo.load_workflow(server, "perfusion_train.json", "<my-toy>")
     override(prompt, "PerfusionLoadPhotos", folder=demo.PHOTOS)
     override(prompt, "PerfusionCovariance", count=100)
     override(prompt, "PerfusionTrainConcept", steps=steps, **SMALL)
@@ -35,7 +35,7 @@ def train(server: Server, steps: int, name: str, on_progress=None) -> dict:
 
 def generate(server: Server, concept: str | None) -> np.ndarray:
     """The picture of the shipped workflow; with no concept, Perfusion Loader is bypassed as the frontend does it."""
-    prompt = demo.load_workflow(server, "generate.json", "<my-toy>")
+    prompt = demo.load_workflow(server, "perfusion_generate.json", "<my-toy>")
     override(prompt, "EmptyLatentImage", width=64, height=64, batch_size=1)
     override(prompt, "KSampler", steps=2)
     if concept is None:

@@ -1,0 +1,169 @@
+"""The pack in the real frontend: workflows come up as they were saved, and what users read is there."""
+
+import io
+import itertools
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+WORKFLOWS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
+PACK = "ComfyUI-Perfusion"
+each_workflow = pytest.mark.parametrize("name", WORKFLOWS)
+
+SHOWN_NODES = """() => app.graph.nodes.map(node => ({
+    id: Number(node.id), type: node.type, broken: Boolean(node.has_errors),
+    registered: node.type in LiteGraph.registered_node_types,
+    area: [...node.boundingRect],  // x, y, width, height with the title
+    widgets: (node.widgets ?? []).filter(widget => widget.serialize !== false)
+        .map(({ name, value, type, options }) => ({ name, value, choices: type === 'combo' ? options.values : null })),
+}))"""
+SHOWN_LINKS = """() => [...app.graph.links.values()].map(link => [
+    Number(link.origin_id), link.origin_slot, Number(link.target_id),
+    app.graph.getNodeById(link.target_id).inputs[link.target_slot].name, link.type,
+])"""
+
+
+def about_us(lines):
+    """Lines that name the pack or its files, but for a translated help page, which the frontend asks for first."""
+    return [line for line in lines if "perfusion" in line.lower() and "/en.md" not in line]
+
+
+def saved_links(workflow):
+    """(from node, from output, to node, name of its input, type); slot numbers of inputs vary with the frontend."""
+    inputs = {node["id"]: node.get("inputs", []) for node in workflow["nodes"]}
+    return [[start, slot, end, inputs[end][to]["name"], kind] for _, start, slot, end, to, kind in workflow["links"]]
+
+
+@each_workflow
+def test_workflow_loads_without_a_complaint(frontend, name):
+    frontend.load(name)
+    nodes = frontend.run(SHOWN_NODES)
+    assert [node["type"] for node in nodes if node["broken"] or not node["registered"]] == []
+    assert frontend.page.locator("[role=dialog], [role=alertdialog], [data-testid=error-overlay]").all() == []
+    assert about_us(frontend.complaints) == []
+
+
+@each_workflow
+def test_workflow_has_its_nodes_and_links(frontend, name):
+    from browser import workflow
+
+    saved = workflow(name)
+    frontend.load(name)
+    nodes = {node["id"]: node["type"] for node in frontend.run(SHOWN_NODES)}
+    assert nodes == {node["id"]: node["type"] for node in saved["nodes"]}
+    assert sorted(frontend.run(SHOWN_LINKS)) == sorted(saved_links(saved))
+
+
+@each_workflow
+def test_widgets_show_the_values_of_the_file(frontend, object_info, name):
+    from browser import workflow
+    from comfyui import to_prompt
+
+    saved = workflow(name)
+    values = {node["id"]: node.get("widgets_values", []) for node in saved["nodes"]}
+    by_name = {int(id): node["inputs"] for id, node in to_prompt(saved, object_info).items()}
+    frontend.load(name)
+    for node in frontend.run(SHOWN_NODES):
+        shown = {widget["name"]: widget["value"] for widget in node["widgets"]}
+        named = {key: value for key, value in by_name.get(node["id"], {}).items() if key in shown}
+        assert list(shown.values()) == values[node["id"]], node["type"]
+        assert named == {key: shown[key] for key in named}, node["type"]
+        assert set(shown) - set(named) <= {"control_after_generate", "text"}, node["type"]  # text: of a note
+        for widget in node["widgets"]:
+            assert widget["choices"] is None or widget["value"] in widget["choices"], (node["type"], widget)
+
+
+@each_workflow
+def test_frontend_makes_the_same_prompt_as_our_scripts(frontend, object_info, name):
+    from browser import workflow
+    from comfyui import to_prompt
+
+    def bare(prompt):
+        return {id: (node["class_type"], node["inputs"]) for id, node in prompt.items()}
+
+    frontend.load(name)
+    prompt = frontend.run("async () => (await app.graphToPrompt()).output")
+    assert bare(prompt) == bare(to_prompt(workflow(name), object_info))
+
+
+@each_workflow
+@pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
+def test_nodes_do_not_overlap(frontend, name, vue):
+    frontend.set("Comfy.VueNodes.Enabled", vue)
+    try:
+        frontend.load(name)
+        if vue:
+            drawn = "document.querySelectorAll('[data-node-id]').length >= app.graph.nodes.length"
+            frontend.page.wait_for_function(drawn)
+            frontend.page.wait_for_timeout(500)  # nodes grow to their content
+        nodes = frontend.run(SHOWN_NODES)
+    finally:
+        frontend.set("Comfy.VueNodes.Enabled", False)
+    for one, other in itertools.combinations(nodes, 2):
+        (x, y, width, height), (u, v, across, down) = one["area"], other["area"]
+        apart = x + width <= u or u + across <= x or y + height <= v or v + down <= y
+        assert apart, f"{one['type']} ({one['id']}) lies over {other['type']} ({other['id']})"
+
+
+def test_template_browser_shows_our_workflows(frontend):
+    assert sorted(frontend.get("/api/workflow_templates").json()[PACK]) == WORKFLOWS
+    frontend.run("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    dialog = frontend.page.get_by_role("dialog")
+    dialog.get_by_role("button", name=PACK).click()
+    for name in WORKFLOWS:
+        picture = dialog.get_by_test_id(f"template-workflow-{name}").locator("img").first.element_handle()
+        frontend.page.wait_for_function("picture => picture.naturalWidth > 0", arg=picture)
+    dialog.get_by_test_id("template-workflow-perfusion_train").click()
+    frontend.page.wait_for_function("app.graph.nodes.some(node => node.type === 'PerfusionTrainConcept')")
+    dialog.wait_for(state="hidden")
+
+
+@each_workflow
+def test_templates_have_pictures(frontend, name):
+    answer = frontend.get(f"/api/workflow_templates/{PACK}/{name}.jpg")
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert len(answer.body()) < 60_000
+    assert Image.open(io.BytesIO(answer.body())).format == "JPEG"
+
+
+def test_every_node_has_a_help_page(frontend, our_nodes):
+    assert our_nodes
+    for name, info in our_nodes.items():
+        answer = frontend.get(f"/extensions/{PACK}/docs/{name}.md")
+        assert answer.status == 200, name
+        assert answer.text().startswith(f"# {info['display_name']}\n"), name
+
+
+def test_info_button_shows_the_help_page(frontend):
+    frontend.load("perfusion_train")
+    frontend.run("() => app.canvas.selectNode(app.graph.nodes.find(node => node.type === 'PerfusionTrainConcept'))")
+    frontend.page.get_by_test_id("info-button").click()
+    page = frontend.page.get_by_test_id("properties-panel").locator("h1", has_text="Perfusion Train Concept")
+    page.wait_for()
+    frontend.page.get_by_test_id("info-button").click()
+
+
+def test_every_input_is_explained_and_few_are_shown(our_nodes):
+    for name, info in our_nodes.items():
+        inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+        options = {key: rest[0] if rest else {} for key, (_, *rest) in inputs.items()}
+        assert [key for key, option in options.items() if not option.get("tooltip")] == [], name
+        assert sum(not option.get("advanced") for option in options.values()) <= 10, name
+
+
+def test_nothing_of_ours_leaves_this_machine(frontend):
+    for name in WORKFLOWS:
+        frontend.load(name)
+    home = (frontend.address, frontend.address.replace("http", "ws", 1), "data:", "blob:")
+    outside = [request for request in frontend.requests if not request.startswith(home)]
+    blocked = [complaint for complaint in frontend.complaints if "Content Security Policy" in complaint]
+    assert about_us(outside + blocked) == []
+
+
+def test_server_starts_without_a_warning_from_us(server):
+    lines = server.log.read_text(errors="replace").splitlines()
+    suspects = [line for line in lines if any(word in line.lower() for word in ("warning", "error", "failed"))]
+    assert [line for line in suspects if "Perfusion" in line] == []  # in lower case it names only the cache folder
+    assert any("custom_nodes" in line and PACK in line for line in lines), "the host did not load the pack"
