@@ -23,7 +23,8 @@ OWN_REQUIREMENTS = [SCRIPTS / "requirements-torch.txt", REPO / "requirements.txt
 
 
 def run(*command: str | Path) -> None:
-    subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)
+    if subprocess.run([str(part) for part in command], stdout=sys.stderr).returncode:
+        sys.exit(f"Setting up the environment failed at: {' '.join(map(str, command))}")
 
 
 def say(text: str) -> None:
