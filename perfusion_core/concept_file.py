@@ -134,9 +134,9 @@ def _assemble(file_name: str, tensors: Mapping[str, Tensor], metadata: Mapping[s
     for name, tensor in tensors.items():
         group, _, member = name.partition(".")
         if member and group in groups:
-            groups[group][member] = _as_float(tensor)
+            groups[group][member] = tensor
         else:
-            vectors[name] = _as_float(tensor)
+            vectors[name] = tensor
     missing = set(_VECTORS) - vectors.keys() | set(_OWN_METADATA) - metadata.keys()
     if missing:
         raise ConceptFileError(f"{file_name} lacks {', '.join(sorted(missing))}. Get the file anew.")

@@ -61,6 +61,11 @@ def encoders(clip) -> dict[str, torch.nn.Module]:
     return {name: getattr(clip.cond_stage_model, f"clip_{name}") for name in _ENCODERS if name in names}
 
 
+def embedding_tables(clip) -> dict[str, Tensor]:
+    """{encoder: (vocabulary, d_encoder)}, the input embeddings of all tokens."""
+    return {name: encoder.transformer.get_input_embeddings().weight for name, encoder in encoders(clip).items()}
+
+
 def superclass_tokens(clip, superclass: str) -> dict[str, int]:
     """{encoder: the token that is locked}: the last of the superclass's, as in "teddy bear" the bear."""
     return {name: _word_tokens(clip, name, superclass)[-1] for name in encoders(clip)}
@@ -69,7 +74,7 @@ def superclass_tokens(clip, superclass: str) -> dict[str, int]:
 def locked_word(clip, superclass: str) -> str:
     """The word or part of a word that keys are locked to."""
     name, token = next(iter(superclass_tokens(clip, superclass).items()))
-    return getattr(clip.tokenizer, f"clip_{name}").tokenizer.convert_ids_to_tokens(token).removesuffix("</w>")
+    return _plain(getattr(clip.tokenizer, f"clip_{name}")).convert_ids_to_tokens(token).removesuffix("</w>")
 
 
 def word_count(clip, text: str) -> int:
@@ -99,7 +104,7 @@ def with_triggers(tokenizer, embeddings: Mapping[str, Mapping[str, Tensor]]):
     tokenizer = copy.copy(tokenizer)
     for name in tokenizer.tokenize_with_weights(""):
         part = copy.copy(getattr(tokenizer, f"clip_{name}"))
-        plain = part.tokenizer.plain if isinstance(part.tokenizer, _TriggerTokenizer) else part.tokenizer
+        plain = _plain(part)
         own = {trigger: by_encoder[name] for trigger, by_encoder in embeddings.items()}
         part.tokenizer = _TriggerTokenizer(plain, own) if own else plain
         setattr(tokenizer, f"clip_{name}", part)
@@ -189,18 +194,19 @@ def _with_superclasses(tokens, words: Mapping[str, Mapping[str, int]]):
 
 
 def _word_tokens(clip, encoder: str, text: str) -> list[int]:
-    tokenizer = getattr(clip.tokenizer, f"clip_{encoder}").tokenizer
-    plain = tokenizer.plain if isinstance(tokenizer, _TriggerTokenizer) else tokenizer
-    tokens = plain(text.strip())["input_ids"][1:-1]
+    tokens = _plain(getattr(clip.tokenizer, f"clip_{encoder}"))(text.strip())["input_ids"][1:-1]
     if not tokens:
         raise ValueError("The superclass is empty. Give the plain word your concept is a kind of, such as teddy.")
     return tokens
 
 
+def _plain(part):
+    """The Hugging Face tokenizer of one of the host's tokenizers, without triggers."""
+    return part.tokenizer.plain if isinstance(part.tokenizer, _TriggerTokenizer) else part.tokenizer
+
+
 def _check_fits(concept: Concept, clip) -> None:
-    widths = {
-        name: encoder.transformer.get_input_embeddings().weight.shape[1] for name, encoder in encoders(clip).items()
-    }
+    widths = {name: table.shape[1] for name, table in embedding_tables(clip).items()}
     found = {name: embedding.shape[0] for name, embedding in concept.token_embeddings.items()}
     if found != widths:
         raise ValueError(

@@ -36,8 +36,8 @@ class ComfyTrainee:
 
     def superclass_embeddings(self) -> Mapping[str, Tensor]:
         return {
-            name: encoder.transformer.get_input_embeddings().weight[self._superclass[name]].detach().float().clone()
-            for name, encoder in text.encoders(self._clip).items()
+            name: table[self._superclass[name]].detach().float().clone()
+            for name, table in text.embedding_tables(self._clip).items()
         }
 
     def encode(self, templates: Sequence[int], token_embeddings: Mapping[str, Tensor]) -> EncodedPrompts:
@@ -125,10 +125,8 @@ def _check_trainable(model) -> None:
 
 def _template_tokens(clip) -> list[tuple[dict[str, list[int]], int]]:
     """For every template its tokens per encoder and where the trigger stands in them."""
-    widths = {
-        name: encoder.transformer.get_input_embeddings().weight[0] for name, encoder in text.encoders(clip).items()
-    }
-    tokenizer = text.with_triggers(clip.tokenizer, {_PLACE: widths})
+    any_embeddings = {name: table[0] for name, table in text.embedding_tables(clip).items()}
+    tokenizer = text.with_triggers(clip.tokenizer, {_PLACE: any_embeddings})
     found = []
     for template in TEMPLATES:
         sections = {
