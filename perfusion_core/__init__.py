@@ -1,13 +1,16 @@
 """Perfusion (Tewel et al., SIGGRAPH 2023, "Key-Locked Rank One Editing") in pure torch; knows nothing of ComfyUI."""
 
+from .checkpoints import Checkpoint, best_checkpoint
 from .concept import Concept
 from .concept_file import ConceptFileError, load_concept, save_concept
 from .covariance import Covariance
 from .edit import ConceptSet, EditedEncoding
 from .training import EncodedPrompts, Trainee, Training, TrainingSettings, masked_mse, train_concept
+from .training_file import load_training, save_training
 from .wiring import Wiring, cross_attention_layers
 
 __all__ = [
+    "Checkpoint",
     "Concept",
     "ConceptFileError",
     "ConceptSet",
@@ -18,9 +21,12 @@ __all__ = [
     "Training",
     "TrainingSettings",
     "Wiring",
+    "best_checkpoint",
     "cross_attention_layers",
     "load_concept",
+    "load_training",
     "masked_mse",
     "save_concept",
+    "save_training",
     "train_concept",
 ]

@@ -58,7 +58,7 @@ def save_concept(concept: Concept, path: str | os.PathLike[str]) -> None:
     """
     if problem := concept.problem():
         raise ConceptFileError(f"{concept.name} is not saved: {problem}.")
-    tensors = {name: _stored(name, tensor) for name, tensor in concept.tensors().items()}
+    tensors = stored_tensors(concept)
     own = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
@@ -79,6 +79,11 @@ def save_concept(concept: Concept, path: str | os.PathLike[str]) -> None:
         "modelspec.trigger_phrase": concept.trigger,
     }
     write_atomically(Path(path), safetensors_bytes(tensors, metadata))
+
+
+def stored_tensors(concept: Concept) -> dict[str, Tensor]:
+    """The concept's tensors as its file holds them, with memory of their own."""
+    return {name: _stored(name, tensor) for name, tensor in concept.tensors().items()}
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

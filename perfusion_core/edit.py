@@ -133,22 +133,25 @@ class ConceptSet:
     def _coefficients(self, encoding: Tensor) -> _Coefficients:
         """The matrices of the edit where ``encoding`` is, in at least fp32."""
         place = encoding.device, torch.promote_types(torch.float32, encoding.dtype)
-        if place not in self._on:
-            with torch.inference_mode(False):
-                strengths = torch.tensor(self.strengths, dtype=torch.float64)
-                removal = _removal(self._energies, strengths) @ self._targets
-                superclasses = torch.stack([_precise(concept.superclass_input) for concept in self.concepts])
-                added = strengths[:, None] * superclasses
-                locked = torch.tensor([[concept.key_outputs is None] for concept in self.concepts])
-                self._on[place] = _Coefficients(
-                    duals=self._duals.to(*place),
-                    energies=self._energies.diagonal().to(*place),
-                    directions=torch.cat([-removal, added]).to(*place),
-                    key_directions=torch.cat([-removal, added * locked]).to(*place),
-                    betas=torch.tensor(self.betas, dtype=torch.float64).to(*place),
-                    temperatures=torch.tensor(self.temperatures, dtype=torch.float64).to(*place),
-                )
-        return self._on[place]
+        if place in self._on:
+            return self._on[place]
+        with torch.inference_mode(False):
+            strengths = torch.tensor(self.strengths, dtype=torch.float64)
+            removal = _removal(self._energies, strengths) @ self._targets
+            superclasses = torch.stack([_precise(concept.superclass_input) for concept in self.concepts])
+            added = strengths[:, None] * superclasses
+            locked = torch.tensor([[concept.key_outputs is None] for concept in self.concepts])
+            coefficients = _Coefficients(
+                duals=self._duals.to(*place),
+                energies=self._energies.diagonal().to(*place),
+                directions=torch.cat([-removal, added]).to(*place),
+                key_directions=torch.cat([-removal, added * locked]).to(*place),
+                betas=torch.tensor(self.betas, dtype=torch.float64).to(*place),
+                temperatures=torch.tensor(self.temperatures, dtype=torch.float64).to(*place),
+            )
+        if not coefficients.directions.requires_grad:  # else it belongs to one graph
+            self._on[place] = coefficients
+        return coefficients
 
 
 @dataclass(frozen=True)

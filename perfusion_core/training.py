@@ -18,6 +18,8 @@ from .concept import Concept, trigger_problem
 from .edit import ConceptSet
 from .wiring import Wiring
 
+_ADAM = ("step", "exp_avg", "exp_avg_sq")
+_MANY_PHOTOS = 10_000  # after so many the running mean no longer hurries
 _LOSS_SCALE = 2.0**12  # keeps fp16 models' gradients from underflowing; exact, being a power of two
 
 
@@ -32,7 +34,8 @@ class TrainingSettings:
     learning_rate_embedding: float = 0.006
     beta: float = 0.75
     temperature: float = 0.1
-    decay: float = 0.99  # of the running mean i*, per micro-batch
+    decay: float = 0.99  # of the running mean i*, per four photos
+    target_gradient: bool = False  # whether the embedding also learns through i*, straight through its running mean
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,12 +63,11 @@ class EncodedPrompts:
 class Trainee(Protocol):
     """What ``train_concept`` needs of a text-to-image model and the photos: the one adapter to write for a new model.
 
-    Templates are the sentences that hold the trigger, numbered from 0; photos likewise.
+    Photos are numbered from 0, and so are the templates, the sentences that hold the trigger.
     """
 
     wiring: Wiring  # of the model's cross-attention, open during training
-    photos: int
-    templates: int
+    templates: Sequence[Sequence[int]]  # for every photo the templates that may go with it
 
     def superclass_embeddings(self) -> Mapping[str, Tensor]:
         """{encoder: (d_encoder,)}, the superclass word's own token embeddings, where training starts."""
@@ -102,8 +104,9 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tenso
 class Training:
     """A concept in the making. ``step()`` advances it, ``concept()`` is what it has learned so far.
 
-    covariance_inverse is C^-1, (d, d). The same seed on the same machine gives the same concept.
-    Raises ValueError for an empty superclass or a trigger that prompts cannot hold.
+    covariance_inverse is C^-1, (d, d). The same seed on the same machine gives the same concept, also when the training
+    was left and taken up again (``state_dict``). Raises ValueError for an empty superclass or a trigger that prompts
+    cannot hold.
     """
 
     def __init__(
@@ -126,8 +129,8 @@ class Training:
 
         start = trainee.superclass_embeddings()
         with torch.no_grad():
-            prompts = trainee.encode(range(trainee.templates), start)
-            self.superclass_input = _trigger_encoding(prompts)  # s
+            distinct = sorted({template for templates in trainee.templates for template in templates})
+            self.superclass_input = _trigger_encoding(trainee.encode(distinct, start))  # s
         self.target_input = self.superclass_input.clone()  # i*
         if covariance_inverse.shape != (len(self.target_input), len(self.target_input)):
             raise ValueError(
@@ -146,71 +149,92 @@ class Training:
                 {"params": list(self.token_embeddings.values()), "lr": settings.learning_rate_embedding},
             ]
         )
-        self._micro_batches = 0
+        self._photos_seen = 0
 
     def step(self) -> float:
-        """One optimizer step; returns its mean loss.
+        """One optimizer step; returns its mean loss. Whatever interrupts it, the training is then as it was before.
 
-        Raises FloatingPointError when the loss or its gradient is no longer a number; ``concept()`` is then what it was
-        after the step before.
+        Raises FloatingPointError when the loss or its gradient is no longer a number.
         """
-        before = self.target_input, self._micro_batches
-        self._optimizer.zero_grad(set_to_none=True)
+        before = self.target_input, self._photos_seen, self._generator.get_state()
+        try:
+            loss = self._accumulate_gradients()
+        except BaseException:
+            self.target_input, self._photos_seen, random_state = before
+            self._generator.set_state(random_state)
+            raise
+        self._optimizer.step()
+        self.losses.append(loss)
+        return loss
+
+    def _accumulate_gradients(self) -> float:
+        self._optimizer.zero_grad()
         total = 0.0
         for _ in range(self.settings.accumulation):
             loss = self._micro_batch() / self.settings.accumulation
             (loss * _LOSS_SCALE).backward()
             total += loss.item()
-        gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self._parameters().values() if parameter.grad is not None]
         torch._foreach_div_(gradients, _LOSS_SCALE)
         if not math.isfinite(total) or not all(torch.isfinite(gradient).all() for gradient in gradients):
-            self.target_input, self._micro_batches = before
             raise FloatingPointError(
                 f"The training diverged at step {len(self.losses) + 1} (loss {total}). Train in fp32 or bf16, or lower "
                 "the learning rates. What was learned until the step before is intact."
             )
-        self._optimizer.step()
-        self.losses.append(total)
         return total
 
-    def _parameters(self) -> list[torch.nn.Parameter]:
-        return [*self.value_deltas.values(), *self.token_embeddings.values()]
+    def _parameters(self) -> dict[str, torch.nn.Parameter]:
+        """What is trained, named as in ``Concept.tensors``."""
+        return {
+            **{f"value_delta.{layer}": delta for layer, delta in self.value_deltas.items()},
+            **{f"token_embedding.{name}": embedding for name, embedding in self.token_embeddings.items()},
+        }
 
     def _micro_batch(self) -> Tensor:
-        size = self.settings.batch_size
-        photos = torch.randint(self.trainee.photos, (size,), generator=self._generator)
-        templates = torch.randint(self.trainee.templates, (size,), generator=self._generator)
-        distinct, rows = templates.unique(return_inverse=True)  # every template is encoded once
+        size, choices = self.settings.batch_size, self.trainee.templates
+        photos = torch.randint(len(choices), (size,), generator=self._generator)
+        chances = torch.rand(size, generator=self._generator).tolist()
+        chosen = [choices[i][int(chance * len(choices[i]))] for i, chance in zip(photos.tolist(), chances, strict=True)]
+        prompts, encoding = self._encode(chosen)
+        self._follow(encoding.detach())
+        target = self.target_input
+        if self.settings.target_gradient:  # the value of i*, the gradient of the trigger's encoding
+            target = target + (encoding - encoding.detach())
+        self.trainee.wiring.concepts = self._concept_set(target)
+        return self.trainee.loss(photos, prompts, self._generator)
+
+    def _encode(self, templates: Sequence[int]) -> tuple[EncodedPrompts, Tensor]:
+        """One row per template, each distinct one encoded once, and the mean of the trigger's encoding over these."""
+        distinct, rows = torch.tensor(templates).unique(return_inverse=True)
         prompts = self.trainee.encode(distinct.tolist(), self.token_embeddings)
-        self._follow(_trigger_encoding(prompts).detach())
-        self.trainee.wiring.concepts = self._concept_set()
-        return self.trainee.loss(photos, _rows(prompts, rows), self._generator)
+        return _rows(prompts, rows), _trigger_encoding(prompts)
 
     def _follow(self, encoding: Tensor) -> None:
         """i* follows the trigger's encoding. The mean is quick at first, or short trainings would stay at the start."""
-        self._micro_batches += 1
-        decay = min(self.settings.decay, self._micro_batches / (10 + self._micro_batches))
+        self._photos_seen += self.settings.batch_size
+        fours = self._photos_seen / 4
+        decay = min(self.settings.decay, fours / (10 + fours)) ** (self.settings.batch_size / 4)
         self.target_input = decay * self.target_input + (1 - decay) * encoding
 
-    def _concept_set(self) -> ConceptSet:
-        return ConceptSet([self._live_concept()], self.settings.beta, self.settings.temperature)
+    def _concept_set(self, target: Tensor) -> ConceptSet:
+        return ConceptSet([self._live_concept(target)], self.settings.beta, self.settings.temperature)
 
-    def _live_concept(self) -> Concept:
+    def _live_concept(self, target: Tensor) -> Concept:
         return Concept(
             name=self.trigger.strip("<>") or self.trigger,
             trigger=self.trigger,
             superclass=self.superclass,
             base_model=self.base_model,
             token_embeddings=self.token_embeddings,
-            target_input=self.target_input,
-            target_dual=self._inverse @ self.target_input,
+            target_input=target,
+            target_dual=self._inverse @ target,
             superclass_input=self.superclass_input,
             value_deltas=self.value_deltas,
         )
 
     def concept(self) -> Concept:
         """What has been learned so far, detached and on the CPU."""
-        live = self._live_concept()
+        live = self._live_concept(self.target_input)
         return live.replace(
             token_embeddings=_kept(live.token_embeddings),
             target_input=_copy(live.target_input),
@@ -219,23 +243,69 @@ class Training:
             value_deltas=_kept(live.value_deltas),
         )
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that changes while training, on the CPU; ``load_state_dict`` goes on from it, bit for bit."""
+        state = {
+            "target_input": _copy(self.target_input),
+            "photos_seen": torch.tensor(self._photos_seen),
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "random_state": self._generator.get_state(),
+        }
+        for name, parameter in self._parameters().items():
+            state[name] = _copy(parameter)
+            for moment, tensor in self._optimizer.state[parameter].items():
+                state[f"adam.{name}.{moment}"] = _copy(tensor)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from what ``state_dict`` returned, or, with a fresh optimizer, from a concept's ``tensors()``.
+
+        Raises ValueError when it belongs to another model or is damaged; the training is then as it was before.
+        """
+        parameters = self._parameters()
+        fresh = not any(name.startswith("adam.") for name in state)
+        moments = () if fresh else _ADAM
+        expected = {"target_input": self.target_input.shape}
+        for name, parameter in parameters.items():
+            expected[name] = parameter.shape
+            expected |= {f"adam.{name}.{moment}": parameter.shape if moment != "step" else () for moment in moments}
+        if not fresh:
+            expected |= {"photos_seen": (), "random_state": self._generator.get_state().shape}
+        for name, shape in expected.items():
+            if name not in state or state[name].shape != shape or not torch.isfinite(state[name]).all():
+                raise ValueError(
+                    f"Cannot go on from this: {name} is missing, damaged, or of another size than in this model. "
+                    "Use the model and text encoder it was trained with."
+                )
+        self.target_input = state["target_input"].to(self.target_input, copy=True)
+        self._photos_seen = int(state.get("photos_seen", _MANY_PHOTOS))
+        self.losses = state["losses"].tolist() if "losses" in state else []
+        if "random_state" in state:
+            self._generator.set_state(state["random_state"])
+        for name, parameter in parameters.items():
+            parameter.data.copy_(state[name])
+            kept = {moment: state[f"adam.{name}.{moment}"] for moment in moments}
+            # Adam counts its steps on the CPU
+            self._optimizer.state[parameter] = {
+                moment: tensor.clone() if moment == "step" else tensor.to(parameter, copy=True)
+                for moment, tensor in kept.items()
+            }
+
     @torch.no_grad()
     def evaluate(self, draws: int = 4) -> float:
-        """The loss on a fixed set of noises and timesteps, ``draws`` for each photo, at the first template.
+        """The loss on a fixed set of noises and timesteps, ``draws`` for each photo, at its first template.
 
         Raises RuntimeError while the trainee's wiring is not open: it would be the loss of the model without the edit.
         """
         if not self.trainee.wiring.is_open:
             raise RuntimeError("Enter the trainee's wiring before evaluating.")
-        generator = torch.Generator().manual_seed(0)
-        prompts = self.trainee.encode([0], self.token_embeddings)
-        self.trainee.wiring.concepts = self._concept_set()
-        photos = torch.arange(self.trainee.photos).repeat(draws).split(self.settings.batch_size)
-        total = sum(
-            len(batch) * self.trainee.loss(batch, _rows(prompts, torch.zeros_like(batch)), generator).item()
-            for batch in photos
-        )
-        return total / (draws * self.trainee.photos)
+        generator, choices = torch.Generator().manual_seed(0), self.trainee.templates
+        self.trainee.wiring.concepts = self._concept_set(self.target_input)
+        total = 0.0
+        for photos in torch.arange(len(choices)).repeat(draws).split(self.settings.batch_size):
+            prompts, _ = self._encode([choices[photo][0] for photo in photos])
+            total += len(photos) * self.trainee.loss(photos, prompts, generator).item()
+        return total / (draws * len(choices))
 
 
 def train_concept(

@@ -17,12 +17,14 @@ from perfusion_core import (
     Training,
     TrainingSettings,
     load_concept,
+    load_training,
     save_concept,
+    save_training,
     train_concept,
 )
 
 from .makers import same_bits
-from .tiny import TinyTrainee
+from .tiny import TEMPLATE_AT, TinyTrainee
 
 QUICK = TrainingSettings(steps=4, batch_size=4, accumulation=2)
 SUBJECT = ("<thing>", "thing", "tiny")
@@ -124,11 +126,13 @@ def test_an_error_in_the_middle_leaves_the_base_model_unwired() -> None:
     assert all("forward" not in module.__dict__ for module in trainee.net.modules())
 
 
+@pytest.mark.parametrize("straight_through", [False, True])
 @pytest.mark.parametrize("prepare", [False, True])
-def test_gradients_equal_finite_differences_of_the_loss(prepare: bool) -> None:
-    """i* is held fixed: it is a running mean that gradients do not pass."""
+def test_gradients_equal_finite_differences_of_the_loss(prepare: bool, straight_through: bool) -> None:
+    """i* is held fixed, a running mean that gradients do not pass, or moves along with the trigger's encoding."""
     trainee = TinyTrainee(prepare=prepare)
-    training = start(trainee, TrainingSettings(batch_size=4, accumulation=1))
+    settings = TrainingSettings(batch_size=4, accumulation=1, target_gradient=straight_through)
+    training = start(trainee, settings)
     with trainee.wiring:
         for _ in range(3):
             training.step()
@@ -140,7 +144,10 @@ def test_gradients_equal_finite_differences_of_the_loss(prepare: bool) -> None:
 
     def loss(moved: dict[str, Tensor]) -> float:
         deltas = {layer: moved[layer] for layer in before.value_deltas}
-        return trainee.replay(call, moved["embedding"], deltas, QUICK.beta, QUICK.temperature).item()
+        replayed = trainee.replay(
+            call, moved["embedding"], deltas, QUICK.beta, QUICK.temperature, moving=straight_through
+        )
+        return replayed.item()
 
     found = {"embedding": training.token_embeddings["l"].grad}
     found |= {layer: delta.grad for layer, delta in training.value_deltas.items()}
@@ -153,6 +160,24 @@ def test_gradients_equal_finite_differences_of_the_loss(prepare: bool) -> None:
                 step[place] = 1e-6
                 slope = (loss(at | {name: at[name] + step}) - loss(at | {name: at[name] - step})) / 2e-6
                 assert gradient[place].item() == pytest.approx(slope, rel=1e-4, abs=1e-6), (name, place)
+
+
+def test_the_gradient_through_the_target_is_another_one() -> None:
+    with_it, without = (
+        train(TinyTrainee(), dataclasses.replace(QUICK, target_gradient=through)) for through in (True, False)
+    )
+    assert not torch.equal(with_it.token_embeddings["l"], without.token_embeddings["l"])
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "non-reentrant"])
+@pytest.mark.parametrize("prepare", [False, True])
+def test_the_gradient_through_the_target_survives_checkpointing(prepare: bool, checkpointing: str) -> None:
+    plain, other = TinyTrainee(), TinyTrainee(prepare=prepare)
+    other.net.checkpointing = checkpointing
+    settings = dataclasses.replace(QUICK, target_gradient=True)
+    expected, found = train(plain, settings).tensors(), train(other, settings).tensors()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_a_step_takes_the_mean_over_its_micro_batches() -> None:
@@ -196,6 +221,19 @@ def test_training_starts_at_the_superclass() -> None:
     assert all(torch.count_nonzero(delta) == 0 for delta in concept.value_deltas.values())
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_the_running_mean_counts_photos_not_batches(batch_size: int) -> None:
+    """So that one photo at a time, for want of memory, learns alike."""
+    followed = []
+    for size in (4, batch_size):
+        training = start(TinyTrainee(), TrainingSettings(batch_size=size, accumulation=1, decay=0.8))
+        training._photos_seen = 400
+        for _ in range(16 // size):
+            training._follow(torch.ones(12))
+        followed.append(training.target_input)
+    torch.testing.assert_close(*followed)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.99])
 def test_the_target_is_the_running_mean_of_the_triggers_encoding(decay: float) -> None:
     trainee = TinyTrainee()
@@ -220,6 +258,111 @@ def test_every_template_and_photo_takes_its_turn() -> None:
     train(trainee)
     assert {int(photo) for call in trainee.calls for photo in call.photos} == {0, 1, 2}
     assert {int(at) for call in trainee.calls for at in call.positions} == {1, 2, 3}
+
+
+def test_photos_keep_to_the_templates_that_go_with_them() -> None:
+    trainee = TinyTrainee()
+    trainee.templates = [[2], [0, 1], [1]]
+    train(trainee, dataclasses.replace(QUICK, steps=10))
+    seen = {
+        (int(photo), TEMPLATE_AT[int(at)])
+        for call in trainee.calls
+        for photo, at in zip(call.photos, call.positions, strict=True)
+    }
+    assert seen == {(0, 2), (1, 0), (1, 1), (2, 1)}
+
+
+@pytest.mark.parametrize("target_gradient", [False, True])
+def test_a_training_that_was_left_and_taken_up_again_gives_the_same_bits(target_gradient: bool, tmp_path: Path) -> None:
+    settings = dataclasses.replace(QUICK, steps=6, target_gradient=target_gradient)
+    whole, first = start(TinyTrainee(), settings), start(TinyTrainee(), settings)
+    with whole.trainee.wiring, first.trainee.wiring:
+        for _ in range(6):
+            whole.step()
+        for _ in range(2):
+            first.step()
+    save_concept(first.concept(), tmp_path / "half.safetensors")
+    save_training(first.state_dict(), first.concept(), tmp_path / "half.training")
+    saved = load_concept(tmp_path / "half.safetensors")
+
+    second = start(TinyTrainee(), settings)
+    second.load_state_dict(load_training(tmp_path / "half.training", saved))
+    assert_same_concept(second.concept(), first.concept())
+    with second.trainee.wiring:
+        for _ in range(4):
+            second.step()
+    assert_same_concept(second.concept(), whole.concept())
+    assert second.losses == whole.losses
+
+
+def test_a_training_goes_on_from_a_concept_alone() -> None:
+    first = train(TinyTrainee())
+    second = start(TinyTrainee())
+    second.load_state_dict(first.tensors())
+    assert_same_concept(second.concept(), first)
+    with second.trainee.wiring:
+        second.step()
+    moved = second.concept().target_input - first.target_input
+    assert 0 < moved.norm() < 0.1 * first.target_input.norm()  # i* does not start over
+
+
+def test_a_state_before_the_first_step_can_be_loaded() -> None:
+    fresh, other = start(TinyTrainee()), start(TinyTrainee())
+    other.load_state_dict(fresh.state_dict())
+    with fresh.trainee.wiring, other.trainee.wiring:
+        assert fresh.step() == other.step()
+
+
+@pytest.mark.parametrize("spoil", ["missing", "shape", "NaN", "random state", "half of Adam"])
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(spoil: str) -> None:
+    trainee = TinyTrainee()
+    training = start(trainee)
+    with trainee.wiring:
+        training.step()
+    state, before = training.state_dict(), training.state_dict()
+    if spoil == "missing":
+        del state["token_embedding.l"]
+    elif spoil == "shape":
+        state["target_input"] = torch.zeros(5)
+    elif spoil == "NaN":
+        state["adam.token_embedding.l.exp_avg"][0] = float("nan")
+    elif spoil == "random state":
+        state["random_state"] = state["random_state"][:10]
+    else:
+        del state["adam.token_embedding.l.step"]
+    with pytest.raises(ValueError, match="Cannot go on from this"):
+        training.load_state_dict(state)
+    now = training.state_dict()
+    assert now.keys() == before.keys()
+    assert all(same_bits(tensor, before[name]) for name, tensor in now.items())
+
+
+class Cancelled(TinyTrainee):
+    """Is interrupted in its call number ``at``."""
+
+    at = 0
+
+    def loss(self, photos: Tensor, prompts: EncodedPrompts, generator: torch.Generator) -> Tensor:
+        if len(self.calls) + 1 == self.at:
+            self.at = 0
+            torch.rand(3, generator=generator)
+            raise KeyboardInterrupt
+        return super().loss(photos, prompts, generator)
+
+
+@pytest.mark.parametrize("at", [5, 6])
+def test_an_interrupted_step_is_as_if_it_had_not_begun(at: int) -> None:
+    trainee = Cancelled()
+    trainee.at = at
+    training = start(trainee)
+    with trainee.wiring:
+        training.step()
+        training.step()
+        with pytest.raises(KeyboardInterrupt):
+            training.step()
+        training.step()
+        training.step()
+    assert_same_concept(training.concept(), train(TinyTrainee()))
 
 
 def test_on_step_is_called_after_each_step() -> None:

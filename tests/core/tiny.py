@@ -79,7 +79,7 @@ class TinyTrainee:
     """Keeps a record of every call of ``loss`` in ``calls``."""
 
     photos = 3
-    templates = len(TEMPLATES)
+    templates = [range(len(TEMPLATES))] * photos
 
     def __init__(self, dtype: torch.dtype = torch.float64, prepare: bool = True):
         random = torch.Generator().manual_seed(1)
@@ -97,7 +97,7 @@ class TinyTrainee:
         self._encoded: list[int] = []
 
     def covariance_inverse(self) -> Tensor:
-        encodings = self.encode(range(self.templates), self.superclass_embeddings()).encodings.flatten(0, 1)
+        encodings = self.encode(range(len(TEMPLATES)), self.superclass_embeddings()).encodings.flatten(0, 1)
         moment = encodings.T @ encodings / len(encodings)
         return torch.linalg.inv(moment + 0.05 * torch.eye(DIM, dtype=self.dtype))
 
@@ -116,14 +116,29 @@ class TinyTrainee:
         positions = torch.tensor([TEMPLATES[number].index(TRIGGER) for number in templates])
         return EncodedPrompts(torch.tanh((x + before) @ self.mixing / 4), positions)
 
-    def replay(self, call: Call, embedding: Tensor, deltas: Mapping[str, Tensor], beta: float, tau: float) -> Tensor:
-        """The loss of ``call`` for another embedding and other deltas, its i* held fixed."""
-        concept = call.concepts.concepts[0].replace(value_deltas=deltas)
-        self.wiring.concepts = ConceptSet([concept], beta, tau)
+    def replay(
+        self, call: Call, embedding: Tensor, deltas: Mapping[str, Tensor], beta: float, tau: float, moving: bool = False
+    ) -> Tensor:
+        """The loss of ``call`` for another embedding and other deltas; i* is held fixed, or ``moving`` along with the
+        trigger's encoding."""
         prompts = self.encode([TEMPLATE_AT[at] for at in call.positions.tolist()], {"l": embedding})
+        concept = call.concepts.concepts[0].replace(value_deltas=deltas)
+        if moving:
+            shift = self._trigger_mean(prompts.encodings, call) - self._trigger_mean(None, call)
+            target, dual = concept.target_input.detach().double(), concept.target_dual.detach().double()
+            concept = concept.replace(target_input=target + shift, target_dual=dual + self.covariance_inverse() @ shift)
+        self.wiring.concepts = ConceptSet([concept], beta, tau)
         random = torch.Generator()
         random.set_state(call.random_state)
         return self.loss(call.photos, prompts, random)
+
+    @staticmethod
+    def _trigger_mean(encodings: Tensor | None, call: Call) -> Tensor:
+        """Over the distinct templates of ``call``: of these encodings, or of those it had."""
+        rows = {at: row for row, at in enumerate(call.positions.tolist())}
+        if encodings is None:
+            return torch.stack([call.trigger_encodings[row] for row in rows.values()]).mean(0)
+        return torch.stack([encodings[row, at] for at, row in rows.items()]).mean(0)
 
     def loss(self, photos: Tensor, prompts: EncodedPrompts, generator: torch.Generator) -> Tensor:
         row = torch.arange(len(photos))

@@ -1,0 +1,51 @@
+"""The best moment of a training: by score where there is one, else by loss."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from perfusion_core import Checkpoint, best_checkpoint
+
+from .makers import file_concept
+
+CONCEPT = file_concept()
+
+
+def checkpoint(step: int, loss: float, image: float | None = None, text: float | None = None) -> Checkpoint:
+    return Checkpoint(step, CONCEPT, loss, image, text)
+
+
+def best(*checkpoints: Checkpoint) -> int:
+    return best_checkpoint(checkpoints).step
+
+
+def test_the_lowest_loss_is_best_where_nothing_was_scored() -> None:
+    assert best(checkpoint(0, 0.9), checkpoint(50, 0.3), checkpoint(100, 0.4)) == 50
+
+
+def test_the_harmonic_mean_decides_where_there_are_scores() -> None:
+    """Not the sum: .9 + .1 is more than .4 + .4, but one of both has failed."""
+    assert best(checkpoint(50, 0.1, 0.9, 0.1), checkpoint(100, 0.9, 0.4, 0.4)) == 100
+    assert checkpoint(50, 0.1, 0.6, 0.3).score == pytest.approx(0.4)
+
+
+def test_what_was_not_scored_does_not_compete_with_what_was() -> None:
+    assert best(checkpoint(50, 0.1), checkpoint(100, 0.9, 0.1, 0.1)) == 100
+
+
+@pytest.mark.parametrize("similarities", [(0.0, 0.5), (-0.2, 0.5), (0.5, -0.5), (-0.1, -0.1)])
+def test_a_similarity_that_is_not_above_zero_scores_nothing(similarities: tuple[float, float]) -> None:
+    assert checkpoint(50, 0.1, *similarities).score == 0
+
+
+def test_the_untrained_concept_is_only_for_lack_of_others() -> None:
+    assert best(checkpoint(0, 0.1), checkpoint(50, 0.3)) == 50
+    assert best(checkpoint(0, 0.1)) == 0
+
+
+def test_the_earlier_of_equals_is_best() -> None:
+    equals = [checkpoint(50, 0.3, 0.5, 0.5), checkpoint(100, 0.2, 0.5, 0.5)]
+    assert best(*equals) == 50
+    assert best(*(dataclasses.replace(one, image_similarity=None, loss=0.1) for one in equals)) == 50
