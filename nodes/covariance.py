@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host.encoder_covariance import CAPTIONS, cached_covariance, measure_covariance
-from .schema import CATEGORY, CovarianceType
+from ..perfusion_core.covariance import RIDGE
+from .host.encoder_covariance import (
+    CAPTIONS,
+    MAX_MIB,
+    TOKENS,
+    cached_covariance,
+    caption_file_path,
+    caption_files,
+    caption_lines,
+    measure_covariance,
+    read_captions,
+)
+from .plots import as_image, spectrum
+from .schema import ADVANCED, CATEGORY, CovarianceType
+
+_NO_FILE = "none"
 
 
 class PerfusionCovariance(io.ComfyNode):
@@ -23,7 +37,8 @@ class PerfusionCovariance(io.ComfyNode):
                     "captions",
                     default="",
                     multiline=True,
-                    tooltip="Your own captions, one per line. Empty: built-in ones, and the result is kept.",
+                    tooltip="Your own captions, one per line. Empty: those of caption_file, or built-in ones, and the "
+                    "result is kept.",
                 ),
                 io.Int.Input(
                     "count",
@@ -32,14 +47,51 @@ class PerfusionCovariance(io.ComfyNode):
                     max=1_000_000,
                     tooltip="How many captions to use at most. 10000 takes seconds on a GPU, on a CPU many minutes.",
                 ),
+                io.Combo.Input(
+                    "tokens",
+                    options=list(TOKENS),
+                    tooltip="Which of a caption's 77 positions count: all; from the start up to the end token, without "
+                    "the padding; or its content, the words alone.",
+                    **ADVANCED,
+                ),
+                io.Float.Input(
+                    "ridge",
+                    default=RIDGE,
+                    min=0.0,
+                    max=10.0,
+                    step=0.0001,
+                    tooltip="Share of the mean variance that is added to every direction, so that rare ones do not "
+                    "decide. More for few captions. The picture shows what it covers.",
+                    **ADVANCED,
+                ),
+                io.Combo.Input(
+                    "caption_file",
+                    options=[_NO_FILE, *caption_files()],
+                    tooltip="A text file below ComfyUI's input directory: UTF-8, one caption per line, at most "
+                    f"{MAX_MIB} MiB. Used when the field captions is empty. Press R to refresh the list.",
+                    **ADVANCED,
+                ),
             ],
-            outputs=[CovarianceType.Output(display_name="covariance")],
+            outputs=[
+                CovarianceType.Output(display_name="covariance"),
+                io.Image.Output(display_name="spectrum", tooltip="The variance of every direction, and the ridge."),
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, clip, captions, count) -> io.NodeOutput:
-        own = [line.strip() for line in captions.splitlines() if line.strip()]
-        if own:
-            return io.NodeOutput(measure_covariance(clip, own[:count], cls.hidden.unique_id))
-        return io.NodeOutput(cached_covariance(clip, count, cls.hidden.unique_id))
+    def fingerprint_inputs(cls, caption_file, **_) -> str:
+        return "" if caption_file == _NO_FILE else str(caption_file_path(caption_file).stat().st_mtime_ns)
+
+    @classmethod
+    def execute(cls, clip, captions, count, tokens, ridge, caption_file) -> io.NodeOutput:
+        if clip is None:
+            raise ValueError("There is no text encoder: this checkpoint has none. Load one with Load CLIP.")
+        node_id = cls.hidden.unique_id
+        if own := caption_lines(captions):
+            covariance = measure_covariance(clip, own[:count], node_id, tokens)
+        else:
+            chosen = None if caption_file == _NO_FILE else read_captions(caption_file)
+            covariance = cached_covariance(clip, count, node_id, tokens, captions=chosen)
+        covariance.ridge = ridge  # here only: the kept file serves every ridge
+        return io.NodeOutput(covariance, as_image(spectrum(covariance)))

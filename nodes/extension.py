@@ -5,14 +5,23 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .covariance import PerfusionCovariance
-from .host import files
+from .host import clipseg, files, scorers
 from .load import PerfusionLoader, PerfusionSaveConcept
-from .train import PerfusionLoadPhotos, PerfusionTrainConcept
+from .photos import PerfusionLoadPhotos, PerfusionMasksFromText
+from .train import PerfusionTrainConcept
 
 
 class PerfusionExtension(ComfyExtension):
     async def on_load(self) -> None:
-        files.register()
+        for folder in (files, scorers, clipseg):
+            folder.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [PerfusionLoader, PerfusionLoadPhotos, PerfusionTrainConcept, PerfusionCovariance, PerfusionSaveConcept]
+        return [
+            PerfusionLoader,
+            PerfusionLoadPhotos,
+            PerfusionMasksFromText,
+            PerfusionTrainConcept,
+            PerfusionCovariance,
+            PerfusionSaveConcept,
+        ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..perfusion_core import load_concept, save_concept
+from ..perfusion_core import load_concept, save_concept, save_training
 from ..perfusion_core.edit import BETA, TEMPERATURE
-from .host.files import FOLDER, concept_names, concept_path, path_to_save
+from .host.files import FOLDER, concept_names, concept_path, path_to_save, training_path
 from .host.model import apply_to_model
 from .host.text import apply_to_clip
 from .host.uses import ConceptUse
@@ -104,17 +104,26 @@ class PerfusionSaveConcept(io.ComfyNode):
                     default=False,
                     tooltip="Replace a file of this name. Off: a number is added instead.",
                 ),
+                io.Boolean.Input(
+                    "keep_training",
+                    default=True,
+                    tooltip=f"Also keep what is needed to train on from here exactly, in models/{FOLDER}/training. It "
+                    "is some five times as large as the concept and needed for nothing else.",
+                    **ADVANCED,
+                ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="The file that was written.")],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, concept, filename, overwrite) -> io.NodeOutput:
+    def execute(cls, concept, filename, overwrite, keep_training=True) -> io.NodeOutput:
         path = path_to_save(filename, overwrite)
         (use,) = concept
         try:
             save_concept(use.concept.replace(name=path.stem), path)
+            if keep_training and use.training is not None:
+                save_training(use.training, use.concept, training_path(path))
         except OSError as error:
             raise RuntimeError(
                 f"The concept could not be written to {path} ({error}). Make room on the disk or choose another "

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..perfusion_core import Covariance
+
 _WIDTH, _HEIGHT = 720, 400
 _LEFT, _TOP, _RIGHT, _BOTTOM = 72, 40, 20, 48  # margins
-_INK, _GRID, _RAW, _SMOOTH = "#202124", "#dadce0", "#a8c7fa", "#0b57d0"
+_INK, _GRID, _RAW, _SMOOTH, _RED = "#202124", "#dadce0", "#a8c7fa", "#0b57d0", "#b3261e"
+_LEAST = 1e-8  # share of the mean that a covariance read from its fp32 file can still tell from nothing
 
 
-def loss_curve(losses: Sequence[float]) -> Image.Image:
-    """The loss of every step, raw and smoothed, as a picture 720 x 400."""
+def loss_curve(losses: Sequence[float], tested: Mapping[int, float]) -> Image.Image:
+    """The loss of every step, raw and smoothed, and ``tested``, {step: loss on fixed noises}, as a picture 720 x 400."""
     picture = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(14)
-    low, high = min(losses), max(losses)
+    shown = [*losses, *tested.values()]
+    low, high = min(shown), max(shown)
     margin = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
     low, high = low - margin, high + margin
 
@@ -39,6 +44,8 @@ def loss_curve(losses: Sequence[float]) -> Image.Image:
     draw.text((_LEFT, 12), "training loss", fill=_INK, font=font)
     draw.text((_LEFT + 120, 12), "raw", fill=_RAW, font=font)
     draw.text((_LEFT + 160, 12), "smoothed", fill=_SMOOTH, font=font)
+    if tested:
+        draw.text((_LEFT + 245, 12), "on fixed noises", fill=_RED, font=font)
     for values, colour, width in ((losses, _RAW, 1), (_smoothed(losses), _SMOOTH, 3)):
         points = [at(step, loss) for step, loss in enumerate(values, 1)]
         if len(points) > 1:
@@ -46,6 +53,47 @@ def loss_curve(losses: Sequence[float]) -> Image.Image:
         else:
             x, y = points[0]
             draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill=colour)
+    dots = [at(max(step, 1), loss) for step, loss in tested.items()]  # what was tested before the first step is at it
+    draw.line(dots, fill=_RED, width=1)
+    for x, y in dots:
+        draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill=_RED)
+    return picture
+
+
+def spectrum(covariance: Covariance) -> Image.Image:
+    """C's eigenvalues as shares of their mean, largest first, with the ridge, on a logarithmic scale, 720 x 400."""
+    values = torch.linalg.eigvalsh(covariance.matrix()).flip(0)
+    mean = max(float(values.mean()), torch.finfo(values.dtype).tiny)
+    shares = (values / mean).clamp_min(_LEAST).tolist()
+    ridge = max(covariance.ridge, _LEAST) if covariance.ridge else shares[-1]
+    low = math.floor(math.log10(min(shares[-1], ridge)))
+    high = max(math.ceil(math.log10(max(shares[0], ridge))), low + 1)
+    picture = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(14)
+
+    def at(direction: float, share: float) -> tuple[float, float]:
+        across = (direction - 1) / max(len(shares) - 1, 1)
+        return (
+            _LEFT + across * (_WIDTH - _LEFT - _RIGHT),
+            _TOP + (high - math.log10(share)) / (high - low) * (_HEIGHT - _TOP - _BOTTOM),
+        )
+
+    for decade in range(low, high + 1):
+        (x0, y), (x1, _) = at(1, 10.0**decade), at(len(shares), 10.0**decade)
+        draw.line([(x0, y), (x1, y)], fill=_GRID)
+        draw.text((x0 - 8, y), f"{10.0**decade:g}", fill=_INK, font=font, anchor="rm")
+    for direction in sorted({round(number) for number in np.linspace(1, len(shares), 6)}):
+        draw.text((at(direction, ridge)[0], _HEIGHT - _BOTTOM + 8), str(direction), fill=_INK, font=font, anchor="mt")
+    draw.text((_WIDTH / 2, _HEIGHT - 6), "direction", fill=_INK, font=font, anchor="mb")
+    draw.text((_LEFT, 12), "eigenvalues, shares of their mean", fill=_SMOOTH, font=font)
+    draw.line([at(number, share) for number, share in enumerate(shares, 1)], fill=_SMOOTH, width=3, joint="curve")
+    words = "no ridge"
+    if covariance.ridge:
+        below = int((values < covariance.ridge * mean).sum())
+        words = f"ridge {covariance.ridge:g}: {below} of {len(shares)} directions lie below it"
+        draw.line([at(1, ridge), at(len(shares), ridge)], fill=_RED, width=2)
+    draw.text((_WIDTH - _RIGHT, 12), words, fill=_RED, font=font, anchor="ra")
     return picture
 
 

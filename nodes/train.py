@@ -5,59 +5,34 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from comfy_api.latest import io
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
 
-from ..perfusion_core import Training, TrainingSettings, save_concept
+from ..perfusion_core import Training, TrainingSettings, load_concept, load_training, openclip
+from ..perfusion_core.captions import TEMPLATES
 from ..perfusion_core.concept import trigger_problem
 from .host import text
 from .host.encoder_covariance import CAPTIONS, cached_covariance, fingerprint
-from .host.files import path_to_save
-from .host.model import base_model, encoding_width
-from .host.photos import load_photo, photo_files, photo_folders, prepare_photos
-from .host.progress import Progress
-from .host.trainee import open_trainee
+from .host.files import concept_names, concept_path, training_path
+from .host.memory import is_out_of_memory, release_memory
+from .host.model import base_model, check_fits, encoding_width
+from .host.photos import caption_texts, prepare_photos
+from .host.scorers import scorer_names, scorer_path
+from .host.trainee import Subject, open_trainee
 from .host.uses import ConceptUse
 from .plots import as_image, loss_curve
+from .report import contact_sheet_of, report
+from .run import Autosave, Run, Score
 from .schema import ADVANCED, CATEGORY, Concepts, CovarianceType
 
-_PREVIEW_EVERY = 10  # steps
-
-
-class PerfusionLoadPhotos(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PerfusionLoadPhotos",
-            display_name="Perfusion Load Photos",
-            category=CATEGORY,
-            description="Loads a folder of photos of one subject, of any sizes, with their masks: the file of the same "
-            "name in the subfolder mask, else the picture's transparency, else everything.",
-            inputs=[
-                io.Combo.Input(
-                    "folder",
-                    options=photo_folders(),
-                    tooltip="A folder below ComfyUI's input directory. Press R to refresh the list.",
-                )
-            ],
-            outputs=[
-                io.Image.Output(display_name="images", is_output_list=True),
-                io.Mask.Output(display_name="masks", is_output_list=True),
-            ],
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, folder: str) -> str:
-        files = photo_files(folder)
-        files += sorted((files[0].parent / "mask").glob("*"))
-        return " ".join(f"{file.name} {file.stat().st_mtime_ns}" for file in files)
-
-    @classmethod
-    def execute(cls, folder) -> io.NodeOutput:
-        images, masks = zip(*map(load_photo, photo_files(folder)), strict=True)
-        return io.NodeOutput(list(images), list(masks))
+_PREVIEWS = "a photo of {}\n{} on the beach\nan oil painting of {}\n{} wearing a hat"
+_AUTOCAST = {"as loaded": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_NONE, _AUTO = "none", "auto"
+_RARE = {"optional": True, **ADVANCED}
 
 
 class PerfusionTrainConcept(io.ComfyNode):
@@ -94,14 +69,50 @@ class PerfusionTrainConcept(io.ComfyNode):
                     "Of several words the last is locked.",
                 ),
                 io.Int.Input(
-                    "steps", default=settings.steps, min=1, max=10_000, tooltip="Optimizer steps. Paper: 400."
+                    "steps",
+                    default=settings.steps,
+                    min=1,
+                    max=10_000,
+                    tooltip="Optimizer steps in all, those of a continued training included. Paper: 400.",
                 ),
                 io.Int.Input("seed", default=0, min=0, max=2**53 - 1, tooltip="The same seed gives the same concept."),
                 CovarianceType.Input(
                     "covariance",
-                    optional=True,
                     tooltip="From Perfusion Covariance. Not connected: the one kept for this text encoder is used, or "
                     "made from built-in captions.",
+                    **_RARE,
+                ),
+                io.String.Input(
+                    "captions",
+                    default="",
+                    multiline=True,
+                    tooltip="What is on each photo, as Perfusion Load Photos gives it: with the trigger, {} or the "
+                    "superclass where the subject is named. Empty: built-in templates, such as 'a photo of a {}'.",
+                    **_RARE,
+                ),
+                io.Combo.Input(
+                    "continue_from",
+                    options=[_NONE, *concept_names()],
+                    tooltip="A saved concept to train on, also one that was left unfinished.",
+                    **_RARE,
+                ),
+                io.Boolean.Input(
+                    "low_memory",
+                    default=False,
+                    tooltip="One photo at a time and gradient checkpointing: learns alike, slower, in less memory.",
+                    **_RARE,
+                ),
+                io.Boolean.Input(
+                    "gradient_checkpointing",
+                    default=False,
+                    tooltip="Less memory for some more time: backward computes again what it needs.",
+                    **_RARE,
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(_AUTOCAST),
+                    tooltip="The network's arithmetic. The concept itself is always trained in fp32.",
+                    **_RARE,
                 ),
                 io.Int.Input(
                     "resolution",
@@ -109,30 +120,53 @@ class PerfusionTrainConcept(io.ComfyNode):
                     min=0,
                     max=2048,
                     step=64,
-                    tooltip="Photos are cropped to their middle square and scaled to this. 0: 1024 for SDXL, else 512.",
-                    **ADVANCED,
+                    tooltip="Photos are cropped to a square around the subject and scaled to this. 0: 1024 for SDXL, "
+                    "else 512.",
+                    **_RARE,
+                ),
+                io.Boolean.Input(
+                    "flip",
+                    default=True,
+                    tooltip="Also learn from mirrored photos. Switch off for subjects with writing or a parting.",
+                    **_RARE,
+                ),
+                io.Int.Input(
+                    "checkpoint_every",
+                    default=50,
+                    min=1,
+                    max=10_000,
+                    tooltip="After so many steps the concept is kept, tested and shown. The best one is an output.",
+                    **_RARE,
+                ),
+                io.String.Input(
+                    "previews",
+                    default=_PREVIEWS,
+                    multiline=True,
+                    tooltip="Prompts of the sample pictures, one per line, with {} where the trigger goes. Empty: none.",
+                    **_RARE,
+                ),
+                io.Combo.Input(
+                    "scorer",
+                    options=[_AUTO, _NONE, *scorer_names()],
+                    tooltip="An open_clip model from models/open_clip that judges the sample pictures to find the best "
+                    "checkpoint. auto: the first one there. none: the lowest loss is best.",
+                    **_RARE,
                 ),
                 io.Int.Input(
                     "batch_size",
                     default=settings.batch_size,
                     min=1,
                     max=64,
-                    tooltip="Photos at a time. Lower it when memory runs out, and raise accumulation instead.",
-                    **ADVANCED,
+                    tooltip="Photos at a time. batch_size times accumulation is the effective batch. Paper: 16.",
+                    **_RARE,
                 ),
                 io.Int.Input(
                     "accumulation",
                     default=settings.accumulation,
                     min=1,
                     max=64,
-                    tooltip="Batches per step. batch_size times accumulation is the effective batch. Paper: 16.",
-                    **ADVANCED,
-                ),
-                io.Boolean.Input(
-                    "flip",
-                    default=True,
-                    tooltip="Also learn from mirrored photos. Switch off for subjects with writing or a parting.",
-                    **ADVANCED,
+                    tooltip="Batches per step.",
+                    **_RARE,
                 ),
                 io.Float.Input(
                     "learning_rate_values",
@@ -141,7 +175,7 @@ class PerfusionTrainConcept(io.ComfyNode):
                     max=1.0,
                     step=0.0001,
                     tooltip="For what the subject looks like. Paper: 0.03.",
-                    **ADVANCED,
+                    **_RARE,
                 ),
                 io.Float.Input(
                     "learning_rate_embedding",
@@ -150,11 +184,40 @@ class PerfusionTrainConcept(io.ComfyNode):
                     max=1.0,
                     step=0.0001,
                     tooltip="For the trigger's own embedding. Paper: 0.006.",
-                    **ADVANCED,
+                    **_RARE,
+                ),
+                io.Float.Input(
+                    "beta",
+                    display_name="training_beta",
+                    default=settings.beta,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="The gate's beta while training. Paper: 0.75. The Loader has its own.",
+                    **_RARE,
+                ),
+                io.Float.Input(
+                    "temperature",
+                    display_name="training_temperature",
+                    default=settings.temperature,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="The gate's temperature while training. Paper: 0.1. The Loader has its own.",
+                    **_RARE,
+                ),
+                io.Boolean.Input(
+                    "target_gradient",
+                    default=False,
+                    tooltip="Let the embedding also learn through the target input i*. The two known readings of the "
+                    "paper differ here.",
+                    **_RARE,
                 ),
             ],
             outputs=[
-                Concepts.Output(display_name="concept"),
+                Concepts.Output(display_name="best", tooltip="The concept at its best checkpoint."),
+                Concepts.Output(display_name="last", tooltip="The concept after the last step."),
+                io.Image.Output(display_name="contact_sheet", tooltip="Sample pictures; a row per checkpoint."),
                 io.Image.Output(display_name="loss_curve"),
                 io.String.Output(display_name="report"),
             ],
@@ -162,49 +225,83 @@ class PerfusionTrainConcept(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, continue_from=(_NONE,), **kwargs) -> str:
+        if continue_from[0] == _NONE:
+            return ""
+        stat = concept_path(continue_from[0]).stat()
+        return f"{stat.st_mtime_ns} {stat.st_size}"
+
+    @classmethod
     def execute(
-        cls, model, clip, vae, images, trigger, superclass, steps, seed, resolution, batch_size, accumulation, flip,
-        learning_rate_values, learning_rate_embedding, masks=(), covariance=(None,),
-    ) -> io.NodeOutput:  # fmt: skip
-        (model,), (clip,), (vae,), (trigger,), (superclass,), (flip,) = model, clip, vae, trigger, superclass, flip
-        settings = TrainingSettings(
-            steps=steps[0],
-            seed=seed[0],
-            batch_size=batch_size[0],
-            accumulation=accumulation[0],
-            learning_rate_values=learning_rate_values[0],
-            learning_rate_embedding=learning_rate_embedding[0],
-        )
-        trigger, node_id = trigger.strip(), cls.hidden.unique_id
+        cls, model, clip, vae, images, masks=(), covariance=(None,), captions=(), **lists: list[Any]
+    ) -> io.NodeOutput:
+        (model,), (clip,), (vae,), (covariance,) = model, clip, vae, covariance
+        options = {**_defaults(cls.define_schema()), **{name: values[0] for name, values in lists.items()}}
+        trigger, superclass, node_id = options["trigger"].strip(), options["superclass"].strip(), cls.hidden.unique_id
         if clip is None:
             raise ValueError("There is no text encoder: this checkpoint has none. Load one with Load CLIP.")
         _check_words(clip, trigger, superclass)
-        size = resolution[0] or (1024 if encoding_width(model) == 2048 else 512)
+        low_memory = options["low_memory"]
+        settings, checkpointing = _settings(options)
+        resumed = _resumed(options["continue_from"], model, trigger, superclass, settings.steps)
+        size = options["resolution"] or (1024 if encoding_width(model) == 2048 else 512)
         photos, covers = prepare_photos(images, masks, size)
-        metric = covariance[0] or cached_covariance(clip, CAPTIONS, node_id)
-        if metric.dim != encoding_width(model):
+        if len(captions) == 1 < len(photos):  # written into the widget, a line per photo
+            captions = captions[0].strip().splitlines()
+        own = caption_texts(captions, len(photos), trigger, superclass)
+        subject = Subject(photos, covers, [texts or TEMPLATES for texts in own], superclass, options["flip"])
+        previews = _preview_sentences(options["previews"], trigger)
+        judge, score = _judge(options["scorer"], subject, previews)
+
+        key = fingerprint(clip)
+        covariance = covariance or cached_covariance(clip, CAPTIONS, node_id, bar=False, key=key)
+        if covariance.dim != encoding_width(model):
             raise ValueError(
-                f"The covariance is {metric.dim} wide, this model's text encoding {encoding_width(model)}. "
+                f"The covariance is {covariance.dim} wide, this model's text encoding {encoding_width(model)}. "
                 "Make it with Perfusion Covariance from the same checkpoint's CLIP."
             )
-        metadata = _metadata(clip, metric, settings, size, flip, photos)
-        with open_trainee(model, clip, vae, photos, covers, superclass, flip) as trainee:
-            training = Training(trainee, metric.inverse(), trigger, superclass, base_model(model), settings)
-            try:
-                before = training.evaluate()
-                _run(training, Progress(settings.steps, node_id))
-                after = training.evaluate()
-            except BaseException:  # cancel, no memory, no number: whatever it is, what was learned is kept
-                _keep(training, metadata)
+        metadata = _metadata(key, covariance, settings, subject)
+        kept = ""
+        try:
+            autocast = _AUTOCAST[options["precision"]]
+            with open_trainee(model, clip, vae, subject, autocast, checkpointing) as trainee:
+                training = Training(trainee, covariance.inverse(), trigger, superclass, base_model(model), settings)
+                if resumed is not None:
+                    training.load_state_dict(resumed)
+                autosave = Autosave(training, metadata)
+                try:
+                    run = Run(training, trainee, autosave, options["checkpoint_every"], previews, score, node_id)
+                    run.go()
+                except BaseException:  # cancel, no memory, no number: whatever it is, what was learned is kept
+                    kept = autosave.keep()
+                    raise
+        except Exception as error:
+            if isinstance(error, FloatingPointError):
+                raise FloatingPointError(f"{error} {kept}") from None
+            if not is_out_of_memory(error):
                 raise
-            concept = training.concept().replace(metadata=metadata)
-        report = (
-            f"{trigger}, a {superclass}: {settings.steps} steps on {len(photos)} photos at {size}x{size}"
-            f"{'' if covers is not None else ', without masks'}.\n"
-            f"Loss on a fixed set of noises: {before:.4f} before, {after:.4f} after.\n"
-            f"Keys are locked to {text.locked_word(clip, superclass)!r}{_of_several(clip, superclass)}."
-        )
-        return io.NodeOutput((ConceptUse(concept),), as_image(loss_curve(training.losses)), report)
+            problem = f"{_out_of_memory(size, settings, low_memory, checkpointing)} {kept}"
+        else:
+            autosave.remove()
+            best, last = (
+                ConceptUse(
+                    checkpoint.concept.replace(metadata={**metadata, "steps": str(checkpoint.step)}),
+                    training=checkpoint.training,
+                )
+                for checkpoint in (run.best, run.checkpoints[-1])
+            )
+            sheet = as_image(contact_sheet_of(run, subject))
+            curve = as_image(loss_curve(training.losses, {c.step: c.loss for c in run.checkpoints}))
+            words = report(run, subject, judge, text.locked_word(clip, superclass))
+            return io.NodeOutput((best,), (last,), sheet, curve, words, ui=ui.PreviewImage(sheet))
+        release_memory()  # only now, when the error no longer holds on to anything
+        raise RuntimeError(problem)
+
+
+def _defaults(schema: io.Schema) -> dict[str, Any]:
+    """Of the widgets, which a prompt through the API may leave out."""
+    widgets = [widget for widget in schema.inputs if isinstance(widget, io.WidgetInput)]
+    return {it.id: it.options[0] if isinstance(it, io.Combo.Input) else it.default for it in widgets}
 
 
 def _check_words(clip, trigger: str, superclass: str) -> None:
@@ -218,39 +315,84 @@ def _check_words(clip, trigger: str, superclass: str) -> None:
         )
 
 
-def _of_several(clip, superclass: str) -> str:
-    return f", the last token of {superclass!r}" if text.word_count(clip, superclass) > 1 else ""
+def _settings(options: Mapping[str, Any]) -> tuple[TrainingSettings, bool]:
+    """With whether to use gradient checkpointing."""
+    names = {field.name for field in dataclasses.fields(TrainingSettings)}
+    settings = TrainingSettings(**{name: value for name, value in options.items() if name in names})
+    if not options["low_memory"]:
+        return settings, options["gradient_checkpointing"]
+    effective = settings.batch_size * settings.accumulation
+    return dataclasses.replace(settings, batch_size=1, accumulation=effective), True
 
 
-def _run(training: Training, progress: Progress) -> None:
-    for step in range(1, training.settings.steps + 1):
-        loss = training.step()
-        curve = loss_curve(training.losses) if step % _PREVIEW_EVERY == 0 else None
-        progress.update(step, f"step {step} of {training.settings.steps}, loss {loss:.4f}", curve)
-
-
-def _keep(training: Training, metadata: Mapping[str, str]) -> None:
-    """Saves what an unfinished training has learned; a failure to do so must not hide why it is unfinished."""
-    if not training.losses:
-        return
-    steps = len(training.losses)
+def _resumed(name: str, model, trigger: str, superclass: str, steps: int) -> Mapping[str, Tensor] | None:
+    """What to go on from: the whole state of the training where it was kept, else what the concept file holds."""
+    if name == _NONE:
+        return None
+    path = concept_path(name)
+    concept = load_concept(path)
+    check_fits(concept, model)
+    if (concept.trigger, concept.superclass) != (trigger, superclass):
+        raise ValueError(
+            f"{name} is {concept.trigger}, a {concept.superclass}, and continue_from goes on with it. Write that trigger "
+            "and superclass, or set continue_from to none."
+        )
     try:
-        path = path_to_save(f"{re.sub('[^A-Za-z0-9]+', '-', training.trigger).strip('-')}-unfinished", overwrite=False)
-        save_concept(training.concept().replace(name=path.stem, metadata=metadata), path)
-    except Exception:
-        logging.exception("Perfusion: stopped after %d steps; what was learned could not be saved", steps)
-    else:
-        logging.warning("Perfusion: stopped after %d steps; what was learned is in %s", steps, path)
+        state = load_training(training_path(path), concept)
+    except ValueError as error:
+        logging.warning("Perfusion: %s The training goes on from the concept alone, with a fresh optimizer.", error)
+        return concept.tensors()
+    if len(state["losses"]) >= steps:
+        raise ValueError(f"{name} has been trained for {len(state['losses'])} steps already. Set steps higher.")
+    return state
 
 
-def _metadata(clip, covariance, settings: TrainingSettings, size: int, flip: bool, photos) -> dict[str, str]:
+def _preview_sentences(previews: str, trigger: str) -> list[str]:
+    """Prompts with {} where the trigger stands."""
+    lines = [line.strip().replace(trigger, "{}") for line in previews.splitlines() if line.strip()]
+    for line in lines:
+        if line.count("{}") != 1:
+            raise ValueError(f"Write {{}} or {trigger} once in every line of previews; it is not so in {line!r}.")
+    return lines
+
+
+def _judge(name: str, subject: Subject, sentences: Sequence[str]) -> tuple[str, Score | None]:
+    """The scorer's name, and what gives pictures of the sentences their CLIP-I and CLIP-T; none without a scorer."""
+    names = scorer_names()
+    if name == _AUTO:
+        name = names[0] if names else _NONE
+    if name == _NONE or not sentences:
+        return "", None
+    judge = openclip.load_image_text_model(scorer_path(name))
+    prompts = [sentence.replace("{}", subject.superclass) for sentence in sentences]
+
+    def score(pictures: Tensor) -> tuple[float, float]:
+        similar = openclip.image_similarity(judge, pictures, subject.photos).mean().item()
+        return similar, openclip.text_similarity(judge, pictures, prompts).mean().item()
+
+    return name, score
+
+
+def _metadata(key: str, covariance, settings: TrainingSettings, subject: Subject) -> dict[str, str]:
+    size, photos = subject.photos.shape[1], len(subject.photos)
     return {
-        "text_encoder": fingerprint(clip),
-        "covariance": f"{covariance.count} encodings",
+        "text_encoder": key,
+        "covariance": f"{covariance.count} encodings, ridge {covariance.ridge:g}",
         "recommended_beta": str(ConceptUse.beta),
         "recommended_temperature": str(ConceptUse.temperature),
         "recommended_key_lock": str(ConceptUse.key_lock),
         "training": json.dumps(
-            {**dataclasses.asdict(settings), "resolution": size, "flip": flip, "photos": len(photos)}
+            {**dataclasses.asdict(settings), "resolution": size, "flip": subject.flip, "photos": photos}
         ),
     }
+
+
+def _out_of_memory(size: int, settings: TrainingSettings, low_memory: bool, checkpointing: bool) -> str:
+    found = f"The training ran out of memory at {size}x{size} pixels with {settings.batch_size} photos at a time."
+    if low_memory:
+        advice = "Lower resolution, load the checkpoint in fp16 or bf16, or close other programs."
+    elif checkpointing:
+        advice = "Switch on low_memory: it learns alike, one photo at a time."
+    else:
+        advice = "Switch on gradient_checkpointing, or low_memory if that is not enough: it learns alike."
+    return f"{found} {advice}"

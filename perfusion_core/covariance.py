@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -16,15 +17,28 @@ RIDGE = 0.01  # share of the mean variance; enough for a few hundred captions, h
 
 
 class Covariance:
-    """C = mean of e e^T over the encodings seen so far, accumulated in float64. ``dim`` is d, ``count`` how many."""
+    """C = mean of e e^T over the encodings seen so far, accumulated in float64. ``dim`` is d, ``count`` how many.
 
-    def __init__(self, dim: int):
+    ``ridge`` is the share of the mean variance that ``inverse`` adds, at least 0; it is kept in the file. Raises
+    ValueError for another.
+    """
+
+    def __init__(self, dim: int, ridge: float = RIDGE):
         self.sum = torch.zeros(dim, dim, dtype=torch.float64)
         self.count = 0
+        self.ridge = ridge
 
     @property
     def dim(self) -> int:
         return self.sum.shape[0]
+
+    @property
+    def ridge(self) -> float:
+        return self._ridge
+
+    @ridge.setter
+    def ridge(self, ridge: float) -> None:
+        self._ridge = _checked(ridge)
 
     def update(self, encodings: Tensor, mask: Tensor | None = None) -> None:
         """Adds encodings (..., d); ``mask`` (...) keeps those where it is true. Raises ValueError for NaN."""
@@ -44,16 +58,32 @@ class Covariance:
             raise ValueError("This covariance is empty: add encodings with update() first.")
         return self.sum / self.count
 
-    def inverse(self, ridge: float = RIDGE) -> Tensor:
-        """(C + ridge · mean variance · I)^-1, (d, d) float64. The ridge makes a small sample's C invertible."""
+    def inverse(self, ridge: float | None = None) -> Tensor:
+        """(C + ridge · mean variance · I)^-1, (d, d) float64, with its own ridge when None.
+
+        The ridge makes a small sample's C invertible. Raises ValueError when it does not.
+        """
+        ridge = self.ridge if ridge is None else _checked(ridge)
         matrix = self.matrix()
         matrix.diagonal().add_(ridge * matrix.diagonal().mean())
-        return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+        try:
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+            error = (matrix @ inverse - torch.eye(self.dim, dtype=matrix.dtype)).abs().max()
+            usable = bool(error < 1e-6)  # rounding lets singular ones pass the decomposition
+        except torch.linalg.LinAlgError:
+            usable = False
+        if not usable:
+            raise ValueError(
+                f"The covariance of {self.count} encodings cannot be inverted with a ridge of {ridge:g}. "
+                f"Use a ridge such as {RIDGE}, or more captions."
+            )
+        return inverse
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the covariance atomically, as safetensors in float32. Raises OSError when the disk refuses."""
         tensors = {"covariance": self.matrix().float().contiguous()}
-        write_atomically(Path(path), safetensors_bytes(tensors, {"format": FORMAT, "count": str(self.count)}))
+        metadata = {"format": FORMAT, "count": str(self.count), "ridge": str(self.ridge)}
+        write_atomically(Path(path), safetensors_bytes(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Covariance:
@@ -64,11 +94,18 @@ class Covariance:
                 metadata = file.metadata() or {}
                 matrix = file.get_tensor("covariance").double()
             count = int(metadata["count"]) if metadata.get("format") == FORMAT else 0
+            ridge = _checked(float(metadata.get("ridge", RIDGE)))  # older files have none
         except Exception as error:  # damaged headers make the library raise nearly anything
             raise ValueError(f"{name} is not a covariance ({error}). Delete it to have it made anew.") from error
         square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0
         if not 0 < count < 2**53 or not square or not torch.isfinite(matrix).all():
             raise ValueError(f"{name} is another file or a damaged covariance. Delete it to have it made anew.")
-        loaded = cls(matrix.shape[0])
+        loaded = cls(matrix.shape[0], ridge)
         loaded.sum, loaded.count = matrix * count, count
         return loaded
+
+
+def _checked(ridge: float) -> float:
+    if not 0 <= ridge < math.inf:
+        raise ValueError(f"The ridge is {ridge}. Give a share of the mean variance, at least 0, such as {RIDGE}.")
+    return ridge

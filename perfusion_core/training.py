@@ -265,7 +265,7 @@ class Training:
         parameters = self._parameters()
         fresh = not any(name.startswith("adam.") for name in state)
         moments = () if fresh else _ADAM
-        expected = {"target_input": self.target_input.shape}
+        expected: dict[str, tuple[int, ...]] = {"target_input": self.target_input.shape}
         for name, parameter in parameters.items():
             expected[name] = parameter.shape
             expected |= {f"adam.{name}.{moment}": parameter.shape if moment != "step" else () for moment in moments}

@@ -49,5 +49,5 @@ def _digest(concept: Concept) -> str:
     digest = hashlib.blake2b(f"{concept.trigger} {concept.superclass}".encode(), digest_size=16)
     for name, tensor in sorted(stored_tensors(concept).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

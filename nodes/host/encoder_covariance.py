@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import comfy.model_management
+import folder_paths
 import torch
+from torch import Tensor
 
 from ...perfusion_core import Covariance
 from ...perfusion_core.captions import captions as built_in_captions
@@ -16,19 +19,38 @@ from .progress import Progress
 from .text import encode_rows, encoders, prepare_encoders
 
 CAPTIONS = 10_000  # built-in captions when the user gives no number
+TOKENS = {"all": "", "up to end": "-up-to-end", "content": "-content"}  # which positions count, and their files' ending
+MAX_MIB = 64  # of a caption file
+_LONGEST = 10_000  # characters of a caption; what is longer was not meant as one
 _BATCH = 32
 
 
-def cached_covariance(clip, count: int, node_id: str | None) -> Covariance:
-    """C over ``count`` built-in captions for exactly this CLIP: read from the models folder, or made and kept there."""
-    _load(clip)
-    path = covariance_path(f"{fingerprint(clip)}-{count}")
-    if path.is_file():
-        try:
+def cached_covariance(
+    clip,
+    count: int,
+    node_id: str | None,
+    tokens: str = "all",
+    bar: bool = True,
+    key: str | None = None,
+    captions: Sequence[str] | None = None,
+) -> Covariance:
+    """C for exactly this CLIP, read from the models folder, or made and kept there.
+
+    It is over ``count`` built-in captions, or over the first ``count`` of ``captions``. key: the CLIP's fingerprint,
+    where it is known already. tokens, bar and errors are those of ``measure_covariance``.
+    """
+    if captions is None:
+        captions, chosen = list(built_in_captions(count)), ""
+    else:
+        captions = captions[:count]
+        chosen = "-" + hashlib.blake2b("\n".join(captions).encode(), digest_size=8).hexdigest()
+    path = covariance_path(f"{key or fingerprint(clip)}-{len(captions)}{chosen}{TOKENS[tokens]}")
+    try:
+        if path.is_file():
             return Covariance.load(path)
-        except ValueError as error:
-            logging.warning("Perfusion: %s It is made anew now.", error)
-    covariance = measure_covariance(clip, list(built_in_captions(count)), node_id)
+    except (OSError, ValueError) as error:
+        logging.warning("Perfusion: the kept covariance cannot be used and is made anew: %s", error)
+    covariance = measure_covariance(clip, captions, node_id, tokens, bar)
     try:
         covariance.save(path)
     except OSError as error:  # works without, only slower the next time
@@ -36,30 +58,39 @@ def cached_covariance(clip, count: int, node_id: str | None) -> Covariance:
     return covariance
 
 
-def measure_covariance(clip, captions: Sequence[str], node_id: str | None) -> Covariance:
-    """C over these captions, all token positions. Raises ValueError when there are none, and the host's cancel."""
+def measure_covariance(
+    clip, captions: Sequence[str], node_id: str | None, tokens: str = "all", bar: bool = True
+) -> Covariance:
+    """C over the first 77 tokens of these captions. Raises ValueError when nothing counts, and the host's cancel.
+
+    tokens: "all" 77 positions, those from the start "up to end", or the "content" between start and end. Without
+    ``bar`` the progress is a line of text only.
+    """
     if not captions:
         raise ValueError("There are no captions. Write one per line, or leave the field empty for the built-in ones.")
     _load(clip)
     prepare_encoders(clip)
-    progress = Progress(len(captions), node_id)
+    progress = Progress(len(captions), node_id, bar)
     covariance = None
     for start in range(0, len(captions), _BATCH):
         tokenized = [clip.tokenize(caption) for caption in captions[start : start + _BATCH]]
         rows = {
             name: [[token[0] for token in prompt[name][0]] for prompt in tokenized] for name in encoders(clip)
-        }  # only the first 77 tokens of a long caption
+        }  # only the first section of a long caption
         with torch.no_grad():
             encodings, _ = encode_rows(clip, rows)
         if covariance is None:
             covariance = Covariance(encodings.shape[-1])
-        covariance.update(encodings)
+        covariance.update(encodings, None if tokens == "all" else _counted(clip, rows, tokens))
         progress.update(min(start + _BATCH, len(captions)), "Measuring the text encoder's covariance")
+    if not covariance.count:
+        raise ValueError("The captions hold no words. Write one caption per line.")
     return covariance
 
 
 def fingerprint(clip) -> str:
-    """A hash of the loaded text encoders' weights and clip skip: equal for equal encodings."""
+    """A hash of the text encoders' weights, with their LoRA, and clip skip: equal for equal encodings."""
+    _load(clip)
     digest = hashlib.blake2b(str(clip.layer_idx).encode(), digest_size=8)
     for name, encoder in encoders(clip).items():
         # without the projection of the pooled output, which encodings do not see and the host may leave unset
@@ -67,6 +98,62 @@ def fingerprint(clip) -> str:
             digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def caption_files() -> list[str]:
+    """The .txt files below ComfyUI's input directory, relative to it."""
+    home = Path(folder_paths.get_input_directory())
+    return sorted(path.relative_to(home).as_posix() for path in home.rglob("*") if _is_text(path))
+
+
+def caption_file_path(name: str) -> Path:
+    """A caption file below the input directory. Raises ValueError when it is not there."""
+    home = Path(folder_paths.get_input_directory()).resolve()
+    path = (home / name).resolve()
+    if not path.is_relative_to(home) or not _is_text(path):
+        raise ValueError(f"There is no caption file {name!r} (.txt) in ComfyUI's input directory.")
+    return path
+
+
+def read_captions(name: str) -> list[str]:
+    """The captions of a file below the input directory, one per line. Raises ValueError for a file of other things."""
+    path = caption_file_path(name)
+    try:
+        if (size := path.stat().st_size) > MAX_MIB * 2**20:
+            raise ValueError(f"{name} has {size / 2**20:.0f} MiB, more than {MAX_MIB}. Keep a part of its captions.")
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name} cannot be read ({error}). Save it as text in UTF-8, one caption per line.") from error
+    captions = caption_lines(text)
+    if not captions:
+        raise ValueError(f"{name} holds no captions. Write one per line.")
+    if "\0" in text or max(map(len, captions)) > _LONGEST:
+        raise ValueError(
+            f"{name} holds null bytes or lines of more than {_LONGEST} characters. Save it as text in UTF-8, one "
+            "caption per line."
+        )
+    return captions
+
+
+def caption_lines(text: str) -> list[str]:
+    """One caption per line, without blank lines."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _counted(clip, rows: Mapping[str, list[list]], tokens: str) -> Tensor:
+    """Which positions of {encoder: rows of tokens} count, (rows, tokens): those that do in every encoder."""
+    masks = []
+    for name, prompts in rows.items():
+        end = getattr(clip.tokenizer, f"clip_{name}").end_token
+        # the first one, because SD1's padding is end tokens too; a token may be an embedding, hence no index()
+        ends = torch.tensor([[[isinstance(t, int) and t == end for t in row].index(True)] for row in prompts])
+        position = torch.arange(len(prompts[0]))
+        masks.append(position <= ends if tokens == "up to end" else (position > 0) & (position < ends))
+    return torch.stack(masks).all(dim=0)
+
+
+def _is_text(path: Path) -> bool:
+    return path.suffix.lower() == ".txt" and path.is_file()
 
 
 def _load(clip) -> None:

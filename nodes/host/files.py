@@ -1,4 +1,7 @@
-"""The model folder of concepts, models/perfusion, and of covariances below it. Names from outside are untrusted."""
+"""The model folder of concepts, models/perfusion, with covariances and training states below it.
+
+Names from outside are untrusted.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 import folder_paths
 
 FOLDER = "perfusion"
-_COVARIANCES = "covariance"
+_COVARIANCES, _TRAININGS = "covariance", "training"
 _LONGEST = 240  # bytes of a file's name; file systems take 255, extension included
 _UNSAFE = re.compile(r'[\x00-\x1f<>:"|?*]')
 
@@ -23,7 +26,8 @@ def register() -> None:
 
 def concept_names() -> list[str]:
     """Concept files that can be chosen, relative to the model folder."""
-    return [name for name in folder_paths.get_filename_list(FOLDER) if Path(name).parts[0] != _COVARIANCES]
+    names = folder_paths.get_filename_list(FOLDER)
+    return [name for name in names if Path(name).parts[0] not in (_COVARIANCES, _TRAININGS)]
 
 
 def concept_path(name: str) -> Path:
@@ -39,6 +43,14 @@ def covariance_path(fingerprint: str) -> Path:
     return _home() / _COVARIANCES / f"{fingerprint}.safetensors"
 
 
+def training_path(concept: Path) -> Path:
+    """Where the state of the training is kept that made this concept file; which must lie in the model folder."""
+    for folder in map(Path, folder_paths.get_folder_paths(FOLDER)):
+        if concept.is_relative_to(folder):
+            return folder / _TRAININGS / concept.relative_to(folder)
+    raise ValueError(f"{concept} is not in models/{FOLDER}.")
+
+
 def path_to_save(name: str, overwrite: bool) -> Path:
     """Where a concept called ``name`` is to be written; subfolders are allowed, leaving the model folder is not.
 
@@ -52,8 +64,8 @@ def path_to_save(name: str, overwrite: bool) -> Path:
         )
     if max(len(part.encode()) for part in parts) > _LONGEST:
         raise ValueError(f"The name {name[:40]}... is too long for a file. Choose another name.")
-    if parts[0] == _COVARIANCES:
-        raise ValueError(f"The folder {_COVARIANCES} is kept for covariances. Choose another name.")
+    if parts[0] in (_COVARIANCES, _TRAININGS):
+        raise ValueError(f"The folder {parts[0]} holds other files than concepts. Choose another name.")
     path = _home().joinpath(*parts[:-1], f"{parts[-1]}.safetensors")
     if not path.resolve().is_relative_to(_home().resolve()):
         raise ValueError(f"{name!r} leads out of models/{FOLDER}. Choose a name inside it.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 _KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+_LONGEST_CAPTION = 64 * 1024  # bytes
 
 
 def photo_folders() -> list[str]:
@@ -50,11 +52,55 @@ def load_photo(file: Path) -> tuple[Tensor, Tensor]:
     return _tensor(picture.convert("RGB")), _tensor(mask)
 
 
-def prepare_photos(images: Sequence[Tensor], masks: Sequence[Tensor], size: int) -> tuple[Tensor, Tensor | None]:
-    """Crops every photo to its middle square and scales it: IMAGE (n, size, size, 3), MASK (n, size, size) or None.
+def load_caption(file: Path) -> str:
+    """The text of <name>.txt beside a picture, "" where there is none. Raises ValueError for no UTF-8, or too much."""
+    path = file.with_suffix(".txt")
+    if not path.is_file():
+        return ""
+    with path.open("rb") as opened:
+        content = opened.read(_LONGEST_CAPTION + 1)
+    if len(content) > _LONGEST_CAPTION:
+        raise ValueError(f"{path.name} has more than 64 KB, too much for a caption. Shorten it or take it out.")
+    try:
+        return content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The caption {path.name} is not UTF-8 text. Save it as UTF-8 or take it out.") from error
 
-    images: batches (b, height, width, 3), each of its own size. masks: none, or one mask (height, width) per photo of
-    the photo's shape, any scale. Raises ValueError when they do not match or a mask is empty.
+
+def caption_texts(captions: Sequence[str], count: int, trigger: str, superclass: str) -> list[list[str]]:
+    """Sentences to train each of ``count`` photos with, {} once in each for the trigger; none for one without caption.
+
+    captions: none, or one per photo, with a sentence per line. The trigger's place is the trigger itself, else a {},
+    else the superclass word; a trigger or {} that comes again becomes the superclass word. Raises ValueError for a
+    sentence with none of them.
+    """
+    if not any(caption.strip() for caption in captions):
+        return [[] for _ in range(count)]
+    if len(captions) != count:
+        raise ValueError(f"There are {len(captions)} captions for {count} photos. Give one per photo, or none.")
+    own, word = _whole_word(trigger), _whole_word(superclass)
+    texts = []
+    for number, caption in enumerate(captions, 1):
+        sentences = []
+        for sentence in filter(None, map(str.strip, caption.splitlines())):
+            place = own.search(sentence) or re.search(r"\{\}", sentence) or word.search(sentence)
+            if place is None:
+                raise ValueError(
+                    f"The caption of photo {number} does not say where {trigger} is: {sentence[:200]!r}. "
+                    f"Write {trigger}, {{}} or {superclass} there, or empty the caption."
+                )
+            parts = sentence[: place.start()], sentence[place.end() :]
+            sentences.append("{}".join(own.sub(lambda _: superclass, part).replace("{}", superclass) for part in parts))
+        texts.append(sentences)
+    return texts
+
+
+def prepare_photos(images: Sequence[Tensor], masks: Sequence[Tensor], size: int) -> tuple[Tensor, Tensor | None]:
+    """Crops every photo to a square and scales it: IMAGE (n, size, size, 3), MASK (n, size, size) or None.
+
+    images: batches (b, height, width, 3), each of its own size. masks: one mask (height, width) per photo of the
+    photo's shape, any scale, or none: then a fourth channel of the images is the mask. The square is where most of the
+    mask is, without masks the middle. Raises ValueError when they do not match or a mask is empty.
     """
     photos = [photo for batch in images for photo in batch.float()]
     covers = [mask for batch in masks for mask in (batch if batch.ndim == 3 else batch[None]).float()]
@@ -62,23 +108,28 @@ def prepare_photos(images: Sequence[Tensor], masks: Sequence[Tensor], size: int)
         raise ValueError("There are no photos. Connect 3 to 10 pictures of your subject.")
     if covers and len(covers) != len(photos):
         raise ValueError(f"There are {len(covers)} masks for {len(photos)} photos. Give one mask per photo, or none.")
+    if not covers and any(photo.shape[-1] == 4 for photo in photos):
+        covers = [photo[..., 3] if photo.shape[-1] == 4 else photo.new_ones(photo.shape[:2]) for photo in photos]
     for i, photo in enumerate(photos):
         if not torch.isfinite(photo).all():
             raise ValueError(f"Photo {i + 1} holds NaN. Look at the node that makes it.")
         if covers:
             _check_shape(covers[i], photo, i + 1)
-    squares = torch.cat([_square(photo.movedim(-1, 0)[None, :3], size) for photo in photos]).movedim(1, -1)
+    places = list(map(_place, covers)) or [0.5] * len(photos)
+    squares = [_square(x.movedim(-1, 0)[None, :3], place, size) for x, place in zip(photos, places, strict=True)]
+    square_photos = torch.cat(squares).movedim(1, -1)
     if not covers:
-        return squares, None
-    square_covers = torch.cat([_square(cover[None, None], size) for cover in covers])[:, 0]
+        return square_photos, None
+    squares = [_square(x[None, None], place, size) for x, place in zip(covers, places, strict=True)]
+    square_covers = torch.cat(squares)[:, 0]
     for i, cover in enumerate(square_covers):
         if not cover.max() >= 0.01:  # NaN included
             raise ValueError(
-                f"The mask of photo {i + 1} is empty in the photo's middle square, so there is nothing to learn from. "
-                "Paint your subject white, crop the photo around it, or disconnect the masks (Load Image gives an "
-                "empty mask for pictures without transparency)."
+                f"The mask of photo {i + 1} is empty, so there is nothing to learn from. Paint your subject white, "
+                "take the photo out, or disconnect the masks (Load Image gives an empty mask for pictures without "
+                "transparency)."
             )
-    return squares, square_covers
+    return square_photos, square_covers
 
 
 def _check_shape(mask: Tensor, photo: Tensor, number: int) -> None:
@@ -90,10 +141,33 @@ def _check_shape(mask: Tensor, photo: Tensor, number: int) -> None:
         )
 
 
-def _square(picture: Tensor, size: int) -> Tensor:
-    """The middle square of (1, channels, height, width), scaled to ``size``."""
+def _place(mask: Tensor) -> float:
+    """Where along its longer side, from 0 to 1, the square with most of a mask (height, width) is; 0.5 if it may be."""
+    side, length = sorted(mask.shape)
+    spare = length - side
+    if spare == 0:
+        return 0.5
+    lines = mask.cpu().double().clamp(0, 1).nan_to_num().sum(mask.shape.index(side))  # (length,)
+    held = lines.unfold(0, side, 1).sum(1)  # (spare + 1,)
+    most = held.max() * (1 - 1e-6)  # equal but for the rounding of who made the mask
+    if held[spare // 2 : (spare + 1) // 2 + 1].min() >= most:
+        return 0.5
+    return min((held >= most).nonzero()[:, 0].tolist(), key=lambda start: abs(2 * start - spare)) / spare
+
+
+def _square(picture: Tensor, place: float, size: int) -> Tensor:
+    """The square at a place along the longer side of (1, channels, height, width), scaled to ``size``."""
+    height, width = picture.shape[-2:]
+    if place != 0.5:  # the host finds the middle itself
+        start = round(place * abs(width - height))
+        picture = picture.narrow(-1 if width > height else -2, start, min(height, width))
     method = "area" if min(picture.shape[-2:]) > size else "bicubic"
     return comfy.utils.common_upscale(picture, size, size, method, "center").clamp(0, 1)  # bicubic overshoots
+
+
+def _whole_word(words: str) -> re.Pattern:
+    """Finds words as prompts find triggers: in any case, but letters at their ends not within a longer word."""
+    return re.compile(r"(?!\B\w)" + r"\s+".join(map(re.escape, words.split())) + r"(?<!\w\B)", re.IGNORECASE)
 
 
 def _is_picture(path: Path) -> bool:

@@ -10,20 +10,25 @@ from PIL import Image
 
 
 class Progress:
-    """A progress bar of ``total`` steps on the running node; every ``update`` also obeys the user's cancel."""
+    """A progress bar of ``total`` steps on the running node; every ``update`` also obeys the user's cancel.
 
-    def __init__(self, total: int, node_id: str | None):
-        self._bar = comfy.utils.ProgressBar(total, node_id=node_id)
+    Without ``bar`` only the line of text moves, for work inside a node whose bar counts something else. ``start`` steps
+    were done earlier.
+    """
+
+    def __init__(self, total: int, node_id: str | None, bar: bool = True, start: int = 0):
+        self._bar = comfy.utils.ProgressBar(total, node_id=node_id) if bar else None
         self._total, self._node_id = total, node_id
-        self._start = time.monotonic()
+        self._first, self._start = start, time.monotonic()
 
     def update(self, done: int, text: str = "", preview: Image.Image | None = None) -> None:
         """Shows ``done`` steps, a line of text with the time left, and a picture. Raises the host's cancel."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         shown = None if preview is None else ("JPEG", preview, 512)
-        self._bar.update_absolute(done, self._total, shown)
+        if self._bar is not None:
+            self._bar.update_absolute(done, self._total, shown)
         if text:
-            left = (time.monotonic() - self._start) / max(done, 1) * (self._total - done)
+            left = (time.monotonic() - self._start) / max(done - self._first, 1) * (self._total - done)
             _show_text(f"{text}, {_minutes(left)} left" if done < self._total else text, self._node_id)
 
 

@@ -8,11 +8,12 @@ back at the end: model at beginning == model at end.
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @contextmanager
@@ -42,17 +43,53 @@ def trainable_through(*models: nn.Module) -> Iterator[None]:
 @contextmanager
 def out_of_place_clip(model: nn.Module) -> Iterator[None]:
     """The host's CLIP layers add in place, which autograd refuses; for a while they do not."""
-    layers = [module for module in model.modules() if type(module).__name__ == "CLIPLayer"]
-    before = [layer.__dict__.get("forward") for layer in layers]
-    for layer in layers:
-        layer.__dict__["forward"] = types.MethodType(_clip_layer, layer)
+    with _forwards(model, ("CLIPLayer",), lambda layer: types.MethodType(_clip_layer, layer)):
+        yield
+
+
+@contextmanager
+def checkpointed(*models: nn.Module) -> Iterator[None]:
+    """Backward computes the blocks of UNets and CLIPs again instead of keeping what is inside of them."""
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(_forwards(model, ("BasicTransformerBlock", "ResBlock", "CLIPLayer"), _checkpointed))
+        yield
+
+
+def _checkpointed(block: nn.Module) -> Callable:
+    plain = block.forward
+
+    def forward(*args, transformer_options: dict | None = None, **kwargs):
+        if not torch.is_grad_enabled():
+            return plain(*args, **_options(transformer_options), **kwargs)
+        seen = _options(transformer_options)  # as they are now: the host changes the dictionary on its way
+
+        def run(*inputs):
+            return plain(*inputs, **_options(**seen), **kwargs)
+
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
+
+    return forward
+
+
+def _options(transformer_options: dict | None = None) -> dict[str, dict]:
+    return {} if transformer_options is None else {"transformer_options": dict(transformer_options)}
+
+
+@contextmanager
+def _forwards(model: nn.Module, kinds: Sequence[str], make: Callable[[nn.Module], Callable]) -> Iterator[None]:
+    """Modules of these classes get another forward for a while."""
+    modules = [module for module in model.modules() if type(module).__name__ in kinds]
+    before = [module.__dict__.get("forward") for module in modules]
+    for module in modules:
+        module.__dict__["forward"] = make(module)
     try:
         yield
     finally:
-        for layer, forward in zip(layers, before, strict=True):
-            del layer.__dict__["forward"]
+        for module, forward in zip(modules, before, strict=True):
+            del module.__dict__["forward"]
             if forward is not None:
-                layer.__dict__["forward"] = forward
+                module.__dict__["forward"] = forward
 
 
 def _clip_layer(self, x: Tensor, mask: Tensor | None = None, optimized_attention=None) -> Tensor:

@@ -3,36 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import comfy.model_management
+import comfy.samplers
 import torch
 import torch.nn.functional as F
+from comfy.k_diffusion.sampling import sample_dpmpp_2m
 from torch import Tensor
 
-from ...perfusion_core import EncodedPrompts, Wiring, masked_mse
-from ...perfusion_core.captions import TEMPLATES
+from ...perfusion_core import Concept, ConceptSet, EncodedPrompts, Wiring, masked_mse
 from . import text
 from .model import PREFIX, cross_attentions
-from .trainable import out_of_place_clip, trainable_through
+from .trainable import checkpointed, out_of_place_clip, trainable_through
 
-_PLACE = "<perfusion-trigger>"  # stands for the trigger, whatever it is, while templates are tokenized
+_PLACE = "<perfusion-trigger>"  # stands for the trigger, whatever it is, while sentences are tokenized
+_SAMPLING_STEPS, _CFG = 20, 7.0  # of previews
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What there is to learn from, all of one size in pixels."""
+
+    photos: Tensor  # (photos, size, size, 3) in 0..1
+    masks: Tensor | None  # (photos, size, size) in 0..1
+    sentences: Sequence[Sequence[str]]  # for every photo, with {} in the trigger's place
+    superclass: str
+    flip: bool = False  # whether mirrored photos are seen too
+
+    def mirrored(self) -> Subject:
+        masks = None if self.masks is None else torch.cat([self.masks, self.masks.flip(2)])
+        photos = torch.cat([self.photos, self.photos.flip(2)])
+        return Subject(photos, masks, [*self.sentences, *self.sentences], self.superclass)
 
 
 class ComfyTrainee:
     """``perfusion_core.training.Trainee`` for the host's diffusion models that take CLIP's encodings."""
 
-    def __init__(self, model, clip, latents: Tensor, masks: Tensor | None, superclass: str, size: int):
-        """latents (photos, 4, h, w) in the model's own scale; masks (photos, 1, h, w) or None; size in pixels."""
-        self._model, self._clip, self._size = model.model, clip, size
-        self._device = model.load_device
+    def __init__(self, model, clip, vae, subject: Subject, latents: Tensor, autocast: torch.dtype | None = None):
+        """latents (photos, 4, h, w) of the subject's photos in the model's own scale; autocast: the network's dtype."""
+        self._model, self._clip, self._vae, self._patchers = model.model, clip, vae, (model, clip.patcher)
+        self._device, self._autocast = model.load_device, autocast
+        self._size = subject.photos.shape[1]
         self._latents = latents.to(self._device)
-        self._masks = None if masks is None else masks.to(self._device)
-        self.photos, self.templates = len(latents), len(TEMPLATES)
+        self._masks = None
+        if subject.masks is not None:
+            self._masks = F.interpolate(subject.masks[:, None].clone(), size=latents.shape[-2:], mode="area")
+            self._masks = self._masks.to(self._device)
+        sentences = list(dict.fromkeys(sentence for own in subject.sentences for sentence in own))
+        self.templates = [[sentences.index(sentence) for sentence in own] for own in subject.sentences]
         names = {layer: (f"{PREFIX}{layer}.to_k", f"{PREFIX}{layer}.to_v") for layer in cross_attentions(model)}
         self.wiring = Wiring(self._model, names)
-        self._superclass = text.superclass_tokens(clip, superclass)
-        self._tokens = _template_tokens(clip)
+        self._superclass = text.superclass_tokens(clip, subject.superclass)
+        self._tokens = _tokenized(clip, sentences)
 
     def superclass_embeddings(self) -> Mapping[str, Tensor]:
         return {
@@ -41,13 +65,7 @@ class ComfyTrainee:
         }
 
     def encode(self, templates: Sequence[int], token_embeddings: Mapping[str, Tensor]) -> EncodedPrompts:
-        rows: dict[str, list[list]] = {name: [] for name in token_embeddings}
-        positions = [self._tokens[template][1] for template in templates]
-        for template, position in zip(templates, positions, strict=True):
-            for name, tokens in self._tokens[template][0].items():
-                rows[name].append([*tokens[:position], token_embeddings[name], *tokens[position + 1 :]])
-        encodings, pooled = text.encode_rows(self._clip, rows)
-        return EncodedPrompts(encodings.to(self._device), torch.tensor(positions), pooled)
+        return self._encode([self._tokens[template] for template in templates], token_embeddings)
 
     def loss(self, photos: Tensor, prompts: EncodedPrompts, generator: torch.Generator) -> Tensor:
         """The error of the network's own prediction, whatever it predicts (eps, v, ...), at a uniform timestep.
@@ -60,49 +78,106 @@ class ComfyTrainee:
         timesteps = torch.randint(len(sampling.sigmas), (len(photos),), generator=generator)
         sigma = sampling.sigmas.to(self._device)[timesteps.to(self._device)]
         noise = torch.randn(x0.shape, generator=generator).to(x0)
-        context = prompts.encodings.to(getattr(self._model, "manual_cast_dtype", None) or self._model.get_dtype())
-        self.wiring.prepare(context)
-        conditioning = {}
-        adm = self._model.encode_adm(
-            device=self._device, pooled_output=prompts.pooled, width=self._size, height=self._size
-        )
-        if adm is not None:
-            conditioning["y"] = adm
-        denoised = self._model.apply_model(
-            sampling.noise_scaling(sigma, noise, x0), sigma, c_crossattn=context, transformer_options={}, **conditioning
-        )
+        denoised = self._denoised(sampling.noise_scaling(sigma, noise, x0), sigma, prompts)
         scale = sampling.calculate_denoised(sigma, torch.ones_like(x0[:, :1]), torch.zeros_like(x0[:, :1]))
         masks = None if self._masks is None else self._masks[photos.to(self._device)]
         return masked_mse(denoised.float() / scale, x0 / scale, masks)
 
+    @torch.no_grad()
+    def pictures(self, sentences: Sequence[str], concept: Concept, seed: int) -> Tensor:
+        """What the concept looks like now, with the Loader's defaults: IMAGE (sentences, size, size, 3).
+
+        Every sentence holds {} in the trigger's place and starts from the same noise.
+        """
+        self.wiring.concepts = ConceptSet([concept])
+        embeddings = {name: embedding.to(self._device) for name, embedding in concept.token_embeddings.items()}
+        rows = _tokenized(self._clip, [*sentences, ""])
+        latents = [self._sample(self._encode([row, rows[-1]], embeddings), seed) for row in rows[:-1]]
+        latents = self._model.process_latent_out(torch.cat(latents).float())
+        with torch.inference_mode(), _out_of_reach(self._patchers):
+            pictures = self._vae.decode(latents)
+            comfy.model_management.free_memory(1e30, self._device)  # the VAE, not wanted until the next time
+        return pictures.float().cpu()
+
+    def _sample(self, prompts: EncodedPrompts, seed: int) -> Tensor:
+        """One latent for the first of two prompts; the second is the negative one."""
+        sampling = self._model.model_sampling
+        sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", _SAMPLING_STEPS).to(self._device)
+        noise = torch.randn(self._latents[:1].shape, generator=torch.Generator().manual_seed(seed)).to(self._latents)
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            positive, negative = self._denoised(x.repeat(2, 1, 1, 1), sigma.repeat(2), prompts).float().chunk(2)
+            return negative + _CFG * (positive - negative)
+
+        start = sampling.noise_scaling(sigmas[:1], noise, torch.zeros_like(noise), max_denoise=True)
+        return sample_dpmpp_2m(denoise, start, sigmas, disable=True)
+
+    def _denoised(self, x: Tensor, sigma: Tensor, prompts: EncodedPrompts) -> Tensor:
+        context = prompts.encodings.to(getattr(self._model, "manual_cast_dtype", None) or self._model.get_dtype())
+        self.wiring.prepare(context)
+        adm = self._model.encode_adm(
+            device=self._device, pooled_output=prompts.pooled, width=self._size, height=self._size
+        )
+        conditioning = {} if adm is None else {"y": adm}
+        with torch.autocast(self._device.type, self._autocast) if self._autocast else nullcontext():
+            return self._model.apply_model(x, sigma, c_crossattn=context, transformer_options={}, **conditioning)
+
+    def _encode(self, rows: Sequence[_Tokens], token_embeddings: Mapping[str, Tensor]) -> EncodedPrompts:
+        tokens: dict[str, list[list]] = {name: [] for name in token_embeddings}
+        for row in rows:
+            for name, plain in row.tokens.items():
+                trigger = [] if row.position is None else [token_embeddings[name]]
+                at = row.position or 0
+                tokens[name].append([*plain[:at], *trigger, *plain[at + len(trigger) :]])
+        encodings, pooled = text.encode_rows(self._clip, tokens)
+        positions = torch.tensor([row.position or 0 for row in rows])
+        return EncodedPrompts(encodings.to(self._device), positions, pooled)
+
 
 @contextmanager
 def open_trainee(
-    model, clip, vae, photos: Tensor, masks: Tensor | None, superclass: str, flip: bool
+    model, clip, vae, subject: Subject, autocast: torch.dtype | None = None, checkpointing: bool = False
 ) -> Iterator[ComfyTrainee]:
     """The models loaded and made trainable through, with the photos encoded; afterwards everything is as before.
 
-    photos (n, size, size, 3), masks (n, size, size) or None, as ``prepare_photos`` gives them; with ``flip`` each is
-    also seen mirrored. Raises ValueError for models that cannot be trained on.
+    autocast: bf16 or fp16 for the network's arithmetic, None for the model's own; checkpointing: less memory, more
+    time. Raises ValueError for models that cannot be trained on.
     """
-    _check_trainable(model)
-    if vae is None:
-        raise ValueError("There is no VAE: this checkpoint has none. Load one with Load VAE.")
-    size = photos.shape[1]
-    if flip:
-        photos = torch.cat([photos, photos.flip(2)])
-        masks = None if masks is None else torch.cat([masks, masks.flip(2)])
-    latents = torch.cat([vae.encode(photo[None]) for photo in photos])
+    _check_trainable(model, vae)
+    if subject.flip:
+        subject = subject.mirrored()
+    latents = torch.cat([vae.encode(photo[None]) for photo in subject.photos])
+    if latents.shape[1:2] != (model.model.latent_format.latent_channels,):
+        raise ValueError(f"This VAE makes latents {tuple(latents.shape[1:])}, not this model's. Use its own VAE.")
     latents = model.model.process_latent_in(latents.float())
-    small = None if masks is None else F.interpolate(masks[:, None], size=latents.shape[-2:], mode="area")
     model, clip = _static(model, clip)
-    comfy.model_management.load_models_gpu([model, clip.patcher], force_full_load=True)
+    patchers = [model, clip.patcher]
+    comfy.model_management.load_models_gpu(patchers, force_full_load=True)
+    with _out_of_reach(patchers):
+        comfy.model_management.free_memory(1e30, model.load_device)  # the VAE and what else is not needed
     text.prepare_encoders(clip)
-    with trainable_through(model.model, clip.cond_stage_model), out_of_place_clip(clip.cond_stage_model):
-        own_masks = None if small is None else small.clone()  # clones made here are no inference tensors
-        trainee = ComfyTrainee(model, clip, latents.clone(), own_masks, superclass, size)
-        with trainee.wiring:
-            yield trainee
+    with ExitStack() as stack:
+        stack.enter_context(trainable_through(model.model, clip.cond_stage_model))
+        stack.enter_context(out_of_place_clip(clip.cond_stage_model))
+        if checkpointing:
+            stack.enter_context(checkpointed(model.model, clip.cond_stage_model))
+        trainee = ComfyTrainee(model, clip, vae, subject, latents.clone(), autocast)  # clones are no inference tensors
+        stack.enter_context(trainee.wiring)
+        yield trainee
+
+
+@contextmanager
+def _out_of_reach(patchers: Sequence) -> Iterator[None]:
+    """The host cannot offload these models for a while."""
+    loaded = comfy.model_management.current_loaded_models
+    ours = [entry for entry in loaded if any(entry.model is patcher for patcher in patchers)]
+    for entry in ours:
+        loaded.remove(entry)
+    try:
+        yield
+    finally:
+        loaded[:0] = ours
 
 
 def _static(model, clip):
@@ -115,23 +190,40 @@ def _static(model, clip):
     return model, clip
 
 
-def _check_trainable(model) -> None:
+def _check_trainable(model, vae) -> None:
     if not cross_attentions(model):
         text_model = type(model.model).__name__
         raise ValueError(f"Perfusion trains on SD1.x, SD2.x and SDXL models; this one is {text_model}.")
-    if model.model.concat_keys:
-        raise ValueError("This is an inpainting model. Train on the base checkpoint; the concept works in both.")
+    channels = model.model.model_config.unet_config.get("in_channels")
+    expected = model.model.latent_format.latent_channels
+    if model.model.concat_keys or channels != expected:
+        raise ValueError(
+            f"This model takes {channels} channels, not {expected}: it is made for inpainting, editing, upscaling or "
+            "video. Train on the base checkpoint; the concept then works in an inpainting model too."
+        )
+    if vae is None:
+        raise ValueError("There is no VAE: this checkpoint has none. Load one with Load VAE.")
 
 
-def _template_tokens(clip) -> list[tuple[dict[str, list[int]], int]]:
-    """For every template its tokens per encoder and where the trigger stands in them."""
+@dataclass(frozen=True)
+class _Tokens:
+    tokens: Mapping[str, list[int]]  # per encoder
+    position: int | None  # of the trigger
+
+
+def _tokenized(clip, sentences: Sequence[str]) -> list[_Tokens]:
+    """Sentences with {} in the trigger's place, or without a trigger. Raises ValueError where it is out of reach."""
     any_embeddings = {name: table[0] for name, table in text.embedding_tables(clip).items()}
     tokenizer = text.with_triggers(clip.tokenizer, {_PLACE: any_embeddings})
     found = []
-    for template in TEMPLATES:
-        sections = {
-            name: sections[0] for name, sections in tokenizer.tokenize_with_weights(template.format(_PLACE)).items()
-        }
-        (position,) = text.trigger_positions(next(iter(sections.values())))
-        found.append(({name: [token[0] for token in section] for name, section in sections.items()}, position))
+    for sentence in sentences:
+        weighted = tokenizer.tokenize_with_weights(sentence.replace("{}", _PLACE))
+        sections = {name: sections[0] for name, sections in weighted.items()}
+        positions = text.trigger_positions(next(iter(sections.values())))
+        if len(positions) != sentence.count("{}"):
+            raise ValueError(
+                f"The text encoder takes 75 tokens and does not see the trigger in {sentence!r}. Shorten it."
+            )
+        tokens = {name: [token[0] for token in section] for name, section in sections.items()}
+        found.append(_Tokens(tokens, positions[0] if positions else None))
     return found

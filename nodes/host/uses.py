@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from ...perfusion_core import Concept
 from ...perfusion_core.edit import BETA, TEMPERATURE
@@ -20,6 +22,7 @@ class ConceptUse:
     temperature: float = TEMPERATURE
     strength: float = 1.0
     key_lock: float = 0.0
+    training: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)  # to train on from here
 
 
 def combine(earlier: Iterable[ConceptUse], later: Iterable[ConceptUse]) -> tuple[ConceptUse, ...]:

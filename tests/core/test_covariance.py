@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from perfusion_core import Covariance, save_concept
+from perfusion_core.covariance import RIDGE
 
 from .makers import file_concept
 
@@ -97,6 +98,50 @@ def test_the_ridge_makes_a_small_sample_invertible() -> None:
     assert torch.isfinite(filled(count=2).inverse()).all()
 
 
+def test_the_inverse_takes_the_covariances_own_ridge_when_none_is_given() -> None:
+    covariance = Covariance(DIM, ridge=0.3)
+    covariance.update(encodings(0, 40))
+    assert torch.equal(covariance.inverse(), filled().inverse(0.3))
+    covariance.ridge = 0.05
+    assert torch.equal(covariance.inverse(), filled().inverse(0.05))
+    assert torch.equal(covariance.inverse(RIDGE), filled().inverse())
+
+
+@pytest.mark.parametrize("ridge", [-0.01, float("nan"), float("inf")])
+def test_a_ridge_that_is_no_share_is_refused(ridge: float) -> None:
+    covariance = filled()
+    with pytest.raises(ValueError, match=r"ridge is .*at least 0"):
+        Covariance(DIM, ridge)
+    with pytest.raises(ValueError, match=r"ridge is .*at least 0"):
+        covariance.ridge = ridge
+    with pytest.raises(ValueError, match=r"ridge is .*at least 0"):
+        covariance.inverse(ridge)
+    assert covariance.ridge == RIDGE
+
+
+@given(seed=st.integers(0, 2**31), count=st.integers(1, DIM - 1), scale=st.floats(1e-6, 1e6))
+def test_a_singular_covariance_is_refused_without_a_ridge_and_inverted_with_a_small_one(
+    seed: int, count: int, scale: float
+) -> None:
+    """Rounding often lets the Cholesky decomposition of a singular matrix pass; its inverse would be noise."""
+    covariance = Covariance(DIM)
+    covariance.update(scale * encodings(seed, count))
+    with pytest.raises(ValueError, match=rf"{count} encodings cannot be inverted with a ridge of 0\. Use a ridge such"):
+        covariance.inverse(0)
+    matrix = covariance.matrix()
+    ridged = matrix + 1e-6 * matrix.diagonal().mean() * torch.eye(DIM, dtype=torch.float64)
+    torch.testing.assert_close(
+        covariance.inverse(1e-6) @ ridged, torch.eye(DIM, dtype=torch.float64), rtol=0, atol=1e-8
+    )
+
+
+def test_a_covariance_of_nothing_but_zeros_is_refused() -> None:
+    covariance = Covariance(DIM)
+    covariance.update(torch.zeros(3, DIM))
+    with pytest.raises(ValueError, match="cannot be inverted"):
+        covariance.inverse()
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_nan_is_refused_and_leaves_the_sum_as_it_was(bad: float) -> None:
     covariance, rows = filled(), encodings(1, 4)
@@ -137,6 +182,18 @@ def test_a_file_brings_back_matrix_and_count(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.inverse(), filled().inverse(), rtol=1e-4, atol=1e-6)
 
 
+def test_a_file_brings_back_the_ridge(tmp_path: Path) -> None:
+    covariance = filled()
+    covariance.ridge = 1 / 3
+    covariance.save(tmp_path / "c.safetensors")
+    assert Covariance.load(tmp_path / "c.safetensors").ridge == 1 / 3
+
+
+def test_a_file_without_a_ridge_has_the_usual_one(tmp_path: Path) -> None:
+    save_file({"covariance": SOUND}, tmp_path / "older.safetensors", METADATA)
+    assert Covariance.load(tmp_path / "older.safetensors").ridge == RIDGE
+
+
 def test_a_loaded_covariance_goes_on_where_it_stopped(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     filled().save(path)
@@ -164,6 +221,9 @@ DAMAGED = {
     "count zero": (SOUND, METADATA | {"count": "0"}),
     "count no number": (SOUND, METADATA | {"count": "many"}),
     "count beyond all bounds": (SOUND, METADATA | {"count": "1" + "0" * 400}),
+    "ridge no number": (SOUND, METADATA | {"ridge": "much"}),
+    "ridge NaN": (SOUND, METADATA | {"ridge": "nan"}),
+    "ridge below zero": (SOUND, METADATA | {"ridge": "-0.01"}),
     "another format": (SOUND, METADATA | {"format": "something-else"}),
     "no format": (SOUND, {"count": "3"}),
     "not square": (torch.ones(3, 4), METADATA),

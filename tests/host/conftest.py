@@ -51,11 +51,16 @@ def models():
 
 @pytest.fixture
 def model_folder(tmp_path, monkeypatch):
-    """An empty models/perfusion for one test."""
+    """An empty models/perfusion for one test, and beside it an empty models/open_clip."""
     import folder_paths
+    from comfyui_perfusion.nodes.host import scorers
 
     folder = tmp_path / "perfusion"
     folder.mkdir()
+    scorers.register()
+    _, endings = folder_paths.folder_names_and_paths[scorers.FOLDER]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, scorers.FOLDER, ([str(tmp_path / "open_clip")], endings))
+    (tmp_path / "open_clip").mkdir()
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "perfusion", ([str(folder)], {".safetensors"}))
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     return folder

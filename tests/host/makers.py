@@ -4,7 +4,8 @@ import torch
 from comfyui_perfusion.nodes.host import text
 from comfyui_perfusion.nodes.host.encoder_covariance import measure_covariance
 from comfyui_perfusion.nodes.host.model import base_model, cross_attentions
-from comfyui_perfusion.perfusion_core import Concept
+from comfyui_perfusion.nodes.train import PerfusionTrainConcept
+from comfyui_perfusion.perfusion_core import Concept, Covariance
 from comfyui_perfusion.perfusion_core.captions import captions
 
 _inverses = {}
@@ -52,3 +53,21 @@ def encode_in_sentence(clip, embeddings) -> torch.Tensor:
     tokens = clip.tokenize("a photo of a <x>")
     (position,) = text.trigger_positions(next(iter(tokens.values()))[0])
     return clip.encode_from_tokens(tokens)[0, position].float().cpu()
+
+
+def random_covariance(width: int = 768) -> Covariance:
+    covariance = Covariance(width)
+    covariance.update(torch.randn(100, width, generator=torch.Generator().manual_seed(0)))
+    return covariance
+
+
+def train_node(models, kind: str = "sd1", **changes):
+    """Two tiny steps of Perfusion Train Concept; ``changes`` are inputs as the host gives them, lists."""
+    model, clip, vae = models(kind)
+    grey = torch.full((1, 64, 64, 3), 0.5)
+    inputs = {
+        "model": [model], "clip": [clip], "vae": [vae], "images": [grey], "trigger": ["<my-toy>"],
+        "superclass": ["teddy"], "steps": [2], "seed": [0], "resolution": [64], "batch_size": [1], "accumulation": [1],
+        "flip": [False], "covariance": [random_covariance()], "previews": [""],
+    }  # fmt: skip
+    return PerfusionTrainConcept.execute(**{**inputs, **changes})

@@ -1,5 +1,6 @@
 """What users see when something is wrong, and what is left of their work and their models afterwards."""
 
+import dataclasses
 import os
 import types
 
@@ -10,10 +11,12 @@ import torch
 from comfyui_perfusion.nodes.covariance import PerfusionCovariance
 from comfyui_perfusion.nodes.host.model import cross_attentions
 from comfyui_perfusion.nodes.host.trainable import trainable_through
-from comfyui_perfusion.nodes.host.trainee import open_trainee
+from comfyui_perfusion.nodes.host.trainee import Subject, open_trainee
 from comfyui_perfusion.nodes.load import PerfusionLoader
 from comfyui_perfusion.nodes.train import PerfusionTrainConcept
 from comfyui_perfusion.perfusion_core import Concept, Covariance, load_concept, save_concept
+from comfyui_perfusion.perfusion_core.captions import TEMPLATES
+from makers import random_covariance, train_node
 from safetensors.torch import load_file, save_file
 
 CANCEL = comfy.model_management.InterruptProcessingException
@@ -151,7 +154,7 @@ def test_a_model_without_text_cross_attention_is_refused(models, model_folder):
     with pytest.raises(ValueError, match=r"SD1.x, SD2.x or SDXL. This one is Module"):
         load(without_text(), clip)
     with pytest.raises(ValueError, match=r"SD1.x, SD2.x or SDXL. This one is Module"):
-        train(models, model=[without_text()])
+        train_node(models, model=[without_text()])
 
 
 def test_other_text_encoders_are_refused(models, model_folder):
@@ -162,7 +165,7 @@ def test_other_text_encoders_are_refused(models, model_folder):
     with pytest.raises(ValueError, match=r"CLIP text encoders of SD1.x, SD2.x and SDXL; this one has t5xxl"):
         load(model, clip)
     with pytest.raises(ValueError, match="this one has t5xxl"):
-        train(models, clip=[clip])
+        train_node(models, clip=[clip])
 
 
 @pytest.mark.parametrize("missing", ["clip", "vae"])
@@ -174,24 +177,7 @@ def test_a_checkpoint_without_text_encoder_or_vae_is_explained(models, model_fol
         with pytest.raises((ValueError, RuntimeError), match="CLIP"):
             load(model, None)
     with pytest.raises((ValueError, RuntimeError), match=missing.upper()):
-        train(models, **{missing: [None]})
-
-
-def metric(width: int = 768) -> Covariance:
-    covariance = Covariance(width)
-    covariance.update(torch.randn(100, width, generator=torch.Generator().manual_seed(0)))
-    return covariance
-
-
-def train(models, **changes):
-    """Two tiny steps of the node with these inputs changed, which are lists as the host gives them."""
-    model, clip, vae = models("sd1")
-    inputs = {
-        "model": [model], "clip": [clip], "vae": [vae], "images": [torch.rand(1, 64, 64, 3)], "trigger": ["<my-toy>"],
-        "superclass": ["teddy"], "steps": [2], "seed": [0], "resolution": [64], "batch_size": [1], "accumulation": [1],
-        "flip": [False], "learning_rate_values": [0.03], "learning_rate_embedding": [0.006], "covariance": [metric()],
-    }  # fmt: skip
-    return PerfusionTrainConcept.execute(**{**inputs, **changes})
+        train_node(models, **{missing: [None]})
 
 
 @pytest.fixture
@@ -209,21 +195,21 @@ def nothing_runs(monkeypatch):
 @pytest.mark.parametrize("trigger", ["", "  ", "my toy", "(toy)", "[toy]", "<toy:1>", "toy,", 'toy"', "to\\y", "{toy}"])
 def test_a_trigger_that_prompts_cannot_hold_is_refused_at_once(models, trigger):
     with pytest.raises(ValueError, match=r"trigger .*use one such as <my-teddy>"):
-        train(models, trigger=[trigger])
+        train_node(models, trigger=[trigger])
 
 
 @pytest.mark.usefixtures("nothing_runs")
 @pytest.mark.parametrize("trigger", ["cat", "Cat", " cat ", "teddy", "a", "photo"])
 def test_a_trigger_that_is_a_known_word_is_refused_at_once(models, trigger):
     with pytest.raises(ValueError, match=rf"'{trigger.strip()}' is a word .* such as <{trigger.strip()}>"):
-        train(models, trigger=[trigger])
+        train_node(models, trigger=[trigger])
 
 
 def test_a_trigger_that_the_training_sentences_hold_is_learned_in_its_own_place(models):
     grey = [torch.full((1, 64, 64, 3), 0.5)]
-    ((use,), *_) = train(models, trigger=["close-up"], images=grey).args
+    ((use,), *_) = train_node(models, trigger=["close-up"], images=grey).args
     assert use.concept.trigger == "close-up"
-    ((other,), *_) = train(models, trigger=["<my-toy>"], images=grey).args
+    ((other,), *_) = train_node(models, trigger=["<my-toy>"], images=grey).args
     assert torch.equal(use.concept.target_input, other.concept.target_input)
 
 
@@ -233,7 +219,7 @@ def test_a_trigger_that_the_training_sentences_hold_is_learned_in_its_own_place(
     [
         ({"superclass": [""]}, "The superclass is empty"),
         ({"superclass": [" \n"]}, "The superclass is empty"),
-        ({"covariance": [metric(1024)]}, "covariance is 1024 wide, this model's text encoding 768"),
+        ({"covariance": [random_covariance(1024)]}, "covariance is 1024 wide, this model's text encoding 768"),
         ({"images": []}, "There are no photos"),
         ({"masks": [torch.ones(2, 64, 64)]}, "2 masks for 1 photos"),
         ({"masks": [torch.zeros(1, 64, 64)]}, "mask of photo 1 is empty"),
@@ -242,14 +228,14 @@ def test_a_trigger_that_the_training_sentences_hold_is_learned_in_its_own_place(
 )
 def test_inputs_that_do_not_belong_together_are_refused_at_once(models, inputs, message):
     with pytest.raises(ValueError, match=message):
-        train(models, **inputs)
+        train_node(models, **inputs)
 
 
 def test_an_inpainting_model_is_refused(models, monkeypatch):
     model, _, _ = models("sd1")
     monkeypatch.setattr(model.model, "concat_keys", ("mask", "masked_image"))
-    with pytest.raises(ValueError, match=r"inpainting model\. Train on the base checkpoint"):
-        train(models)
+    with pytest.raises(ValueError, match=r"inpainting.*Train on the base checkpoint"):
+        train_node(models)
 
 
 class Quantised(torch.Tensor):
@@ -312,8 +298,8 @@ def kept(folder) -> list[str]:
 def test_a_cancelled_training_keeps_what_was_learned(models, model_folder, monkeypatch, steps):
     after_step(monkeypatch, 2, comfy.model_management.interrupt_current_processing)
     with pytest.raises(CANCEL):
-        train(models, steps=[steps])
-    assert kept(model_folder) == ["my-toy-unfinished.safetensors"]
+        train_node(models, steps=[steps])
+    assert kept(model_folder) == ["my-toy-unfinished.safetensors"] * 2  # the concept and the state of its training
     concept = load_concept(model_folder / "my-toy-unfinished.safetensors")
     assert all(delta.abs().max() > 0 for delta in concept.value_deltas.values())
     assert load(*models("sd1")[:2], "my-toy-unfinished.safetensors").args[0].model is models("sd1")[0].model
@@ -324,7 +310,7 @@ def test_a_cancelled_training_keeps_what_was_learned(models, model_folder, monke
 def test_a_training_cancelled_before_its_first_step_leaves_no_file(models, model_folder):
     comfy.model_management.interrupt_current_processing()
     with pytest.raises(CANCEL):
-        train(models)
+        train_node(models)
     assert kept(model_folder) == []
 
 
@@ -332,8 +318,8 @@ def test_a_training_cancelled_before_its_first_step_leaves_no_file(models, model
 def test_what_was_learned_is_kept_whatever_the_trigger(models, model_folder, monkeypatch, trigger):
     after_step(monkeypatch, 1, comfy.model_management.interrupt_current_processing)
     with pytest.raises(CANCEL):
-        train(models, trigger=[trigger])
-    (path,) = model_folder.rglob("*.safetensors")
+        train_node(models, trigger=[trigger])
+    (path,) = model_folder.glob("*.safetensors")
     assert load_concept(path).trigger == trigger
 
 
@@ -344,7 +330,7 @@ def test_a_full_disk_does_not_hide_the_cancel(models, model_folder, monkeypatch,
     monkeypatch.setattr(os, "fsync", full)
     after_step(monkeypatch, 1, comfy.model_management.interrupt_current_processing)
     with pytest.raises(CANCEL):
-        train(models)
+        train_node(models)
     assert kept(model_folder) == []
     assert "No space left" in caplog.text
 
@@ -355,9 +341,9 @@ def test_an_error_while_training_keeps_what_was_learned(models, model_folder, mo
         raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory")
 
     after_step(monkeypatch, 2, out_of_memory)
-    with pytest.raises(comfy.model_management.OOM_EXCEPTION):
-        train(models, steps=[3])
-    assert kept(model_folder) == ["my-toy-unfinished.safetensors"]
+    with pytest.raises(RuntimeError, match=r"at 64x64 pixels with 1 photos.*low_memory.*my-toy-unfinished"):
+        train_node(models, steps=[3])
+    assert kept(model_folder) == ["my-toy-unfinished.safetensors"] * 2
 
 
 @pytest.mark.usefixtures("untouched")
@@ -366,7 +352,7 @@ def test_latents_that_are_no_numbers_end_the_training_with_advice(models, model_
     vae = models("sd1")[2]
     monkeypatch.setattr(vae, "encode", lambda _: torch.full((1, 4, 8, 8), value))
     with pytest.raises((FloatingPointError, ValueError), match=r"fp32 or bf16|VAE"):
-        train(models)
+        train_node(models)
     assert kept(model_folder) == []
 
 
@@ -382,7 +368,7 @@ def test_a_training_that_diverges_keeps_what_was_learned_before(models, model_fo
     after_step(monkeypatch, 2, spoil)
     try:
         with pytest.raises(FloatingPointError, match=r"step 3 .*lower the learning rates"):
-            train(models, steps=[4])
+            train_node(models, steps=[4])
     finally:
         for handle in handles:
             handle.remove()
@@ -392,39 +378,12 @@ def test_a_training_that_diverges_keeps_what_was_learned_before(models, model_fo
 
 @pytest.mark.usefixtures("untouched")
 def test_models_are_as_before_after_any_error_inside_the_training(models):
-    photos = torch.rand(1, 64, 64, 3)
-    with pytest.raises(ZeroDivisionError), open_trainee(*models("sd1"), photos, None, "teddy", True) as it:
+    subject = Subject(torch.rand(1, 64, 64, 3), None, [TEMPLATES], "teddy", flip=True)
+    with pytest.raises(ZeroDivisionError), open_trainee(*models("sd1"), subject, checkpointing=True) as it:
         module = next(iter(it.wiring.projections.values()))[0]
         assert "forward" in module.__dict__
         assert not any(parameter.is_inference() for parameter in models("sd1")[0].model.parameters())
         raise ZeroDivisionError
-    with pytest.raises(ValueError, match="superclass"), open_trainee(*models("sd1"), photos, None, "", False):
+    nameless = dataclasses.replace(subject, superclass="")
+    with pytest.raises(ValueError, match="superclass"), open_trainee(*models("sd1"), nameless):
         pytest.fail("it was opened")
-
-
-def test_a_cancelled_covariance_leaves_no_file(models, model_folder):
-    comfy.model_management.interrupt_current_processing()
-    with pytest.raises(CANCEL):
-        PerfusionCovariance.execute(models("sd1")[1], "", 100)
-    assert kept(model_folder) == []
-
-
-def test_a_damaged_covariance_is_made_anew_and_a_full_disk_only_warns(models, model_folder, monkeypatch, caplog):
-    clip = models("sd1")[1]
-    (first,) = PerfusionCovariance.execute(clip, "", 100).args
-    (path,) = (model_folder / "covariance").iterdir()
-    path.write_bytes(b"damaged")
-    (second,) = PerfusionCovariance.execute(clip, "", 100).args
-    assert torch.equal(first.matrix(), second.matrix())
-    assert "made anew" in caplog.text
-    assert torch.allclose(Covariance.load(path).matrix(), first.matrix(), rtol=1e-6)
-    path.unlink()
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    (third,) = PerfusionCovariance.execute(clip, "", 100).args
-    assert torch.equal(first.matrix(), third.matrix())
-    assert "could not be kept" in caplog.text
-    assert kept(model_folder) == []

@@ -1,11 +1,21 @@
-"""Photos and their masks: read from folders, matched, and cropped for training."""
+"""Photos, their masks and captions: read from folders, matched, and cropped for training."""
 
+import comfy.utils
 import folder_paths
 import numpy as np
 import pytest
 import torch
-from comfyui_perfusion.nodes.host.photos import load_photo, photo_files, photo_folders, prepare_photos
-from comfyui_perfusion.nodes.train import PerfusionLoadPhotos
+from comfyui_perfusion.nodes.host.photos import (
+    caption_texts,
+    load_caption,
+    load_photo,
+    photo_files,
+    photo_folders,
+    prepare_photos,
+)
+from comfyui_perfusion.nodes.photos import PerfusionLoadPhotos
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 RED, CLEAR = (255, 0, 0), (0, 0, 255, 0)
@@ -153,11 +163,13 @@ def test_a_folder_without_pictures_is_said_to_be(home):
         photo_files("texts")
 
 
-def test_the_node_gives_photos_and_masks_of_any_sizes_by_name(home):
+def test_the_node_gives_photos_masks_and_captions_of_any_sizes_by_name(home):
     put(home / "toys/b.png", Image.new("RGB", (9, 5)))
     put(home / "toys/a.png", Image.new("RGB", (4, 4)))
     put(home / "toys/mask/a.png", Image.new("L", (2, 2), 255))
-    images, masks = PerfusionLoadPhotos.execute("toys").result
+    (home / "toys/b.txt").write_text("a toy on a table")
+    images, masks, captions = PerfusionLoadPhotos.execute("toys").result
+    assert captions == ["", "a toy on a table"]
     assert [tuple(image.shape) for image in images] == [(1, 4, 4, 3), (1, 5, 9, 3)]
     assert [tuple(mask.shape) for mask in masks] == [(1, 2, 2), (1, 5, 9)]
     prepared, covers = prepare_photos(images, masks, 64)
@@ -165,14 +177,123 @@ def test_the_node_gives_photos_and_masks_of_any_sizes_by_name(home):
     assert covers.shape == (2, 64, 64)
 
 
-def test_the_node_notices_new_masks_and_changed_photos(home):
+def test_the_node_notices_new_masks_changed_photos_and_captions(home):
     photo = put(home / "toys/a.png")
     seen = {PerfusionLoadPhotos.fingerprint_inputs("toys")}
     put(home / "toys/mask/a.png", Image.new("L", (8, 6)))
     seen.add(PerfusionLoadPhotos.fingerprint_inputs("toys"))
     put(photo, Image.new("RGB", (8, 6)))
     seen.add(PerfusionLoadPhotos.fingerprint_inputs("toys"))
-    assert len(seen) == 3
+    for caption in ("a toy", "the toy", None):
+        photo.with_suffix(".txt").write_text(caption) if caption else photo.with_suffix(".txt").unlink()
+        seen.add(PerfusionLoadPhotos.fingerprint_inputs("toys"))
+    assert len(seen) == 5  # without caption it is as before
+    assert PerfusionLoadPhotos.fingerprint_inputs("toys") in seen
+
+
+@pytest.mark.parametrize("name", ["a", "a.b", "photo [1]", "玩具"])
+def test_the_caption_is_the_text_beside_the_photo(home, name):
+    photo = put(home / f"{name}.jpg")
+    assert load_caption(photo) == ""
+    (home / f"{name}.jpg.txt").write_text("of another tool")
+    (home / f"{name}.txt").write_bytes("\ufeffein Plüschtier\r\n玩具\r\n".encode())  # as Notepad saves it
+    assert load_caption(photo).splitlines() == ["ein Plüschtier", "玩具"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("Plüschtier".encode("latin-1"), r"a\.txt is not UTF-8"),
+        ("toy".encode("utf-16"), r"a\.txt is not UTF-8"),
+        (b"x" * 64 * 1024 + b"x", r"a\.txt has more than 64 KB"),
+    ],
+)
+def test_a_caption_that_cannot_be_read_is_named(home, content, message):
+    photo = put(home / "a.png")
+    photo.with_suffix(".txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_caption(photo)
+
+
+def test_the_largest_caption_is_still_read(home):
+    photo = put(home / "a.png")
+    photo.with_suffix(".txt").write_bytes(b"x" * 64 * 1024)
+    assert len(load_caption(photo)) == 64 * 1024
+
+
+@pytest.mark.parametrize(
+    ("caption", "sentence"),
+    [
+        ("a <my-toy> on a table", "a {} on a table"),
+        ("A <MY-TOY>!", "A {}!"),
+        ("the <my-toy>'s ear", "the {}'s ear"),
+        ("<my-toy> beside a teddy bear", "{} beside a teddy bear"),
+        ("a <my-toy> and a <My-Toy>", "a {} and a teddy bear"),
+        ("{} and {} beside <my-toy>", "teddy bear and teddy bear beside {}"),
+        ("a {} in the snow", "a {} in the snow"),
+        ("a {} beside a teddy bear", "a {} beside a teddy bear"),
+        ("{} and {}", "{} and teddy bear"),
+        ("a teddy bear beside a Teddy Bear", "a {} beside a Teddy Bear"),
+        ("A Teddy  Bear.", "A {}."),
+        ("teddy bears around a teddy bear", "teddy bears around a {}"),
+        ("a {red|blue} teddy bear {1} {{x}}", "a {red|blue} {} {1} {{x}}"),
+        ("{<my-toy>} {<my-toy>}", "{{}} {teddy bear}"),
+    ],
+)
+def test_the_trigger_gets_one_place_in_a_caption(caption, sentence):
+    assert caption_texts([caption], 1, "<my-toy>", "teddy bear") == [[sentence]]
+    assert sentence.count("{}") == 1
+
+
+def test_a_trigger_of_letters_is_a_word_of_its_own():
+    assert caption_texts(["asks sksy sks, sks"], 1, "sks", "toy") == [["asks sksy {}, toy"]]
+    assert caption_texts(["my.toy or myxtoy"], 1, "my.toy", r"\1") == [["{} or myxtoy"]]
+
+
+def test_every_line_of_a_caption_is_a_sentence_and_photos_without_get_none():
+    captions = ["a toy\n\n  the toy, sleeping \n", "", " \n"]
+    assert caption_texts(captions, 3, "<t>", "toy") == [["a {}", "the {}, sleeping"], [], []]
+
+
+@pytest.mark.parametrize("captions", [[], [""], ["", " \n", ""]])
+def test_no_captions_are_none_for_every_photo(captions):
+    assert caption_texts(captions, 2, "<t>", "toy") == [[], []]
+
+
+@given(st.lists(st.sampled_from(["{", "}", "{}", "<t>", "<T>", "toy", "toys", "x", " ", "\\1"]), max_size=12))
+@settings(deadline=None)
+def test_whatever_a_caption_holds_it_has_one_place_or_is_refused(pieces):
+    caption = "".join(pieces)
+    try:
+        (sentences,) = caption_texts([caption], 1, "<t>", "toy")
+    except ValueError:
+        assert "<t>" not in caption.lower()
+        assert "{}" not in caption
+    else:
+        assert [sentence.count("{}") for sentence in sentences] == [1] * bool(caption.strip())
+        assert all("<t>" not in sentence.lower() for sentence in sentences)
+
+
+@pytest.mark.parametrize(
+    ("captions", "message"),
+    [
+        (["a toy"], "1 captions for 2 photos"),
+        (["a toy", "", ""], "3 captions for 2 photos"),
+        (
+            ["a toy", "the toy\ntwo toys"],
+            "caption of photo 2 does not say where <t> is: 'two toys'. Write <t>, {} or toy",
+        ),
+    ],
+)
+def test_captions_that_cannot_be_used_are_named(captions, message):
+    with pytest.raises(ValueError, match=message):
+        caption_texts(captions, 2, "<t>", "toy")
+
+
+def test_a_refused_caption_is_not_shown_whole():
+    with pytest.raises(ValueError) as caught:
+        caption_texts(["x" * 60_000], 1, "<t>", "toy")
+    assert len(str(caught.value)) < 500
 
 
 def noise(*shape) -> torch.Tensor:
@@ -186,7 +307,7 @@ def test_batches_lists_and_sizes_mix():
     assert photos.shape == (4, 64, 64, 3)
     assert covers.shape == (4, 64, 64)
     assert torch.equal(photos[:2], images[0])
-    assert prepare_photos(images, [], 64)[1] is None
+    assert prepare_photos(images[::2], [], 64)[1] is None
 
 
 @pytest.mark.parametrize(("height", "width"), [(6, 10), (10, 6), (60, 100), (300, 500)])
@@ -210,10 +331,10 @@ def test_scaled_photos_and_masks_stay_in_range():
 
 def test_a_mask_of_another_size_but_the_photos_shape_fits():
     mask = torch.zeros(1, 20, 40)
-    mask[:, :, 20:] = 1
+    mask[:, 10:] = 1
     _, covers = prepare_photos([noise(1, 128, 256, 3)], [mask], 64)
-    assert covers[0, :, :32].max() < 0.6
-    assert covers[0, :, 33:].min() > 0.9
+    assert covers[0, :32].max() < 0.6
+    assert covers[0, 33:].min() > 0.9
 
 
 @pytest.mark.parametrize(
@@ -236,8 +357,108 @@ def test_photos_and_masks_that_cannot_be_used_are_named(images, masks, message):
         prepare_photos(images, masks, 64)
 
 
-def test_a_mask_that_the_crop_leaves_empty_is_named():
-    mask = torch.zeros(1, 64, 256)
-    mask[..., :40] = 1  # the subject stands beside the middle square
+def test_the_fourth_channel_is_the_mask_when_none_is_connected():
+    images = [noise(1, 64, 64, 4), noise(1, 40, 40, 3)]
+    photos, covers = prepare_photos(images, [], 64)
+    assert torch.equal(photos[0], images[0][0, ..., :3])
+    assert torch.equal(covers[0], images[0][0, ..., 3])
+    assert covers[1].min() == 1
+    connected = [torch.ones(1, 64, 64), torch.ones(1, 40, 40)]
+    assert prepare_photos(images, connected, 64)[1].min() == 1
+    images[0][..., 3] = 0
+    with pytest.raises(ValueError, match="mask of photo 1 is empty"):
+        prepare_photos(images, [], 64)
+
+
+def old_square(picture: torch.Tensor, size: int) -> torch.Tensor:
+    """What training saw before squares followed masks, of (height, width, channels)."""
+    method = "area" if min(picture.shape[:2]) > size else "bicubic"
+    square = comfy.utils.common_upscale(picture.movedim(-1, 0)[None], size, size, method, "center")
+    return square.clamp(0, 1)[0].movedim(0, -1)
+
+
+SIDES = st.integers(4, 40)
+
+
+@given(SIDES, SIDES, st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_with_a_centred_mask_or_none_the_square_is_the_middle(height, width, soft):
+    photo = noise(1, height, width, 3)
+    mask = 0.3 * torch.ones(height, width)
+    if soft:  # heaviest in the middle, the same from both ends
+        mask = 1 - (torch.linspace(-1, 1, height)[:, None] ** 2 + torch.linspace(-1, 1, width) ** 2) / 2
+        mask = (mask + mask.flip(0, 1)) / 2
+    photos, covers = prepare_photos([photo], [mask], 16)
+    assert torch.equal(photos[0], old_square(photo[0], 16))
+    assert torch.equal(covers[0], old_square(mask[..., None], 16)[..., 0])
+    assert torch.equal(prepare_photos([photo], [], 16)[0], photos)
+
+
+@pytest.mark.parametrize("upright", [False, True], ids=["landscape", "portrait"])
+@given(side=SIDES, spare=st.integers(0, 30), data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_a_subject_that_fits_is_kept_whole_wherever_it_stands(upright, side, spare, data):
+    """Squares as large as the training's are not scaled; an even rest leaves a middle."""
+    width = data.draw(st.integers(1, side))
+    start = data.draw(st.integers(0, side + 2 * spare - width))
+    mask = torch.zeros(side, side + 2 * spare)
+    mask[side // 3 :, start : start + width] = torch.linspace(0.1, data.draw(st.floats(0.1, 1)), width)  # soft
+    mask = mask.T if upright else mask
+    photos, covers = prepare_photos([mask[None, ..., None].expand(-1, -1, -1, 3)], [mask], side)
+    assert covers[0].sum().item() == pytest.approx(mask.sum().item(), rel=1e-5)
+    assert torch.equal(photos[0, ..., 0], covers[0])
+
+
+@pytest.mark.parametrize("upright", [False, True], ids=["landscape", "portrait"])
+@given(
+    side=SIDES,
+    spare=st.integers(0, 20),
+    weights=st.lists(st.sampled_from([0, 0, 0.25, 1]), min_size=80, max_size=80),
+)
+@settings(deadline=None, max_examples=60)
+def test_the_square_holds_most_of_the_mask_and_is_near_the_middle(upright, side, spare, weights):
+    length = side + 2 * spare
+    mask = torch.tensor(weights[:length]).expand(side, -1).clone()
+    mask[:, length // 2] = 1
+    held = [mask[0, start : start + side].sum().item() for start in range(2 * spare + 1)]
+    photo = (torch.arange(length) / 128).expand(1, side, -1)[..., None].expand(-1, -1, -1, 3)
+    if upright:
+        mask, photo = mask.T, photo.transpose(1, 2)
+    photos, covers = prepare_photos([photo], [mask], side)
+    start = round(photos.min().item() * 128)
+    assert held[start] == max(held)
+    assert abs(start - spare) == min(abs(other - spare) for other, weight in enumerate(held) if weight == max(held))
+    assert torch.equal(covers[0], mask.narrow(0 if upright else 1, start, side))
+
+
+def test_the_rounding_of_a_mask_does_not_move_the_square():
+    mask = 0.5 + 1e-7 * noise(20, 90)
+    covers = prepare_photos([noise(1, 20, 90, 3)], [mask], 16)[1]
+    assert torch.equal(covers[0], old_square(mask[..., None], 16)[..., 0])
+
+
+@pytest.mark.parametrize("start", [0, 31])
+def test_an_odd_rest_costs_a_subject_at_the_edge_nothing(start):
+    mask = torch.zeros(20, 51)
+    mask[:, start : start + 20] = 1
+    assert prepare_photos([noise(1, 20, 51, 3)], [mask], 20)[1].min() == 1
+
+
+def test_a_mask_of_another_size_moves_the_square_as_far():
+    mask = torch.zeros(16, 64)
+    mask[:, 40:56] = 1
+    photo = torch.zeros(1, 64, 256, 3)
+    photo[:, :, 160:224] = 1
+    photos, covers = prepare_photos([photo], [mask], 16)
+    assert photos.min() == 1
+    assert covers.min() == 1
+
+
+def test_what_is_no_number_does_not_move_the_square():
+    mask = torch.zeros(64, 256)
+    mask[:, :40] = 1
+    mask[:, 200:] = torch.nan
+    assert torch.equal(prepare_photos([noise(1, 64, 256, 3)], [mask], 64)[1][0], mask[:, :64])
+    mask[0, 0] = torch.nan
     with pytest.raises(ValueError, match="mask of photo 1"):
         prepare_photos([noise(1, 64, 256, 3)], [mask], 64)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from comfyui_perfusion.nodes.host.encoder_covariance import measure_covariance
 from comfyui_perfusion.nodes.host.photos import load_photo, prepare_photos
-from comfyui_perfusion.nodes.host.trainee import open_trainee
+from comfyui_perfusion.nodes.host.trainee import Subject, open_trainee
 from comfyui_perfusion.nodes.load import PerfusionSaveConcept
 from comfyui_perfusion.nodes.train import PerfusionTrainConcept
 from comfyui_perfusion.perfusion_core import Training, TrainingSettings, load_concept
-from comfyui_perfusion.perfusion_core.captions import captions
+from comfyui_perfusion.perfusion_core.captions import TEMPLATES, captions
 
 from draw_photos import draw_photos
 
@@ -40,9 +40,15 @@ def metric(models):
     return measure_covariance(models("sd1")[1], list(captions(64)), None)
 
 
-def train(models, photos, metric, settings=SETTINGS, kind="sd1"):
+def subject_of(images, masks, **changes) -> Subject:
+    return Subject(
+        images, masks, **{"sentences": [TEMPLATES] * len(images), "superclass": "teddy", "flip": True, **changes}
+    )
+
+
+def train(models, photos, metric, settings=SETTINGS, kind="sd1", **memory):
     """(loss on a fixed set before, after, the concept)."""
-    with open_trainee(*models(kind), *photos, "teddy", flip=True) as trainee:
+    with open_trainee(*models(kind), subject_of(*photos), **memory) as trainee:
         training = Training(trainee, metric.inverse(), "<my-teddy>", "teddy", kind, settings)
         before = training.evaluate(draws=2)
         for _ in range(settings.steps):
@@ -86,7 +92,7 @@ def test_the_loss_is_the_textbook_one_for_eps_and_v(models, kind):
     """|network output - eps|^2, or - v = sqrt(a) eps - sqrt(1 - a) x0, at the same noise and timestep."""
     model, clip, vae = models(kind)
     grey = torch.full((1, 64, 64, 3), 0.5)
-    with open_trainee(model, clip, vae, grey, None, "teddy", flip=False) as trainee:
+    with open_trainee(model, clip, vae, subject_of(grey, None, flip=False)) as trainee:
         prompts = trainee.encode([0], trainee.superclass_embeddings())
         got = trainee.loss(torch.tensor([0]), prompts, torch.Generator().manual_seed(5))
         generator, sampling = torch.Generator().manual_seed(5), model.model.model_sampling
@@ -105,11 +111,13 @@ def test_the_node_saves_a_file_that_gives_the_same_picture_in_a_new_process(
     monkeypatch.setattr(PerfusionTrainConcept, "hidden", types.SimpleNamespace(unique_id=None))
     model, clip, vae = models("sd1")
     trained = PerfusionTrainConcept.execute(
-        [model], [clip], [vae], [photos[0]], ["<my-teddy>"], ["teddy bear"], [2], [0], [64], [1], [1], [True], [0.03],
-        [0.006], masks=[photos[1]], covariance=[metric],
+        [model], [clip], [vae], [photos[0]], trigger=["<my-teddy>"], superclass=["teddy bear"], steps=[2], seed=[0],
+        resolution=[64], batch_size=[1], accumulation=[1], masks=[photos[1]], covariance=[metric], previews=["a photo of {}\n{} on the beach"],
     )  # fmt: skip
-    concept, curve, report = trained.args
+    concept, last, sheet, curve, report = trained.args
+    assert torch.equal(last[0].concept.target_input, concept[0].concept.target_input)
     assert curve.shape == (1, 400, 720, 3)
+    assert sheet.shape[2] > 2 * 256
     assert "2 steps" in report
     assert "locked to 'bear', the last token of 'teddy bear'" in report
     saved = Path(PerfusionSaveConcept.execute(concept, "my-teddy", overwrite=False).args[0])

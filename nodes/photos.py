@@ -1,0 +1,93 @@
+"""Photos of a subject, what they show in words, and where in them it is."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .host.clipseg import CLIPSEG, FOLDER, clipseg_folder, clipseg_names, find_subject
+from .host.photos import load_caption, load_photo, photo_files, photo_folders
+from .schema import CATEGORY
+
+
+class PerfusionLoadPhotos(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PerfusionLoadPhotos",
+            display_name="Perfusion Load Photos",
+            category=CATEGORY,
+            description="Loads a folder of photos of one subject, of any sizes, with their masks (the file of the same "
+            "name in the subfolder mask, else the picture's transparency, else everything) and captions (the text file "
+            "of the same name beside the photo).",
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=photo_folders(),
+                    tooltip="A folder below ComfyUI's input directory. Press R to refresh the list.",
+                )
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", is_output_list=True),
+                io.Mask.Output(display_name="masks", is_output_list=True),
+                io.String.Output(display_name="captions", is_output_list=True),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str) -> str:
+        files = photo_files(folder)
+        home = files[0].parent
+        files += sorted((home / "mask").glob("*")) + sorted(home.glob("*.txt"))
+        return " ".join(f"{file.name} {file.stat().st_mtime_ns}" for file in files)
+
+    @classmethod
+    def execute(cls, folder) -> io.NodeOutput:
+        files = photo_files(folder)
+        images, masks = zip(*map(load_photo, files), strict=True)
+        return io.NodeOutput(list(images), list(masks), list(map(load_caption, files)))
+
+
+class PerfusionMasksFromText(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PerfusionMasksFromText",
+            display_name="Perfusion Masks From Text",
+            category=CATEGORY,
+            description="Finds a subject in photos by its name, with CLIPSeg: a soft mask for each photo.",
+            search_aliases=["clipseg", "segment", "mask by text"],
+            is_input_list=True,
+            inputs=[
+                io.Image.Input("images", tooltip="Photos of your subject, as a batch or a list of any sizes."),
+                io.String.Input(
+                    "subject",
+                    default="teddy",
+                    tooltip="What to look for, in a few plain words: usually the superclass, such as teddy.",
+                ),
+                io.Combo.Input(
+                    "model",
+                    options=clipseg_names() or [CLIPSEG],
+                    tooltip=f"A folder in models/{FOLDER} with a CLIPSeg model's files. Press R to refresh the list.",
+                ),
+            ],
+            outputs=[
+                io.Mask.Output(display_name="masks", is_output_list=True),
+                io.String.Output(display_name="report", tooltip="How sure CLIPSeg is of the subject in each photo."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model) -> bool | str:
+        try:
+            if model[0] is not None:  # a connected one is known only when it runs
+                clipseg_folder(model[0])
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, images, subject, model) -> io.NodeOutput:
+        photos = [photo for batch in images for photo in batch]
+        masks, report = find_subject(photos, subject[0].strip(), clipseg_folder(model[0]), cls.hidden.unique_id)
+        return io.NodeOutput(masks, report)

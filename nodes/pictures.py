@@ -1,0 +1,79 @@
+"""Sheets of sample pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_CELL, _GAP, _SIDE, _HEAD = 256, 6, 96, 52  # pixels; room for the labels at the side and above
+_INK, _PAPER = "#202124", "white"
+
+
+def thumbnails(images: Tensor) -> list[Image.Image]:
+    """Small pictures of an IMAGE batch (n, height, width, 3) in 0..1."""
+    pictures = [Image.fromarray(image.mul(255).round().byte().cpu().numpy()) for image in images.clamp(0, 1)]
+    for picture in pictures:
+        picture.thumbnail((_CELL, _CELL))
+    return pictures
+
+
+def contact_sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
+    """A labelled grid of thumbnails. Each row has a label and at most as many pictures as there are columns."""
+    size = (_SIDE + len(columns) * (_CELL + _GAP), _HEAD + len(rows) * (_CELL + _GAP))
+    sheet = Image.new("RGB", size, _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for column, label in enumerate(columns):
+        lines = _wrapped(label, font, _CELL - 8, lines=2)
+        draw.multiline_text(
+            (_left(column) + _CELL / 2, _HEAD / 2), lines, fill=_INK, font=font, anchor="mm", align="center"
+        )
+    for row, (label, pictures) in enumerate(rows):
+        top = _HEAD + row * (_CELL + _GAP)
+        lines = _wrapped(label, font, _SIDE - 12, lines=4)
+        draw.multiline_text((_SIDE - 8, top + _CELL / 2), lines, fill=_INK, font=font, anchor="rm", align="right")
+        for column, picture in enumerate(pictures):
+            x = _left(column) + (_CELL - picture.width) // 2
+            sheet.paste(picture, (x, top + (_CELL - picture.height) // 2))
+    return sheet
+
+
+def progress_picture(curve: Image.Image, label: str, pictures: Sequence[Image.Image]) -> Image.Image:
+    """The loss curve with the latest sample pictures above it."""
+    if not pictures:
+        return curve
+    side = min((curve.width - _GAP) // len(pictures) - _GAP, _CELL)
+    sheet = Image.new("RGB", (curve.width, 24 + side + _GAP + curve.height), _PAPER)
+    ImageDraw.Draw(sheet).text((_GAP, 4), label, fill=_INK, font=ImageFont.load_default(14))
+    for column, picture in enumerate(pictures):
+        sheet.paste(picture.resize((side, side)), (_GAP + column * (side + _GAP), 24))
+    sheet.paste(curve, (0, 24 + side + _GAP))
+    return sheet
+
+
+def _left(column: int) -> int:
+    return _SIDE + column * (_CELL + _GAP)
+
+
+def _wrapped(text: str, font, width: int, lines: int) -> str:
+    """``text`` in at most so many lines of at most this width; what does not fit is left out with an ellipsis."""
+    done, words = [""], text.split()
+    for i, word in enumerate(words):
+        longer = f"{done[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            done[-1] = longer
+        elif done[-1] and len(done) < lines:
+            done.append(word)
+        else:
+            done[-1] = " ".join([longer, *words[i + 1 :]])
+            break
+    return "\n".join(_cut(line, font, width) for line in done)
+
+
+def _cut(line: str, font, width: int) -> str:
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(line + "…") > width:
+        line = line[:-1]
+    return line + "…"

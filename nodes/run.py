@@ -1,0 +1,128 @@
+"""What goes on around the steps of a training: checkpoints with pictures and scores, progress, autosave."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from ..perfusion_core import Checkpoint, Training, best_checkpoint, save_concept, save_training
+from .host.files import path_to_save, training_path
+from .host.progress import Progress
+from .host.trainee import ComfyTrainee
+from .pictures import progress_picture, thumbnails
+from .plots import loss_curve
+
+Score = Callable[[Tensor], tuple[float, float]]  # image and text similarity of sample pictures, means over them
+
+_SHOW_EVERY = 10  # steps
+_SAVE_EVERY = 60  # seconds
+
+
+class Autosave:
+    """The file of an unfinished training, which is never far behind. It never replaces one that was there before."""
+
+    def __init__(self, training: Training, metadata: Mapping[str, str]):
+        self._training, self._metadata = training, metadata
+        self._path: Path | None = None
+        self._saved_steps, self._saved_at = len(training.losses), time.monotonic()
+
+    def save_sometimes(self) -> None:
+        if time.monotonic() - self._saved_at > _SAVE_EVERY:
+            self.save()
+
+    def save(self) -> None:
+        """A failure to save is logged; it must neither end a training nor hide why it ended."""
+        steps = len(self._training.losses)
+        if steps == self._saved_steps:
+            return
+        try:
+            if self._path is None:
+                word = re.sub("[^A-Za-z0-9]+", "-", self._training.trigger).strip("-")
+                self._path = path_to_save(f"{word or 'concept'}-unfinished", overwrite=False)
+            metadata = {**self._metadata, "steps": str(steps)}
+            concept = self._training.concept().replace(name=self._path.stem, metadata=metadata)
+            save_training(self._training.state_dict(), concept, training_path(self._path))
+            save_concept(concept, self._path)
+            self._saved_steps = steps
+        except Exception:
+            logging.exception("Perfusion: what was learned in %d steps could not be saved", steps)
+        self._saved_at = time.monotonic()
+
+    def keep(self) -> str:
+        """Saves what was learned before an untimely end; says where, or nothing."""
+        self.save()
+        if self._path is None:
+            return ""
+        text = f"What was learned in {self._saved_steps} steps is in {self._path}; continue_from takes it up again."
+        logging.warning("Perfusion: the training stopped. %s", text)
+        return text
+
+    def remove(self) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+            training_path(self._path).unlink(missing_ok=True)
+
+
+class Run:
+    """Runs a training to its end. ``checkpoints`` and ``rows``, their pictures, grow meanwhile.
+
+    previews: sentences with {} in the trigger's place. score: judges their pictures, if there is a scorer.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        trainee: ComfyTrainee,
+        autosave: Autosave,
+        every: int,
+        previews: Sequence[str],
+        score: Score | None,
+        node_id: str | None,
+    ):
+        self.training, self.trainee, self.autosave = training, trainee, autosave
+        self.every, self.previews, self.score = every, previews, score
+        self.progress = Progress(training.settings.steps, node_id, start=len(training.losses))
+        self.checkpoints: list[Checkpoint] = []
+        self.rows: list[tuple[int, list[Image.Image]]] = []
+
+    def go(self) -> None:
+        steps = self.training.settings.steps
+        self._checkpoint()
+        while (done := len(self.training.losses)) < steps:
+            self.training.step()
+            done += 1
+            self._show(with_picture=done % _SHOW_EVERY == 0)
+            if done % self.every == 0 or done == steps:
+                self._checkpoint()
+                self._show(with_picture=True)
+                self.autosave.save()
+            self.autosave.save_sometimes()
+
+    @property
+    def best(self) -> Checkpoint:
+        return best_checkpoint(self.checkpoints)
+
+    def _checkpoint(self) -> None:
+        concept, step = self.training.concept(), len(self.training.losses)
+        loss = self.training.evaluate()
+        similarities: tuple[float, float] | tuple[None, None] = (None, None)
+        if self.previews:
+            pictures = self.trainee.pictures(self.previews, concept, self.training.settings.seed)
+            self.rows.append((step, thumbnails(pictures)))
+            if self.score is not None:
+                similarities = self.score(pictures)
+        self.checkpoints.append(Checkpoint(step, concept, loss, *similarities, self.training.state_dict()))
+
+    def _show(self, with_picture: bool) -> None:
+        losses, steps, picture = self.training.losses, self.training.settings.steps, None
+        if with_picture:
+            tested = {checkpoint.step: checkpoint.loss for checkpoint in self.checkpoints}
+            step, pictures = self.rows[-1] if self.rows else (0, [])
+            picture = progress_picture(loss_curve(losses, tested), f"samples at step {step}", pictures)
+        self.progress.update(len(losses), f"step {len(losses)} of {steps}, loss {losses[-1]:.4f}", picture)

@@ -1,0 +1,279 @@
+"""Perfusion Train Concept as a user runs it: what it shows, how it stops and goes on, what it chooses."""
+
+import json
+import logging
+import types
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import open_clip
+import pytest
+import torch
+from comfyui_perfusion.nodes.host import trainee
+from comfyui_perfusion.nodes.host.files import training_path
+from comfyui_perfusion.nodes.load import PerfusionSaveConcept
+from comfyui_perfusion.nodes.train import PerfusionTrainConcept
+from comfyui_perfusion.perfusion_core import load_concept, save_concept
+from makers import train_node
+from safetensors.torch import save_file
+
+CANCEL = comfy.model_management.InterruptProcessingException
+PHOTOS = [torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))]
+
+
+@pytest.fixture(autouse=True)
+def _outside_a_graph(monkeypatch, model_folder):
+    monkeypatch.setattr(PerfusionTrainConcept, "hidden", types.SimpleNamespace(unique_id=None))
+    monkeypatch.setattr(trainee, "_SAMPLING_STEPS", 3)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What the progress bar was given: (done, of how many, size of the picture)."""
+    seen = []
+
+    def update(bar, done, total=None, preview=None):
+        seen.append((done, total, preview and preview[1].size))
+
+    monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", update)
+    return seen
+
+
+def cancel_after(monkeypatch, step: int) -> None:
+    def update(bar, done, *_):
+        if done == step:
+            comfy.model_management.interrupt_current_processing()
+
+    monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", update)
+
+
+def saved(trained, name: str) -> Path:
+    """The file of the last concept."""
+    return Path(PerfusionSaveConcept.execute(trained.args[1], name, overwrite=False).args[0])
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(tensor, b.tensors()[name]) for name, tensor in a.tensors().items())
+
+
+def test_one_bar_counts_steps_and_shows_pictures(models, shown):
+    best, last, sheet, curve, report = train_node(
+        models, images=PHOTOS, steps=[4], checkpoint_every=[2], previews=["a photo of {}\n<my-toy> on the beach"]
+    ).args
+    assert {total for _, total, _ in shown} == {4}
+    done = [done for done, _, _ in shown]
+    assert done == sorted(done)
+    assert done[-1] == 4
+    assert {picture for _, _, picture in shown} == {None, (720, 24 + 256 + 6 + 400)}
+    cell = 256 + 6
+    assert sheet.shape == (1, 52 + 4 * cell, 96 + 2 * cell, 3)  # photos, steps 0, 2 and 4
+    assert curve.shape == (1, 400, 720, 3)
+    assert "4 steps on 2 photos at 64x64" in report
+    assert "lowest loss" in report
+    assert [line.split()[0] for line in report.splitlines()[-3:]] == ["0", "2", "4"]
+
+
+def test_the_best_concept_is_the_one_with_the_lowest_loss(models):
+    best, last, _, _, report = train_node(
+        models, images=PHOTOS, steps=[6], checkpoint_every=[1], learning_rate_values=[0.9]
+    ).args
+    losses = {int(step): float(loss) for step, loss in map(str.split, report.splitlines()[-7:])}
+    del losses[0]
+    lowest = min(losses, key=losses.get)
+    assert best[0].concept.metadata["steps"] == str(lowest)
+    assert last[0].concept.metadata["steps"] == "6"
+    assert f"Best: step {lowest}" in report
+    assert same(best[0].concept, last[0].concept) == (lowest == 6)
+
+
+def test_previews_and_checkpoints_do_not_change_what_is_learned(models, model_folder):
+    plain = saved(train_node(models, images=PHOTOS, steps=[3], checkpoint_every=[50]), "a")
+    busy = saved(train_node(models, images=PHOTOS, steps=[3], checkpoint_every=[1], previews=["a {}"]), "a")
+    assert same(load_concept(plain), load_concept(busy))
+
+
+def test_the_same_seed_gives_the_same_file(models):
+    first, second = (saved(train_node(models, images=PHOTOS), name) for name in ("one/toy", "two/toy"))
+    assert first.read_bytes() == second.read_bytes()
+    assert training_path(first).read_bytes() == training_path(second).read_bytes()
+
+
+def test_a_cancelled_training_goes_on_as_if_it_had_never_stopped(models, model_folder, monkeypatch):
+    inputs = {"images": PHOTOS, "steps": [5], "checkpoint_every": [2]}
+    whole = saved(train_node(models, **inputs), "whole/toy")
+    with monkeypatch.context() as patch:
+        cancel_after(patch, 3)
+        with pytest.raises(CANCEL):
+            train_node(models, **inputs)
+    unfinished = model_folder / "my-toy-unfinished.safetensors"
+    assert load_concept(unfinished).metadata["steps"] == "3"
+    before = unfinished.read_bytes()
+    resumed = train_node(models, continue_from=[unfinished.name], **inputs)
+    assert "continued from step 3" in resumed.args[4]
+    assert saved(resumed, "resumed/toy").read_bytes() == whole.read_bytes()
+    assert unfinished.read_bytes() == before  # what was there before is never replaced
+    assert sorted(path.name for path in model_folder.glob("*.safetensors")) == [unfinished.name]
+
+
+def test_a_finished_training_can_be_made_longer(models, model_folder):
+    short = saved(train_node(models, images=PHOTOS, steps=[1]), "toy")
+    longer = train_node(models, images=PHOTOS, steps=[3], continue_from=[short.name])
+    whole = train_node(models, images=PHOTOS, steps=[3])
+    assert same(longer.args[1][0].concept, whole.args[1][0].concept)
+
+
+def test_without_its_training_state_a_concept_is_trained_on_with_a_fresh_optimizer(models, model_folder, caplog):
+    trained = train_node(models, images=PHOTOS, steps=[2])
+    path = Path(PerfusionSaveConcept.execute(trained.args[1], "toy", overwrite=False, keep_training=False).args[0])
+    assert not training_path(path).exists()
+    with caplog.at_level(logging.WARNING):
+        longer = train_node(models, images=PHOTOS, steps=[1], continue_from=["toy.safetensors"])
+    assert "fresh optimizer" in caplog.text
+    was, now = load_concept(path), longer.args[1][0].concept
+    moved = max((now.value_deltas[layer] - delta).abs().max() for layer, delta in was.value_deltas.items())
+    assert 0.02 < moved < 0.04  # one step of Adam from there
+
+
+def test_a_training_state_of_another_concept_is_not_used(models, model_folder, caplog):
+    path = saved(train_node(models, images=PHOTOS, steps=[2]), "toy")
+    save_concept(train_node(models, images=PHOTOS, seed=[1]).args[1][0].concept, path)
+    train_node(models, images=PHOTOS, steps=[1], continue_from=["toy.safetensors"])
+    assert "belongs to another concept" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"trigger": ["<other>"]}, r"toy\.safetensors is <my-toy>, a teddy"),
+        ({"superclass": ["bear"]}, r"Write that trigger and superclass"),
+        ({"steps": [2]}, "trained for 2 steps already. Set steps higher"),
+        ({"continue_from": ["../../gone.safetensors"]}, "There is no concept"),
+    ],
+)
+def test_a_training_that_cannot_be_continued_says_why(models, model_folder, inputs, message):
+    saved(train_node(models), "toy")
+    with pytest.raises(ValueError, match=message):
+        train_node(models, **{"continue_from": ["toy.safetensors"], "steps": [9], **inputs})
+
+
+def test_gradient_checkpointing_learns_the_same(models):
+    plain, other = (
+        train_node(models, images=PHOTOS, batch_size=[2], gradient_checkpointing=[on]).args[1][0].concept
+        for on in (False, True)
+    )
+    assert same(plain, other)
+
+
+def test_low_memory_takes_one_photo_at_a_time_and_as_many_as_before(models):
+    concept = train_node(models, images=PHOTOS, batch_size=[3], accumulation=[2], low_memory=[True]).args[1][0].concept
+    settings = json.loads(concept.metadata["training"])
+    assert (settings["batch_size"], settings["accumulation"]) == (1, 6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_arithmetic_in_half_precision_learns_nearly_the_same(models, precision):
+    plain = train_node(models, images=PHOTOS).args[1][0].concept
+    other = train_node(models, images=PHOTOS, precision=[precision]).args[1][0].concept
+    assert not same(plain, other)
+    deltas = [torch.cat(list(concept.value_deltas.values())) for concept in (plain, other)]
+    assert torch.nn.functional.cosine_similarity(*deltas, dim=0) > 0.9
+    assert all(tensor.dtype == torch.float32 for tensor in other.tensors().values())
+
+
+def test_a_vae_that_crowds_the_others_out_changes_nothing(models, monkeypatch):
+    """While pictures are decoded the host may unload every other model that it knows of."""
+    inputs = {"images": PHOTOS, "steps": [3], "checkpoint_every": [1], "previews": ["a {}"]}
+    plain = train_node(models, **inputs)
+    vae = models("sd1")[2]
+    decode = vae.decode
+
+    def crowding(latents):
+        comfy.model_management.unload_all_models()
+        return decode(latents)
+
+    monkeypatch.setattr(vae, "decode", crowding)
+    crowded = train_node(models, **inputs)
+    assert same(plain.args[1][0].concept, crowded.args[1][0].concept)
+    assert torch.equal(plain.args[2], crowded.args[2])
+
+
+def test_after_a_training_the_models_are_known_to_the_host_again(models):
+    train_node(models, previews=["a {}"])
+    model, clip, _ = models("sd1")
+    known = [entry.model for entry in comfy.model_management.current_loaded_models]
+    assert sum(patcher is model for patcher in known) == 1
+    assert sum(patcher is clip.patcher for patcher in known) == 1
+
+
+def test_captions_take_the_place_of_templates_for_their_photo(models):
+    captioned = {"captions": ["a toy robot on a shelf with <my-toy>", "{} in the snow"]}
+    plain, other = (train_node(models, images=PHOTOS, **more).args[1][0].concept for more in ({}, captioned))
+    assert not torch.equal(plain.superclass_input, other.superclass_input)
+    typed = train_node(models, images=PHOTOS, captions=["\n".join(captioned["captions"])]).args[1][0].concept
+    assert same(typed, other)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"captions": ["a robot"]}, "caption of photo 1 does not say where <my-toy> is"),
+        ({"captions": ["a {}", "a {}", "a {}"]}, "3 captions for 1 photos"),
+        ({"captions": ["a " * 90 + "{}"]}, "75 tokens and does not see the trigger"),
+        ({"previews": ["a robot"]}, "once in every line of previews"),
+        ({"previews": ["a {} beside a {}"]}, "once in every line of previews"),
+        ({"scorer": ["../../model.safetensors"]}, "There is no model"),
+    ],
+)
+def test_words_without_the_trigger_and_unknown_scorers_are_refused(models, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        train_node(models, **{"previews": ["a {}"], **inputs})
+
+
+def make_scorer(folder: Path) -> None:
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+    }
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**{name: value for name, value in config.items() if name != "preprocess_cfg"})
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    save_file({name: t.contiguous() for name, t in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+
+
+def test_a_scorer_in_the_models_folder_decides_by_itself(models, model_folder):
+    make_scorer(model_folder.parent / "open_clip" / "tiny")
+    inputs = {"images": PHOTOS, "steps": [3], "checkpoint_every": [1], "previews": ["a {}\n{} in the snow"]}
+    best, _, _, _, report = train_node(models, **inputs).args
+    assert "highest harmonic mean of CLIP-I and CLIP-T by tiny" in report or "lowest loss" not in report
+    table = [line.split() for line in report.splitlines()[-4:]]
+    assert all(len(row) == 5 for row in table)
+    scores = {row[0]: float(row[4]) for row in table[1:]}
+    assert scores[best[0].concept.metadata["steps"]] == max(scores.values())
+    for _, _, image, text, score in table:
+        image, text = float(image), float(text)
+        expected = 2 * image * text / (image + text) if min(image, text) > 0 else 0
+        assert float(score) == pytest.approx(expected, abs=2e-4)
+    assert "lowest loss" in train_node(models, **{**inputs, "scorer": ["none"]}).args[4]
+
+
+def test_out_of_memory_says_what_to_switch_on_next(models, monkeypatch):
+    def full(*_, **__):
+        raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory")
+
+    monkeypatch.setattr("comfyui_perfusion.nodes.train.open_trainee", full)
+    with pytest.raises(RuntimeError, match="64x64 pixels with 4 photos at a time. Switch on gradient_checkpointing"):
+        train_node(models, batch_size=[4])
+    with pytest.raises(RuntimeError, match="Switch on low_memory"):
+        train_node(models, gradient_checkpointing=[True])
+    with pytest.raises(RuntimeError, match=r"with 1 photos.*Lower resolution, load the checkpoint in fp16"):
+        train_node(models, batch_size=[4], low_memory=[True])
+
+
+def test_a_vae_of_another_family_is_refused(models, monkeypatch):
+    vae = models("sd1")[2]
+    monkeypatch.setattr(vae, "encode", lambda _: torch.zeros(1, 16, 8, 8))
+    with pytest.raises(ValueError, match=r"latents \(16, 8, 8\), not this model's"):
+        train_node(models)
