@@ -1,9 +1,10 @@
-"""What the edit costs on ComfyUI's own SD1.5 UNet, with random weights: ratios of times measured in turn.
+"""What the edit costs on ComfyUI's own SD1.5 UNet and CLIP-L, with random weights: ratios of times measured in turn.
 
-    bash scripts/env.sh python benchmarks/cost.py [--size 256] [--rounds 7]
+    bash scripts/env.sh python benchmarks/cost.py [--only training] [--size 256] [--batch 4] [--rounds 7]
 
 forward: one UNet forward of cond + uncond with 1 and 4 concepts, against the same without.
-training step: forward and backward of one micro-batch with the edit and the text encoder, against the same without.
+training: one micro-batch, as the nodes train it, from token embeddings to gradients, against the same forward and
+backward without the edit, and against the straightforward loop (``Straightforward``).
 """
 
 from __future__ import annotations
@@ -12,13 +13,19 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "host"))
 import conftest  # noqa: F401, starts the host
+from comfyui_perfusion.perfusion_core import Concept, EncodedPrompts, Training, TrainingSettings
+from comfyui_perfusion.perfusion_core.captions import TEMPLATES
 
 SD15 = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "legacy": False, "num_heads": 8,
@@ -32,17 +39,23 @@ TOKENS, WIDTH = 77, 768
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["forward", "training"])
     parser.add_argument("--size", type=int, default=256, help="pixels, a multiple of 64")
+    parser.add_argument("--batch", type=int, default=4, help="pictures in a micro-batch")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     model = sd15()
-    latent = options.size // 8
-    with torch.inference_mode():
-        plain = forward(model, latent)
-        for count in (1, 4):
-            report(f"forward, {count} concept(s)", forward(edited(model, count), latent), plain, options.rounds)
-    step, frozen = training_steps(model, latent)
-    report("training step", step, frozen, options.rounds)
+    if options.only != "training":
+        with torch.inference_mode():
+            plain = forward(model, options.size // 8)
+            for count in (1, 4):
+                one = forward(edited(model, count), options.size // 8)
+                report(f"forward, {count} concept(s)", one, plain, options.rounds)
+    if options.only != "forward":
+        with training_steps(model, clip_l(), options.size, options.batch) as (ours, frozen, *straightforward):
+            report("training, of no edit", ours, frozen, options.rounds)
+            report("straightforward loop, of ours", straightforward[0], ours, options.rounds)
+            report("the same, checkpointed, of ours", straightforward[1], ours, options.rounds)
 
 
 def report(name: str, one: Callable[[], float], other: Callable[[], float], rounds: int) -> None:
@@ -68,38 +81,88 @@ def forward(patcher, latent: int) -> Callable[[], float]:
     return timed
 
 
-def training_steps(model, latent: int) -> tuple[Callable[[], float], Callable[[], float]]:
-    """One micro-batch of two photos with the edit, and the same gradient through the frozen UNet without it."""
-    import comfy.model_management
-    from comfyui_perfusion.nodes.host.model import PREFIX, cross_attentions
-    from comfyui_perfusion.nodes.host.trainable import trainable_through
-    from comfyui_perfusion.perfusion_core import ConceptSet, Wiring
+@contextmanager
+def training_steps(model, clip, size: int, batch: int) -> Iterator[list[Callable[[], float]]]:
+    """Micro-batches of the same photos, templates, noises and timesteps: ours, without an edit, the straightforward
+    loop, and that with the UNet's blocks checkpointed."""
+    from comfyui_perfusion.nodes.host.trainable import checkpointed
+    from comfyui_perfusion.nodes.host.trainee import Subject, open_trainee
 
-    comfy.model_management.load_models_gpu([model])
-    network = model.model
-    names = {layer: (f"{PREFIX}{layer}.to_k", f"{PREFIX}{layer}.to_v") for layer in cross_attentions(model)}
-    x, sigma = torch.randn(2, 4, latent, latent), torch.full((2,), 3.0)
-    concept = random_concepts(model, 1)[0]
-    deltas = {layer: torch.nn.Parameter(delta.clone()) for layer, delta in concept.value_deltas.items()}
-    context = torch.nn.Parameter(torch.randn(2, TOKENS, WIDTH))
+    subject = Subject(torch.zeros(batch, size, size, 3), None, [TEMPLATES] * batch, "teddy")
+    with open_trainee(model, clip, RandomVAE(), subject) as trainee:
+        given = trainee, torch.eye(WIDTH), "<my-toy>", "teddy", "sd1", TrainingSettings(batch_size=batch)
+        straightforward = Straightforward(*given)
+        yield [
+            step(Training(*given)),
+            step(Frozen(*given)),
+            step(straightforward, straightforward.hooks),
+            step(straightforward, straightforward.hooks, partial(checkpointed, model.model)),
+        ]
 
-    def timed(prepare: Callable[[], None]) -> float:
-        with trainable_through(network):
+
+def step(training: Training, *around: Callable[[], AbstractContextManager]) -> Callable[[], float]:
+    def timed() -> float:
+        training._generator.manual_seed(0)
+        with ExitStack() as stack:
+            for context in around:
+                stack.enter_context(context())
             start = time.perf_counter()
-            prepare()
-            network.apply_model(x.clone(), sigma.clone(), c_crossattn=context, transformer_options={}).mean().backward()
+            training._micro_batch().backward()
             return time.perf_counter() - start
 
-    def edited_step() -> float:
-        with Wiring(network, names) as wiring:
+    return timed
 
-            def prepare() -> None:  # as Training does it once per micro-batch
-                wiring.concepts = ConceptSet([concept.replace(value_deltas=deltas)], 0.75, 0.1)
-                wiring.prepare(context)
 
-            return timed(prepare)
+class Frozen(Training):
+    """The embedding is trained through the text encoder and the UNet as they are, without an edit."""
 
-    return edited_step, lambda: timed(lambda: None)
+    def _concept_set(self, target: Tensor) -> None:
+        return None
+
+
+class Straightforward(Frozen):
+    """The edit as earlier open versions do it: each to_k and each to_v, 32 in all, for itself takes C^-1 i*, the
+    similarities, the gates and W i*, and puts together its output W e − sim / E W i* + g o. What is trained is o of
+    to_v. The text encoder is run for every picture.
+
+    It is given C^-1, its share of the following of i*, and everything else as ours is; that C^-1 i* is taken from the
+    inverse and not by solving, and gates are not in more than fp32, is in its favour.
+    """
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        outputs = {
+            module: F.linear(self.superclass_input, module.weight)
+            for pair in self.trainee.wiring.projections.values()
+            for module in pair
+        }
+        trained = {to_v for _, to_v in self.trainee.wiring.projections.values()}
+        self.outputs = {module: nn.Parameter(o) if module in trained else o for module, o in outputs.items()}
+
+    def _encode(self, templates: list[int]) -> tuple[EncodedPrompts, Tensor]:
+        prompts = self.trainee.encode(templates, self.token_embeddings)
+        return prompts, prompts.encodings[torch.arange(len(templates)), prompts.trigger_positions].mean(0)
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for module in self.outputs:
+                stack.enter_context(module.register_forward_hook(self._edit))
+            yield
+
+    def _edit(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        dual = self._inverse @ self.target_input
+        energy = self.target_input @ dual
+        similarity = (inputs[0] @ dual)[..., None] / energy
+        gate = torch.sigmoid((similarity - self.settings.beta) / self.settings.temperature)
+        target_output = F.linear(self.target_input, module.weight)
+        return output - similarity * target_output + gate * self.outputs[module]
+
+
+class RandomVAE:
+    def encode(self, photos: Tensor) -> Tensor:
+        _, height, width, _ = photos.shape
+        return torch.randn(1, 4, height // 8, width // 8)
 
 
 def sd15():
@@ -115,6 +178,18 @@ def sd15():
     return comfy.model_patcher.ModelPatcher(model, cpu, cpu)
 
 
+def clip_l():
+    """The CLIP of SD1.5, likewise."""
+    import comfy.sd
+    from comfy import supported_models
+
+    from random_checkpoint import initialise
+
+    clip = comfy.sd.CLIP(supported_models.SD15(SD15).clip_target(), model_options={"dtype": torch.float32})
+    initialise(clip.cond_stage_model, torch.Generator().manual_seed(0))
+    return clip
+
+
 def edited(model, count: int):
     from comfyui_perfusion.nodes.host.model import apply_to_model
     from comfyui_perfusion.nodes.host.uses import ConceptUse
@@ -124,7 +199,6 @@ def edited(model, count: int):
 
 def random_concepts(model, count: int) -> list:
     from comfyui_perfusion.nodes.host.model import cross_attentions
-    from comfyui_perfusion.perfusion_core import Concept
 
     widths = {layer: module.to_v.out_features for layer, module in cross_attentions(model).items()}
     made = []

@@ -84,10 +84,9 @@ class PerfusionTrainConcept(io.ComfyNode):
                 ),
                 io.String.Input(
                     "captions",
-                    default="",
-                    multiline=True,
+                    force_input=True,
                     tooltip="What is on each photo, as Perfusion Load Photos gives it: with the trigger, {} or the "
-                    "superclass where the subject is named. Empty: built-in templates, such as 'a photo of a {}'.",
+                    "superclass where the subject is named. Without: built-in templates, such as 'a photo of a {}'.",
                     **_RARE,
                 ),
                 io.Combo.Input(
@@ -246,7 +245,7 @@ class PerfusionTrainConcept(io.ComfyNode):
         resumed = _resumed(options["continue_from"], model, trigger, superclass, settings.steps)
         size = options["resolution"] or (1024 if encoding_width(model) == 2048 else 512)
         photos, covers = prepare_photos(images, masks, size)
-        if len(captions) == 1 < len(photos):  # written into the widget, a line per photo
+        if len(captions) == 1 < len(photos):  # one text with a line per photo
             captions = captions[0].strip().splitlines()
         own = caption_texts(captions, len(photos), trigger, superclass)
         subject = Subject(photos, covers, [texts or TEMPLATES for texts in own], superclass, options["flip"])

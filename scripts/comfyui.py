@@ -20,21 +20,162 @@ import aiohttp
 
 REPO = Path(__file__).resolve().parent.parent
 START_LIMIT = 300  # seconds; importing torch on a busy machine takes most of a minute
+SILENCE = 30  # seconds without an event before the queue is asked
+TIMEOUT = aiohttp.ClientTimeout(total=300, sock_connect=10)
 
 # the running node's class, value, maximum (0: it just started), and a line of text where it sent one
 Progress = Callable[[str, float, float, str], None]
 TEXT_EVENT = 3  # protocol.BinaryEventTypes.TEXT
 
 
-class Server:
+class RunError(RuntimeError):
+    """A prompt that ComfyUI refused, could not finish or was told to stop. ``message`` leaves the traceback out."""
+
+    def __init__(self, message: str, traceback: str = "") -> None:
+        super().__init__(f"{message}\n{traceback}".rstrip())
+        self.message = message
+
+
+class Client:
+    """A running ComfyUI, wherever it runs. Its coroutines raise ConnectionError when it is not there (any more) and
+    RunError when it will not do what was asked; the plain methods below them are the same for blocking code."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    async def send(self, method: str, path: str, **arguments: Any) -> Any:
+        """The JSON or the bytes that a route answers."""
+        with self._expected():
+            async with aiohttp.request(method, self.address + path, timeout=TIMEOUT, **arguments) as answer:
+                answer.raise_for_status()
+                return await answer.json() if answer.content_type == "application/json" else await answer.read()
+
+    async def send_file(self, path: Path, subfolder: str = "") -> str:
+        """Puts a file into the input folder; returns the name that LoadImage takes."""
+        form = aiohttp.FormData({"subfolder": subfolder, "overwrite": "true"}, quote_fields=False)  # names as they are
+        form.add_field("image", path.read_bytes(), filename=path.name)
+        saved = await self.send("POST", "/upload/image", data=form)
+        return f"{saved['subfolder']}/{saved['name']}" if saved["subfolder"] else saved["name"]
+
+    async def follow(
+        self, prompt: dict[str, Any], on_progress: Progress | None = None, prompt_id: str | None = None
+    ) -> dict[str, Any]:
+        """Queues an API prompt and follows it to its end, over lost connections too. Returns the ui outputs by node
+        id. ``prompt_id`` is a UUID, for ``cancel``."""
+        prompt_id, client, queued = prompt_id or str(uuid.uuid4()), uuid.uuid4().hex, False
+        async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
+            while True:
+                with self._expected():
+                    events = await session.ws_connect(f"{self.address}/ws", params={"clientId": client}, max_msg_size=0)
+                async with events:
+                    if not queued:
+                        await self._queue(session, prompt, client, prompt_id)
+                        queued = True
+                    await self._watch(events, prompt, prompt_id, on_progress)
+                waiting = prompt_id in await self._queued()  # before the history: it may end in between
+                if entry := (await self.send("GET", f"/history/{prompt_id}")).get(prompt_id):
+                    break
+                if not waiting:
+                    raise ConnectionError(f"ComfyUI at {self.address} went away during the run.")
+                await asyncio.sleep(1)
+        if entry["status"]["status_str"] != "success":
+            raise _failure(entry["status"]["messages"])
+        return entry["outputs"]
+
+    async def cancel(self, prompt_id: str) -> None:
+        """Takes a prompt out of the queue or interrupts it, and nobody else's."""
+        await self.send("POST", "/queue", json={"delete": [prompt_id]})
+        await self.send("POST", "/interrupt", json={"prompt_id": prompt_id})
+
+    def request(self, method: str, path: str, **arguments: Any) -> Any:
+        return asyncio.run(self.send(method, path, **arguments))
+
+    def object_info(self) -> dict[str, Any]:
+        return self.request("GET", "/object_info")
+
+    def upload(self, path: Path, subfolder: str = "") -> str:
+        return asyncio.run(self.send_file(path, subfolder))
+
+    def interrupt(self) -> None:
+        """Stops whatever runs."""
+        self.request("POST", "/interrupt", json={})
+
+    def to_prompt(self, workflow: dict[str, Any]) -> dict[str, Any]:
+        return to_prompt(workflow, self.object_info())
+
+    def run(self, prompt: dict[str, Any], on_progress: Progress | None = None) -> dict[str, Any]:
+        return asyncio.run(self.follow(prompt, on_progress))
+
+    @contextlib.contextmanager
+    def _expected(self) -> Iterator[None]:
+        """Says which server failed, and tells one that is away from one that refuses."""
+        try:
+            yield
+        except aiohttp.ClientResponseError as error:
+            kind = ConnectionError if error.status >= 500 else RunError  # a proxy answers for a server that is away
+            raise kind(
+                f"{self.address} answered {error.status} {error.message} to {error.request_info.url.path}."
+            ) from error
+        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+            reason = str(error) or type(error).__name__
+            raise ConnectionError(f"ComfyUI at {self.address} does not answer: {reason}.") from error
+
+    async def _queue(self, session: aiohttp.ClientSession, prompt: dict[str, Any], client: str, prompt_id: str) -> None:
+        task = {"prompt": prompt, "client_id": client, "prompt_id": prompt_id}
+        with self._expected():
+            async with session.post(f"{self.address}/prompt", json=task) as answer:
+                queued = await answer.json()
+        if queued.get("error") or queued.get("node_errors"):
+            await self.cancel(prompt_id)  # it runs what it found no fault with
+            raise RunError(_refusal(queued))
+
+    async def _queued(self) -> set[str]:
+        """The ids of all prompts that run or wait."""
+        queue = await self.send("GET", "/queue")
+        return {entry[1] for entries in queue.values() for entry in entries}
+
+    async def _watch(
+        self, events: aiohttp.ClientWebSocketResponse, prompt: dict[str, Any], prompt_id: str, report: Progress | None
+    ) -> None:
+        """Reports progress until the prompt ends or vanishes from the queue, or the connection breaks."""
+        node, value, maximum = "", 0.0, 0.0
+        while True:
+            try:
+                message = await events.receive(SILENCE)
+            except asyncio.TimeoutError:
+                if prompt_id in await self._queued():
+                    continue
+                return
+            text = ""
+            if message.type == aiohttp.WSMsgType.BINARY:
+                kind, length = struct.unpack_from(">II", message.data)
+                if kind != TEXT_EVENT:
+                    continue
+                text = message.data[8 + length :].decode(errors="replace")
+            elif message.type == aiohttp.WSMsgType.TEXT:
+                event = message.json()
+                data = event["data"]
+                if data.get("prompt_id") != prompt_id or event["type"] not in ("executing", "progress"):
+                    continue
+                if event["type"] == "executing" and data["node"] is None:
+                    return
+                node = prompt.get(data["node"], {}).get("class_type", "")
+                value, maximum = data.get("value", 0), data.get("max", 0)
+            else:
+                return
+            if report:
+                report(node, value, maximum, text)
+
+
+class Server(Client):
     """A ComfyUI process with this repository as its only custom node. `base` holds its models, input and log."""
 
     def __init__(self, base: Path, output: Path | None = None, options: Sequence[str] = ("--cpu",)) -> None:
+        super().__init__("")
         self.base = base.resolve()
         self.output = (output or self.base / "output").resolve()
         self.options = [*options, "--disable-api-nodes"]
         self.log = self.base / "comfyui.log"
-        self.address = ""
 
     def __enter__(self) -> "Server":
         for folder in (self.base / "custom_nodes", self.base / "models" / "checkpoints", self.base / "input"):
@@ -72,7 +213,7 @@ class Server:
     def _wait_until_up(self) -> None:
         limit = time.monotonic() + START_LIMIT
         while True:
-            with contextlib.suppress(aiohttp.ClientError):
+            with contextlib.suppress(ConnectionError):
                 self.request("GET", "/system_stats")
                 return
             if self.process.poll() is not None:
@@ -84,77 +225,16 @@ class Server:
     def log_tail(self, lines: int = 40) -> str:
         return "\n".join([f"The end of {self.log}:", *self.log.read_text(errors="replace").splitlines()[-lines:]])
 
-    def request(self, method: str, path: str, **arguments: Any) -> Any:
-        async def send() -> Any:
-            async with aiohttp.request(method, self.address + path, **arguments) as answer:
-                answer.raise_for_status()
-                return await answer.json() if answer.content_type == "application/json" else await answer.read()
-
-        return asyncio.run(send())
-
-    def object_info(self) -> dict[str, Any]:
-        return self.request("GET", "/object_info")
-
-    def upload(self, path: Path, subfolder: str = "") -> str:
-        """Puts an image into the input folder; returns the name that LoadImage takes."""
-        form = aiohttp.FormData({"subfolder": subfolder, "overwrite": "true"})
-        form.add_field("image", path.read_bytes(), filename=path.name)
-        saved = self.request("POST", "/upload/image", data=form)
-        return f"{saved['subfolder']}/{saved['name']}" if saved["subfolder"] else saved["name"]
-
-    def interrupt(self) -> None:
-        self.request("POST", "/interrupt", json={})
-
     def path(self, saved: dict[str, str]) -> Path:
         """The file behind an entry such as {"filename": …, "subfolder": …, "type": "output"}."""
         folder = self.output if saved["type"] == "output" else self.base / saved["type"]
         return folder / saved["subfolder"] / saved["filename"]
 
-    def to_prompt(self, workflow: dict[str, Any]) -> dict[str, Any]:
-        return to_prompt(workflow, self.object_info())
-
     def run(self, prompt: dict[str, Any], on_progress: Progress | None = None) -> dict[str, Any]:
-        """Runs an API prompt to its end. Returns the ui outputs by node id; RuntimeError says what failed and where."""
-        return asyncio.run(self._run(prompt, on_progress))
-
-    async def _run(self, prompt: dict[str, Any], on_progress: Progress | None) -> dict[str, Any]:
-        client = uuid.uuid4().hex
-        async with aiohttp.ClientSession(self.address) as session:
-            async with session.ws_connect("/ws", params={"clientId": client}, max_msg_size=0) as events:
-                async with session.post("/prompt", json={"prompt": prompt, "client_id": client}) as answer:
-                    queued = await answer.json()
-                if queued.get("error") or queued.get("node_errors"):
-                    raise RuntimeError(_refusal(queued))
-                await self._follow(events, prompt, queued["prompt_id"], on_progress)
-            async with session.get(f"/history/{queued['prompt_id']}") as answer:
-                entry = (await answer.json())[queued["prompt_id"]]
-        if entry["status"]["status_str"] != "success":
-            raise RuntimeError(_failure(entry["status"]["messages"]))
-        return entry["outputs"]
-
-    async def _follow(
-        self, events: aiohttp.ClientWebSocketResponse, prompt: dict[str, Any], prompt_id: str, report: Progress | None
-    ) -> None:
-        node, value, maximum = "", 0.0, 0.0
-        async for message in events:
-            text = ""
-            if message.type == aiohttp.WSMsgType.BINARY:
-                kind, length = struct.unpack_from(">II", message.data)
-                if kind != TEXT_EVENT:
-                    continue
-                text = message.data[8 + length :].decode(errors="replace")
-            else:
-                event = message.json()
-                data = event["data"]
-                if data.get("prompt_id") != prompt_id or event["type"] not in ("executing", "progress"):
-                    continue
-                if event["type"] == "executing" and data["node"] is None:
-                    return
-                node = prompt.get(data["node"], {}).get("class_type", "")
-                value, maximum = data.get("value", 0), data.get("max", 0)
-            if report:
-                report(node, value, maximum, text)
-        raise RuntimeError(f"ComfyUI went away during the run.\n{self.log_tail()}")
+        try:
+            return super().run(prompt, on_progress)
+        except ConnectionError as error:
+            raise RuntimeError(f"{error}\n{self.log_tail()}") from error
 
 
 def _refusal(answer: dict[str, Any]) -> str:
@@ -165,14 +245,15 @@ def _refusal(answer: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _failure(messages: list[Any]) -> str:
+def _failure(messages: list[Any]) -> RunError:
     for name, data in messages:
         if name == "execution_interrupted":
-            return f"{data['node_type']} ({data['node_id']}) was interrupted."
+            return RunError(f"{data['node_type']} ({data['node_id']}) was interrupted.")
         if name == "execution_error":
             where = f"{data['node_type']} ({data['node_id']}) failed"
-            return f"{where}: {data['exception_type']}: {data['exception_message']}\n{''.join(data['traceback'])}"
-    return "The run failed without saying why."
+            what = f"{where}: {data['exception_type']}: {data['exception_message']}"
+            return RunError(what.rstrip(), "".join(data["traceback"]))
+    return RunError("The run failed without saying why.")
 
 
 def override(prompt: dict[str, Any], class_type: str, **inputs: Any) -> None:

@@ -1,9 +1,14 @@
 """The shipped workflows on a real ComfyUI server, driven over its HTTP API as the demo does."""
 
+import os
+import re
+import resource
+import shutil
 import threading
 import time
 from pathlib import Path
 
+import aiohttp
 import numpy as np
 import pytest
 from comfyui_perfusion.perfusion_core import load_concept
@@ -12,7 +17,9 @@ from PIL import Image
 import demo
 from comfyui import Server, override
 
-SMALL = {"resolution": 64, "batch_size": 1, "accumulation": 1, "trigger": "<my-toy>", "superclass": "toy"}
+SMALL = {
+    "resolution": 64, "batch_size": 1, "accumulation": 1, "trigger": "<my-toy>", "superclass": "toy", "previews": "a {}"
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +31,11 @@ def server(tmp_path_factory):
         yield running
 
 
-def train(server: Server, steps: int, name: str, on_progress=None) -> dict:
+def train(server: Server, steps: int, name: str, on_progress=None, **inputs) -> dict:
     prompt = demo.load_workflow(server, "perfusion_train.json", "<my-toy>")
     override(prompt, "PerfusionLoadPhotos", folder=demo.PHOTOS)
     override(prompt, "PerfusionCovariance", count=100)
-    override(prompt, "PerfusionTrainConcept", steps=steps, **SMALL)
+    override(prompt, "PerfusionTrainConcept", steps=steps, **{**SMALL, **inputs})
     override(prompt, "PerfusionSaveConcept", filename=name)
     return server.run(prompt, on_progress)
 
@@ -59,7 +66,7 @@ def test_photos_become_a_concept_becomes_a_picture_and_nothing_is_left_behind(se
     saved = server.base / "models" / "perfusion" / "toys" / "my-toy.safetensors"
     assert load_concept(saved).trigger == "<my-toy>"
     assert any("my-toy.safetensors" in text for ui in outputs.values() for text in ui.get("text", ()))
-    assert any(server.path(image).exists() for ui in outputs.values() for image in ui.get("images", ()))
+    assert sum(server.path(image).exists() for ui in outputs.values() for image in ui.get("images", ())) == 3
     assert any(node == "PerfusionTrainConcept" and maximum == 3 for node, _, maximum, _ in seen)
     assert any("loss" in text for *_, text in seen)
     assert np.array_equal(generate(server, None), plain)
@@ -83,6 +90,48 @@ def test_a_cancelled_training_keeps_what_was_learned(server):
     folder = server.base / "models" / "perfusion"
     assert not (folder / "never.safetensors").exists()
     assert load_concept(folder / "my-toy-unfinished.safetensors").trigger == "<my-toy>"
+    assert np.array_equal(generate(server, None), plain)
+
+
+def test_a_killed_server_loses_no_more_than_since_the_last_autosave(server, tmp_path):
+    """And what it saved goes on, to the very file that an undisturbed training gives."""
+    base = tmp_path / "comfyui"
+    (base / "models").mkdir(parents=True)
+    for folder in ("models/checkpoints", "models/perfusion", "input"):
+        if (server.base / folder).is_dir():
+            shutil.copytree(server.base / folder, base / folder, copy_function=os.link)
+    folder = base / "models" / "perfusion"
+    there_before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    with Server(base) as doomed:
+
+        def kill(node: str, value: float, *_: object) -> None:
+            if node == "PerfusionTrainConcept" and value >= 5:
+                doomed.process.kill()
+
+        with pytest.raises((RuntimeError, aiohttp.ClientError)):
+            train(doomed, steps=8, name="never", on_progress=kill, checkpoint_every=2, previews="")
+    new = {path for path in folder.rglob("*.safetensors") if path.relative_to(folder) not in there_before}
+    (unfinished,) = (path for path in new if path.parent == folder)
+    assert int(load_concept(unfinished).metadata["steps"]) >= 4
+    assert all((folder / path).read_bytes() == content for path, content in there_before.items())
+
+    with Server(base) as revived:
+        train(revived, steps=8, name="resumed/toy", checkpoint_every=2, previews="", continue_from=unfinished.name)
+        train(revived, steps=8, name="whole/toy", checkpoint_every=2, previews="")
+    assert (folder / "resumed/toy.safetensors").read_bytes() == (folder / "whole/toy.safetensors").read_bytes()
+
+
+def test_out_of_memory_says_what_to_do_and_the_server_goes_on(server):
+    plain = generate(server, None)
+    process = server.process.pid
+    used = int(re.search(r"VmSize:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())[1]) * 1024
+    limits = resource.prlimit(process, resource.RLIMIT_AS, (used + 300 * 2**20, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(RuntimeError, match=r"ran out of memory at 256x256 pixels with 64 photos.*Switch on"):
+            train(server, steps=50, name="never", resolution=256, batch_size=64, previews="")
+    finally:
+        resource.prlimit(process, resource.RLIMIT_AS, limits)
     assert np.array_equal(generate(server, None), plain)
 
 

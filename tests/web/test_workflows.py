@@ -150,7 +150,21 @@ def test_every_input_is_explained_and_few_are_shown(our_nodes):
         inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
         options = {key: rest[0] if rest else {} for key, (_, *rest) in inputs.items()}
         assert [key for key, option in options.items() if not option.get("tooltip")] == [], name
-        assert sum(not option.get("advanced") for option in options.values()) <= 10, name
+        assert sum(not option.get("advanced") for option in options.values()) <= 9, name
+
+
+def test_the_classic_canvas_folds_rare_inputs_until_asked(frontend):
+    frontend.load("perfusion_train")
+    seen = frontend.run(
+        """() => {
+            const node = app.graph.nodes.find(node => node.type === 'PerfusionTrainConcept')
+            const visible = () => node.widgets.filter(w => node.isWidgetVisible(w)).map(w => w.name)
+            const folded = visible()
+            node.toggleAdvanced()
+            return [folded, visible().length]
+        }"""
+    )
+    assert seen == [["trigger", "superclass", "steps", "seed", "control_after_generate"], 21]
 
 
 def test_nothing_of_ours_leaves_this_machine(frontend):

@@ -1,0 +1,88 @@
+"""A folder of concept folders: photos, masks, captions and settings of each, checked before anything is trained."""
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}  # what PerfusionLoadPhotos reads
+NOT_IN_NAMES = re.compile(r'[<>:"|?*\\]')
+
+
+@dataclass
+class Concept:
+    name: str
+    folder: Path
+    files: list[Path]  # photos, masks and captions
+    settings: dict[str, Any]  # inputs of PerfusionTrainConcept
+    state: str = "not started"  # skipped; running; trained, failed or stopped
+    note: str = ""  # the file it was saved to, or what went wrong
+    server: str = ""
+    prompt_id: str = ""
+    attempts: int = 0
+    steps_done: float = 0.0
+    start: float = 0.0  # time.monotonic()
+    seconds: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        return self.settings["steps"]
+
+
+def find_concepts(root: Path, output: Path, superclass: str | None, steps: int | None) -> list[Concept]:
+    """The concept folders in ``root``. Ends the program with the list of all that is wrong with them."""
+    if not root.is_dir():
+        sys.exit(f"{root} is not a folder.")
+    if pictures(root):
+        sys.exit(f"{root} holds photos itself. Make one subfolder per concept and put its photos there.")
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != "." and path != output)
+    if not folders:
+        sys.exit(f"{root} has no subfolders. Make one per concept and put its photos there.")
+    given = {"superclass": superclass, "steps": steps}
+    concepts, problems = [], []
+    for folder in folders:
+        try:
+            concepts.append(read_concept(folder, {name: value for name, value in given.items() if value is not None}))
+        except ValueError as error:
+            problems.append(f"  {folder.name}: {error}")
+    if problems:
+        sys.exit("\n".join(["Nothing was started:", *problems]))
+    return concepts
+
+
+def read_concept(folder: Path, given: dict[str, Any]) -> Concept:
+    name = folder.name
+    if NOT_IN_NAMES.search(name) or not name.isprintable() or len(name.encode()) > 200 or name == "covariance":
+        raise ValueError("a concept file cannot have this name. Rename the folder; use letters, digits, - and _.")
+    photos = pictures(folder)
+    if not photos:
+        raise ValueError(f"no photos ({', '.join(sorted(KINDS))}). Add some, or take the folder away.")
+    captions = [text for photo in photos if (text := photo.with_suffix(".txt")).is_file()]
+    files = [*photos, *captions, *pictures(folder / "mask")]
+    for file in files:
+        if not file.name.isprintable():
+            raise ValueError(f"the file name {file.name!r} cannot be sent. Rename the file.")
+    settings = {"trigger": f"<{'-'.join(name.split())}>", **given, **read_settings(folder / "concept.json")}
+    if not settings.get("superclass"):
+        raise ValueError('no superclass. Write {"superclass": "..."} into its concept.json, or give --superclass.')
+    return Concept(name, folder, files, settings)
+
+
+def pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in KINDS and path.is_file())
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not JSON ({error}).") from error
+    if not isinstance(settings, dict) or any(isinstance(value, list | dict | None) for value in settings.values()):
+        raise ValueError(
+            f'{path.name} must be like {{"superclass": "toy", "steps": 200}}: names, and texts or numbers.'
+        )
+    return settings
