@@ -18,7 +18,7 @@ _LEAST = 1e-8  # share of the mean that a covariance read from its fp32 file can
 
 
 def loss_curve(losses: Sequence[float], tested: Mapping[int, float]) -> Image.Image:
-    """The loss of every step, raw and smoothed, and ``tested``, {step: loss on fixed noises}, as a picture 720 x 400."""
+    """The loss of every step, raw and smoothed, and ``tested``, {step: loss on fixed noises}, a picture 720 x 400."""
     picture = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(14)

@@ -141,7 +141,7 @@ class PerfusionTrainConcept(io.ComfyNode):
                     "previews",
                     default=_PREVIEWS,
                     multiline=True,
-                    tooltip="Prompts of the sample pictures, one per line, with {} where the trigger goes. Empty: none.",
+                    tooltip="Prompts of the sample pictures, a line each, with {} where the trigger goes. Empty: none.",
                     **_RARE,
                 ),
                 io.Combo.Input(
@@ -333,8 +333,8 @@ def _resumed(name: str, model, trigger: str, superclass: str, steps: int) -> Map
     check_fits(concept, model)
     if (concept.trigger, concept.superclass) != (trigger, superclass):
         raise ValueError(
-            f"{name} is {concept.trigger}, a {concept.superclass}, and continue_from goes on with it. Write that trigger "
-            "and superclass, or set continue_from to none."
+            f"{name} is {concept.trigger}, a {concept.superclass}, and continue_from goes on with it. Write that "
+            "trigger and superclass, or set continue_from to none."
         )
     try:
         state = load_training(training_path(path), concept)

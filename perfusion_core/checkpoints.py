@@ -26,14 +26,19 @@ class Checkpoint:
         """The harmonic mean of both similarities, by which the paper chooses; None where they were not measured."""
         if self.image_similarity is None or self.text_similarity is None:
             return None
-        one, other = self.image_similarity, self.text_similarity
-        return 2 * one * other / (one + other) if min(one, other) > 0 else 0.0
+        return harmonic_mean(self.image_similarity, self.text_similarity)
+
+
+def harmonic_mean(a: float, b: float) -> float:
+    """2ab / (a + b), the paper's one number for CLIP-I and CLIP-T; 0 when one of them is not above 0."""
+    return 2 * a * b / (a + b) if a > 0 and b > 0 else 0.0
 
 
 def best_checkpoint(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    """The highest score, else the lowest loss; the earlier of equals. An untrained one (step 0) only for lack of others.
+    """The highest score, else the lowest loss; the earlier of equals.
 
-    Checkpoints without a score do not compete with those that have one.
+    An untrained one (step 0) is chosen only for lack of others. Checkpoints without a score do not compete with those
+    that have one.
     """
     trained = [checkpoint for checkpoint in checkpoints if checkpoint.step > 0] or list(checkpoints)
     scored = [checkpoint for checkpoint in trained if checkpoint.score is not None]

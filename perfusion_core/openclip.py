@@ -149,11 +149,6 @@ def text_similarity(model: ImageTextModel, pictures: Tensor, texts: Sequence[str
     return (model.embed_images(pictures) * model.embed_texts(texts)).sum(1)
 
 
-def harmonic_mean(a: float, b: float) -> float:
-    """2ab / (a + b), the paper's one number for CLIP-I and CLIP-T; 0 when one of them is not above 0."""
-    return 2 * a * b / (a + b) if a > 0 and b > 0 else 0.0
-
-
 def encode_tokens(
     model: ImageTextModel, texts: Sequence[str], layer: int = -1, final_norm: bool = True, padding: int = 0
 ) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}  # what PerfusionLoadPhotos reads
+RESERVED = ("covariance", "training")  # folders in models/perfusion that hold other files
 NOT_IN_NAMES = re.compile(r'[<>:"|?*\\]')
 
 
@@ -54,7 +55,7 @@ def find_concepts(root: Path, output: Path, superclass: str | None, steps: int |
 
 def read_concept(folder: Path, given: dict[str, Any]) -> Concept:
     name = folder.name
-    if NOT_IN_NAMES.search(name) or not name.isprintable() or len(name.encode()) > 200 or name == "covariance":
+    if NOT_IN_NAMES.search(name) or not name.isprintable() or len(name.encode()) > 200 or name in RESERVED:
         raise ValueError("a concept file cannot have this name. Rename the folder; use letters, digits, - and _.")
     photos = pictures(folder)
     if not photos:

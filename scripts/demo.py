@@ -19,11 +19,14 @@ OUTPUT = REPO / "output"
 CHECKPOINT = "perfusion-demo-random.safetensors"
 PHOTOS = "perfusion_demo"  # folder in ComfyUI's input
 CONCEPT = "perfusion_demo"
-KINDS = {".png", ".jpg", ".jpeg", ".webp"}
+KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 WORKFLOW_TRIGGER = "<my-teddy>"  # as the prompts in workflows/ have it
 
 # Small enough for two CPU cores to finish in under two minutes
-TRAINING = {"steps": 30, "resolution": 128, "batch_size": 1, "accumulation": 1, "seed": 0}
+TRAINING = {
+    "steps": 30, "resolution": 128, "batch_size": 1, "accumulation": 1, "seed": 0, "checkpoint_every": 15,
+    "previews": "a photo of {}\n{} on the beach",
+}  # fmt: skip
 COVARIANCE_PROMPTS = 100
 PICTURE = {"width": 256, "height": 256, "batch_size": 2}
 SAMPLING_STEPS = 6
@@ -53,7 +56,7 @@ def main() -> None:
         progress.show("")
 
         print(f"Concept:     {', '.join(texts(train, trained, 'PerfusionSaveConcept'))}")
-        print(f"Loss curve:  {', '.join(pictures(server, trained))}")
+        print(f"Training:    {', '.join(pictures(server, trained))}")
         print(f"Pictures:    {', '.join(pictures(server, generated))}", flush=True)
         if options.serve:
             print(f"ComfyUI runs at {server.address} until Ctrl-C.", flush=True)
@@ -141,12 +144,9 @@ def texts(prompt: dict[str, Any], outputs: dict[str, Any], class_type: str) -> l
 
 
 def pictures(server: Server, outputs: dict[str, Any]) -> list[str]:
-    """Paths of all pictures; previews go to the output folder, because ComfyUI clears its temp folder at its end."""
-    paths = []
-    for image in (image for ui in outputs.values() for image in ui.get("images", ())):
-        path = server.path(image)
-        paths.append(str(shutil.copy(path, OUTPUT) if image["type"] == "temp" else path))
-    return paths
+    """Paths of the pictures that were saved; ComfyUI clears its previews away at its end."""
+    images = [image for ui in outputs.values() for image in ui.get("images", ())]
+    return [str(server.path(image)) for image in images if image["type"] == "output"]
 
 
 if __name__ == "__main__":

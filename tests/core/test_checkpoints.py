@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from perfusion_core import Checkpoint, best_checkpoint
+from perfusion_core.checkpoints import harmonic_mean
 
 from .makers import file_concept
 
@@ -35,9 +38,16 @@ def test_what_was_not_scored_does_not_compete_with_what_was() -> None:
     assert best(checkpoint(50, 0.1), checkpoint(100, 0.9, 0.1, 0.1)) == 100
 
 
-@pytest.mark.parametrize("similarities", [(0.0, 0.5), (-0.2, 0.5), (0.5, -0.5), (-0.1, -0.1)])
-def test_a_similarity_that_is_not_above_zero_scores_nothing(similarities: tuple[float, float]) -> None:
-    assert checkpoint(50, 0.1, *similarities).score == 0
+@given(a=st.floats(1e-6, 1), b=st.floats(1e-6, 1))
+def test_the_harmonic_mean_lies_between_and_leans_to_the_lower(a: float, b: float) -> None:
+    mean = harmonic_mean(a, b)
+    assert mean == pytest.approx(1 / ((1 / a + 1 / b) / 2))
+    assert min(a, b) * (1 - 1e-9) <= mean <= (a + b) / 2 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0, 1), (1, 0), (-0.5, 0.5), (0.5, -0.5), (0, 0), (float("nan"), 1)])
+def test_the_harmonic_mean_is_zero_when_one_is_not_above_zero(a: float, b: float) -> None:
+    assert harmonic_mean(a, b) == 0
 
 
 def test_the_untrained_concept_is_only_for_lack_of_others() -> None:

@@ -31,7 +31,6 @@ from perfusion_core.openclip import (
     ImageTextModel,
     ImageTextModelError,
     encode_tokens,
-    harmonic_mean,
     image_similarity,
     load_image_text_model,
     text_similarity,
@@ -232,18 +231,6 @@ def test_a_picture_is_most_like_itself(model: ImageTextModel) -> None:
     first, second = pictures(1), pictures(1, seed=1)
     assert image_similarity(model, first, first).item() == pytest.approx(1, abs=1e-5)
     assert image_similarity(model, second, first).item() < 0.9999
-
-
-@given(a=st.floats(1e-6, 1), b=st.floats(1e-6, 1))
-def test_the_harmonic_mean_lies_between_and_leans_to_the_lower(a: float, b: float) -> None:
-    mean = harmonic_mean(a, b)
-    assert mean == pytest.approx(1 / ((1 / a + 1 / b) / 2))
-    assert min(a, b) * (1 - 1e-9) <= mean <= (a + b) / 2 * (1 + 1e-9)
-
-
-@pytest.mark.parametrize(("a", "b"), [(0, 1), (1, 0), (-0.5, 0.5), (0.5, -0.5), (0, 0), (float("nan"), 1)])
-def test_the_harmonic_mean_is_zero_when_one_is_not_above_zero(a: float, b: float) -> None:
-    assert harmonic_mean(a, b) == 0
 
 
 BAD_PICTURES = {

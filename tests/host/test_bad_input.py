@@ -14,10 +14,11 @@ from comfyui_perfusion.nodes.host.trainable import trainable_through
 from comfyui_perfusion.nodes.host.trainee import Subject, open_trainee
 from comfyui_perfusion.nodes.load import PerfusionLoader
 from comfyui_perfusion.nodes.train import PerfusionTrainConcept
-from comfyui_perfusion.perfusion_core import Concept, Covariance, load_concept, save_concept
+from comfyui_perfusion.perfusion_core import Concept, load_concept, save_concept
 from comfyui_perfusion.perfusion_core.captions import TEMPLATES
-from makers import random_covariance, train_node
 from safetensors.torch import load_file, save_file
+
+from makers import random_covariance, train_node
 
 CANCEL = comfy.model_management.InterruptProcessingException
 

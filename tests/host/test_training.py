@@ -9,6 +9,7 @@ from pathlib import Path
 import comfy.model_management
 import pytest
 import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from comfyui_perfusion.nodes.host.encoder_covariance import measure_covariance
 from comfyui_perfusion.nodes.host.photos import load_photo, prepare_photos
 from comfyui_perfusion.nodes.host.trainee import Subject, open_trainee
@@ -87,21 +88,25 @@ def test_the_same_seed_gives_the_same_concept(models, photos, metric):
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sd2v"])
+@pytest.mark.parametrize("kind", ["sd1", "sd2v", "zero terminal SNR"])
 def test_the_loss_is_the_textbook_one_for_eps_and_v(models, kind):
     """|network output - eps|^2, or - v = sqrt(a) eps - sqrt(1 - a) x0, at the same noise and timestep."""
-    model, clip, vae = models(kind)
+    model, clip, vae = models("sd2v" if kind == "sd2v" else "sd1")
+    if kind == "zero terminal SNR":
+        (model,) = ModelSamplingDiscrete().patch(model, "v_prediction", zsnr=True)
     grey = torch.full((1, 64, 64, 3), 0.5)
     with open_trainee(model, clip, vae, subject_of(grey, None, flip=False)) as trainee:
         prompts = trainee.encode([0], trainee.superclass_embeddings())
         got = trainee.loss(torch.tensor([0]), prompts, torch.Generator().manual_seed(5))
         generator, sampling = torch.Generator().manual_seed(5), model.model.model_sampling
+        if kind == "zero terminal SNR":
+            assert sampling.sigmas[-1] > 1000
         timestep = torch.randint(len(sampling.sigmas), (1,), generator=generator)
         noise = torch.randn(trainee._latents.shape, generator=generator)
         alpha = 1 / (1 + sampling.sigmas[timestep] ** 2)
         noisy = alpha.sqrt() * trainee._latents + (1 - alpha).sqrt() * noise
         output = model.model.diffusion_model(noisy, timestep.float(), context=prompts.encodings)
-        target = alpha.sqrt() * noise - (1 - alpha).sqrt() * trainee._latents if kind == "sd2v" else noise
+        target = alpha.sqrt() * noise - (1 - alpha).sqrt() * trainee._latents if kind != "sd1" else noise
         assert torch.allclose(got, ((output - target) ** 2).mean(), rtol=1e-4)
 
 
@@ -112,7 +117,8 @@ def test_the_node_saves_a_file_that_gives_the_same_picture_in_a_new_process(
     model, clip, vae = models("sd1")
     trained = PerfusionTrainConcept.execute(
         [model], [clip], [vae], [photos[0]], trigger=["<my-teddy>"], superclass=["teddy bear"], steps=[2], seed=[0],
-        resolution=[64], batch_size=[1], accumulation=[1], masks=[photos[1]], covariance=[metric], previews=["a photo of {}\n{} on the beach"],
+        resolution=[64], batch_size=[1], accumulation=[1], masks=[photos[1]], covariance=[metric],
+        previews=["a photo of {}\n{} on the beach"],
     )  # fmt: skip
     concept, last, sheet, curve, report = trained.args
     assert torch.equal(last[0].concept.target_input, concept[0].concept.target_input)

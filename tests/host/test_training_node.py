@@ -15,8 +15,9 @@ from comfyui_perfusion.nodes.host.files import training_path
 from comfyui_perfusion.nodes.load import PerfusionSaveConcept
 from comfyui_perfusion.nodes.train import PerfusionTrainConcept
 from comfyui_perfusion.perfusion_core import load_concept, save_concept
-from makers import train_node
 from safetensors.torch import save_file
+
+from makers import train_node
 
 CANCEL = comfy.model_management.InterruptProcessingException
 PHOTOS = [torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))]
@@ -58,7 +59,7 @@ def same(a, b) -> bool:
 
 
 def test_one_bar_counts_steps_and_shows_pictures(models, shown):
-    best, last, sheet, curve, report = train_node(
+    _, _, sheet, curve, report = train_node(
         models, images=PHOTOS, steps=[4], checkpoint_every=[2], previews=["a photo of {}\n<my-toy> on the beach"]
     ).args
     assert {total for _, total, _ in shown} == {4}
@@ -264,7 +265,7 @@ def test_out_of_memory_says_what_to_switch_on_next(models, monkeypatch):
         raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory")
 
     monkeypatch.setattr("comfyui_perfusion.nodes.train.open_trainee", full)
-    with pytest.raises(RuntimeError, match="64x64 pixels with 4 photos at a time. Switch on gradient_checkpointing"):
+    with pytest.raises(RuntimeError, match=r"64x64 pixels with 4 photos at a time\. Switch on gradient_checkpointing"):
         train_node(models, batch_size=[4])
     with pytest.raises(RuntimeError, match="Switch on low_memory"):
         train_node(models, gradient_checkpointing=[True])
