@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 import time
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..perfusion_core import Checkpoint, Training, best_checkpoint, save_concept, save_training
+from ..perfusion_core.checkpoints import best_tensors
 from .host.files import path_to_save, training_path
 from .host.progress import Progress
 from .host.trainee import ComfyTrainee
@@ -32,11 +34,11 @@ class Autosave:
         self._path: Path | None = None
         self._saved_steps, self._saved_at = len(training.losses), time.monotonic()
 
-    def save_sometimes(self) -> None:
-        if time.monotonic() - self._saved_at > _SAVE_EVERY:
-            self.save()
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() - self._saved_at > _SAVE_EVERY
 
-    def save(self) -> None:
+    def save(self, state: Mapping[str, Tensor]) -> None:
         """A failure to save is logged; it must neither end a training nor hide why it ended."""
         steps = len(self._training.losses)
         if steps == self._saved_steps:
@@ -47,16 +49,16 @@ class Autosave:
                 self._path = path_to_save(f"{word or 'concept'}-unfinished", overwrite=False)
             metadata = {**self._metadata, "steps": str(steps)}
             concept = self._training.concept().replace(name=self._path.stem, metadata=metadata)
-            save_training(self._training.state_dict(), concept, training_path(self._path))
+            save_training(state, concept, training_path(self._path))
             save_concept(concept, self._path)
             self._saved_steps = steps
         except Exception:
             logging.exception("Perfusion: what was learned in %d steps could not be saved", steps)
         self._saved_at = time.monotonic()
 
-    def keep(self) -> str:
+    def keep(self, state: Mapping[str, Tensor]) -> str:
         """Saves what was learned before an untimely end; says where, or nothing."""
-        self.save()
+        self.save(state)
         if self._path is None:
             return ""
         text = f"What was learned in {self._saved_steps} steps is in {self._path}; continue_from takes it up again."
@@ -72,26 +74,37 @@ class Autosave:
 class Run:
     """Runs a training to its end. ``checkpoints`` and ``rows``, their pictures, grow meanwhile.
 
-    previews: sentences with {} in the trigger's place. score: judges their pictures, if there is a scorer.
+    every: steps between checkpoints. previews: sentences with {} in the trigger's place. score: judges their pictures,
+    if there is a scorer. earlier: the best checkpoint of the training that is continued. ``kept`` says where to find
+    what was learned when the training ended before its time.
     """
 
     def __init__(
         self,
         training: Training,
         trainee: ComfyTrainee,
-        autosave: Autosave,
+        metadata: Mapping[str, str],
         every: int,
         previews: Sequence[str],
         score: Score | None,
+        earlier: Checkpoint | None,
         node_id: str | None,
     ):
-        self.training, self.trainee, self.autosave = training, trainee, autosave
-        self.every, self.previews, self.score = every, previews, score
+        self.training, self.trainee, self.autosave = training, trainee, Autosave(training, metadata)
+        self.every, self.previews, self.score, self.earlier = every, previews, score, earlier
+        self.kept = ""
         self.progress = Progress(training.settings.steps, node_id, start=len(training.losses))
         self.checkpoints: list[Checkpoint] = []
         self.rows: list[tuple[int, list[Image.Image]]] = []
 
     def go(self) -> None:
+        try:
+            self._go()
+        except BaseException:  # cancel, no memory, no number: whatever it is, what was learned is kept
+            self.kept = self.autosave.keep(self._state())
+            raise
+
+    def _go(self) -> None:
         steps = self.training.settings.steps
         self._checkpoint()
         while (done := len(self.training.losses)) < steps:
@@ -101,12 +114,18 @@ class Run:
             if done % self.every == 0 or done == steps:
                 self._checkpoint()
                 self._show(with_picture=True)
-                self.autosave.save()
-            self.autosave.save_sometimes()
+                self.autosave.save(self._state())
+            elif self.autosave.is_due:
+                self.autosave.save(self._state())
 
     @property
     def best(self) -> Checkpoint:
-        return best_checkpoint(self.checkpoints)
+        return best_checkpoint([self.earlier, *self.checkpoints] if self.earlier else self.checkpoints)
+
+    def _state(self) -> Mapping[str, Tensor]:
+        """To go on from here: the training's, and the best checkpoint so far."""
+        best = best_tensors(self.best) if self.earlier or self.checkpoints else {}
+        return {**self.training.state_dict(), **best}
 
     def _checkpoint(self) -> None:
         concept, step = self.training.concept(), len(self.training.losses)
@@ -117,7 +136,8 @@ class Run:
             self.rows.append((step, thumbnails(pictures)))
             if self.score is not None:
                 similarities = self.score(pictures)
-        self.checkpoints.append(Checkpoint(step, concept, loss, *similarities, self.training.state_dict()))
+        self.checkpoints.append(Checkpoint(step, concept, loss, *similarities))
+        self.checkpoints[-1] = dataclasses.replace(self.checkpoints[-1], training=self._state())
 
     def _show(self, with_picture: bool) -> None:
         losses, steps, picture = self.training.losses, self.training.settings.steps, None

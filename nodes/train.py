@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..perfusion_core import Training, TrainingSettings, load_concept, load_training, openclip
 from ..perfusion_core.captions import TEMPLATES
+from ..perfusion_core.checkpoints import Checkpoint, best_of
 from ..perfusion_core.concept import trigger_problem
 from .host import text
 from .host.encoder_covariance import CAPTIONS, cached_covariance, fingerprint
@@ -26,7 +27,7 @@ from .host.trainee import Subject, open_trainee
 from .host.uses import ConceptUse
 from .plots import as_image, loss_curve
 from .report import contact_sheet_of, report
-from .run import Autosave, Run, Score
+from .run import Run, Score
 from .schema import ADVANCED, CATEGORY, Concepts, CovarianceType
 
 _PREVIEWS = "a photo of {}\n{} on the beach\nan oil painting of {}\n{} wearing a hat"
@@ -242,7 +243,7 @@ class PerfusionTrainConcept(io.ComfyNode):
         _check_words(clip, trigger, superclass)
         low_memory = options["low_memory"]
         settings, checkpointing = _settings(options)
-        resumed = _resumed(options["continue_from"], model, trigger, superclass, settings.steps)
+        resumed, earlier = _resumed(options["continue_from"], model, trigger, superclass, settings.steps)
         size = options["resolution"] or (1024 if encoding_width(model) == 2048 else 512)
         photos, covers = prepare_photos(images, masks, size)
         if len(captions) == 1 < len(photos):  # one text with a line per photo
@@ -260,28 +261,23 @@ class PerfusionTrainConcept(io.ComfyNode):
                 "Make it with Perfusion Covariance from the same checkpoint's CLIP."
             )
         metadata = _metadata(key, covariance, settings, subject)
-        kept = ""
+        run = None
         try:
             autocast = _AUTOCAST[options["precision"]]
             with open_trainee(model, clip, vae, subject, autocast, checkpointing) as trainee:
                 training = Training(trainee, covariance.inverse(), trigger, superclass, base_model(model), settings)
                 if resumed is not None:
                     training.load_state_dict(resumed)
-                autosave = Autosave(training, metadata)
-                try:
-                    run = Run(training, trainee, autosave, options["checkpoint_every"], previews, score, node_id)
-                    run.go()
-                except BaseException:  # cancel, no memory, no number: whatever it is, what was learned is kept
-                    kept = autosave.keep()
-                    raise
+                every = options["checkpoint_every"]
+                run = Run(training, trainee, metadata, every, previews, score, earlier, node_id)
+                run.go()
         except Exception as error:
             if isinstance(error, FloatingPointError):
-                raise FloatingPointError(f"{error} {kept}") from None
+                raise FloatingPointError(f"{error} {run.kept if run else ''}") from None
             if not is_out_of_memory(error):
                 raise
-            problem = f"{_out_of_memory(size, settings, low_memory, checkpointing)} {kept}"
+            problem = f"{_out_of_memory(size, settings, low_memory, checkpointing)} {run.kept if run else ''}"
         else:
-            autosave.remove()
             best, last = (
                 ConceptUse(
                     checkpoint.concept.replace(metadata={**metadata, "steps": str(checkpoint.step)}),
@@ -292,6 +288,7 @@ class PerfusionTrainConcept(io.ComfyNode):
             sheet = as_image(contact_sheet_of(run, subject))
             curve = as_image(loss_curve(training.losses, {c.step: c.loss for c in run.checkpoints}))
             words = report(run, subject, judge, text.locked_word(clip, superclass))
+            run.autosave.remove()
             return io.NodeOutput((best,), (last,), sheet, curve, words, ui=ui.PreviewImage(sheet))
         release_memory()  # only now, when the error no longer holds on to anything
         raise RuntimeError(problem)
@@ -324,10 +321,13 @@ def _settings(options: Mapping[str, Any]) -> tuple[TrainingSettings, bool]:
     return dataclasses.replace(settings, batch_size=1, accumulation=effective), True
 
 
-def _resumed(name: str, model, trigger: str, superclass: str, steps: int) -> Mapping[str, Tensor] | None:
-    """What to go on from: the whole state of the training where it was kept, else what the concept file holds."""
+def _resumed(
+    name: str, model, trigger: str, superclass: str, steps: int
+) -> tuple[Mapping[str, Tensor] | None, Checkpoint | None]:
+    """What to go on from: the whole state of the training where it was kept, else what the concept file holds; with
+    the best checkpoint until then."""
     if name == _NONE:
-        return None
+        return None, None
     path = concept_path(name)
     concept = load_concept(path)
     check_fits(concept, model)
@@ -340,10 +340,10 @@ def _resumed(name: str, model, trigger: str, superclass: str, steps: int) -> Map
         state = load_training(training_path(path), concept)
     except ValueError as error:
         logging.warning("Perfusion: %s The training goes on from the concept alone, with a fresh optimizer.", error)
-        return concept.tensors()
+        return concept.tensors(), None
     if len(state["losses"]) >= steps:
         raise ValueError(f"{name} has been trained for {len(state['losses'])} steps already. Set steps higher.")
-    return state
+    return state, best_of(state, concept)
 
 
 def _preview_sentences(previews: str, trigger: str) -> list[str]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from .concept import Concept
+
+_BEST, _FIGURES = "best.", "best_figures"
 
 
 @dataclass(frozen=True)
@@ -45,3 +49,26 @@ def best_checkpoint(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
     if scored:
         return max(scored, key=lambda checkpoint: checkpoint.score or 0.0)
     return min(trained, key=lambda checkpoint: checkpoint.loss)
+
+
+def best_tensors(best: Checkpoint) -> dict[str, Tensor]:
+    """The best checkpoint so far, to be kept in a training file beside ``Training.state_dict``."""
+    figures = (best.step, best.loss, best.image_similarity, best.text_similarity)
+    numbers = [float("nan") if figure is None else float(figure) for figure in figures]
+    tensors = {f"{_BEST}{name}": tensor for name, tensor in best.concept.tensors().items()}
+    return {**tensors, _FIGURES: torch.tensor(numbers, dtype=torch.float64)}
+
+
+def best_of(state: Mapping[str, Tensor], concept: Concept) -> Checkpoint | None:
+    """What ``best_tensors`` put into a training file; ``concept`` is the one that file belongs to. None without."""
+    if _FIGURES not in state:
+        return None
+    step, loss, *similarities = state[_FIGURES].tolist()
+    vectors = {name: state[f"{_BEST}{name}"] for name in ("target_input", "target_dual", "superclass_input")}
+    best = concept.replace(
+        token_embeddings={name: state[f"{_BEST}token_embedding.{name}"] for name in concept.token_embeddings},
+        value_deltas={layer: state[f"{_BEST}value_delta.{layer}"] for layer in concept.value_deltas},
+        **vectors,
+    )
+    image, text = (None if math.isnan(figure) else figure for figure in similarities)
+    return Checkpoint(int(step), best, loss, image, text)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfusion_core import Checkpoint, best_checkpoint
-from perfusion_core.checkpoints import harmonic_mean
+from perfusion_core import Checkpoint, best_checkpoint, load_training, save_training
+from perfusion_core.checkpoints import best_of, best_tensors, harmonic_mean
 
-from .makers import file_concept
+from .makers import file_concept, same_bits
 
 CONCEPT = file_concept()
 
@@ -53,6 +53,19 @@ def test_the_harmonic_mean_is_zero_when_one_is_not_above_zero(a: float, b: float
 def test_the_untrained_concept_is_only_for_lack_of_others() -> None:
     assert best(checkpoint(0, 0.1), checkpoint(50, 0.3)) == 50
     assert best(checkpoint(0, 0.1)) == 0
+
+
+@pytest.mark.parametrize("similarities", [(None, None), (0.25, 0.5)])
+def test_the_best_checkpoint_goes_through_a_training_file(similarities, tmp_path) -> None:
+    now, best = file_concept(1), Checkpoint(50, file_concept(2), 0.125, *similarities)
+    save_training(best_tensors(best), now, tmp_path / "training")
+    found = best_of(load_training(tmp_path / "training", now), now)
+    assert found is not None
+    assert (found.step, found.loss, found.image_similarity, found.text_similarity) == (50, 0.125, *similarities)
+    tensors = found.concept.tensors()
+    assert tensors.keys() == best.concept.tensors().keys()
+    assert all(same_bits(tensor, tensors[name]) for name, tensor in best.concept.tensors().items())
+    assert best_of({}, now) is None
 
 
 def test_the_earlier_of_equals_is_best() -> None:

@@ -113,8 +113,20 @@ def test_a_cancelled_training_goes_on_as_if_it_had_never_stopped(models, model_f
     resumed = train_node(models, continue_from=[unfinished.name], **inputs)
     assert "continued from step 3" in resumed.args[4]
     assert saved(resumed, "resumed/toy").read_bytes() == whole.read_bytes()
+    assert training_path(model_folder / "resumed/toy.safetensors").read_bytes() == training_path(whole).read_bytes()
     assert unfinished.read_bytes() == before  # what was there before is never replaced
     assert sorted(path.name for path in model_folder.glob("*.safetensors")) == [unfinished.name]
+
+
+def test_the_best_checkpoint_survives_a_pause(models, model_folder):
+    """With a learning rate at which more training only harms."""
+    inputs = {"images": PHOTOS, "checkpoint_every": [1], "learning_rate_values": [0.9]}
+    whole = train_node(models, steps=[5], **inputs).args[0][0].concept
+    assert int(whole.metadata["steps"]) < 4, "the test needs another seed or learning rate"
+    saved(train_node(models, steps=[4], **inputs), "toy")
+    resumed = train_node(models, steps=[5], continue_from=["toy.safetensors"], **inputs).args[0][0].concept
+    assert same(resumed, whole)
+    assert resumed.metadata == whole.metadata
 
 
 def test_a_finished_training_can_be_made_longer(models, model_folder):
