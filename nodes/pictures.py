@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 _CELL, _GAP, _SIDE, _HEAD = 256, 6, 96, 52  # pixels; room for the labels at the side and above
@@ -12,11 +12,9 @@ _INK, _PAPER = "#202124", "white"
 
 
 def thumbnails(images: Tensor) -> list[Image.Image]:
-    """Small pictures of an IMAGE batch (n, height, width, 3) in 0..1."""
+    """Pictures for a cell of a sheet, of an IMAGE batch (n, height, width, 3) in 0..1."""
     pictures = [Image.fromarray(image.mul(255).round().byte().cpu().numpy()) for image in images.clamp(0, 1)]
-    for picture in pictures:
-        picture.thumbnail((_CELL, _CELL))
-    return pictures
+    return [ImageOps.contain(picture, (_CELL, _CELL)) for picture in pictures]
 
 
 def contact_sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:

@@ -76,7 +76,14 @@ class PerfusionTrainConcept(io.ComfyNode):
                     max=10_000,
                     tooltip="Optimizer steps in all, those of a continued training included. Paper: 400.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**53 - 1, tooltip="The same seed gives the same concept."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**53 - 1,
+                    control_after_generate=True,  # the frontend adds it anyway, but loses count of widgets when not told
+                    tooltip="The same seed gives the same concept.",
+                ),
                 CovarianceType.Input(
                     "covariance",
                     tooltip="From Perfusion Covariance. Not connected: the one kept for this text encoder is used, or "
@@ -102,10 +109,10 @@ class PerfusionTrainConcept(io.ComfyNode):
                     tooltip="One photo at a time and gradient checkpointing: learns alike, slower, in less memory.",
                     **_RARE,
                 ),
-                io.Boolean.Input(
+                io.Combo.Input(
                     "gradient_checkpointing",
-                    default=False,
-                    tooltip="Less memory for some more time: backward computes again what it needs.",
+                    options=["auto", "on", "off"],
+                    tooltip="Less memory for some more time: backward computes again what it needs. auto: for SDXL.",
                     **_RARE,
                 ),
                 io.Combo.Input(
@@ -242,9 +249,10 @@ class PerfusionTrainConcept(io.ComfyNode):
             raise ValueError("There is no text encoder: this checkpoint has none. Load one with Load CLIP.")
         _check_words(clip, trigger, superclass)
         low_memory = options["low_memory"]
-        settings, checkpointing = _settings(options)
+        large = encoding_width(model) == 2048
+        settings, checkpointing = _settings(options, large)
         resumed, earlier = _resumed(options["continue_from"], model, trigger, superclass, settings.steps)
-        size = options["resolution"] or (1024 if encoding_width(model) == 2048 else 512)
+        size = options["resolution"] or (1024 if large else 512)
         photos, covers = prepare_photos(images, masks, size)
         if len(captions) == 1 < len(photos):  # one text with a line per photo
             captions = captions[0].strip().splitlines()
@@ -311,12 +319,12 @@ def _check_words(clip, trigger: str, superclass: str) -> None:
         )
 
 
-def _settings(options: Mapping[str, Any]) -> tuple[TrainingSettings, bool]:
-    """With whether to use gradient checkpointing."""
+def _settings(options: Mapping[str, Any], large: bool) -> tuple[TrainingSettings, bool]:
+    """With whether to use gradient checkpointing, which large models do by themselves."""
     names = {field.name for field in dataclasses.fields(TrainingSettings)}
     settings = TrainingSettings(**{name: value for name, value in options.items() if name in names})
     if not options["low_memory"]:
-        return settings, options["gradient_checkpointing"]
+        return settings, {"on": True, "off": False, "auto": large}[options["gradient_checkpointing"]]
     effective = settings.batch_size * settings.accumulation
     return dataclasses.replace(settings, batch_size=1, accumulation=effective), True
 

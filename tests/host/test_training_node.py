@@ -13,7 +13,7 @@ import torch
 from comfyui_perfusion.nodes.host import trainee
 from comfyui_perfusion.nodes.host.files import training_path
 from comfyui_perfusion.nodes.load import PerfusionSaveConcept
-from comfyui_perfusion.nodes.train import PerfusionTrainConcept
+from comfyui_perfusion.nodes.train import PerfusionTrainConcept, _settings
 from comfyui_perfusion.perfusion_core import load_concept, save_concept
 from safetensors.torch import save_file
 
@@ -172,10 +172,20 @@ def test_a_training_that_cannot_be_continued_says_why(models, model_folder, inpu
 
 def test_gradient_checkpointing_learns_the_same(models):
     plain, other = (
-        train_node(models, images=PHOTOS, batch_size=[2], gradient_checkpointing=[on]).args[1][0].concept
-        for on in (False, True)
+        train_node(models, images=PHOTOS, batch_size=[2], gradient_checkpointing=[choice]).args[1][0].concept
+        for choice in ("off", "on")
     )
     assert same(plain, other)
+
+
+@pytest.mark.parametrize(
+    ("choice", "large", "low_memory", "expected"),
+    [("auto", True, False, True), ("auto", False, False, False), ("off", True, False, False), ("on", False, False, True),
+     ("off", False, True, True)],
+)  # fmt: skip
+def test_gradient_checkpointing_is_chosen_by_the_size_of_the_model(choice, large, low_memory, expected):
+    options = {"gradient_checkpointing": choice, "low_memory": low_memory}
+    assert _settings(options, large)[1] == expected
 
 
 def test_low_memory_takes_one_photo_at_a_time_and_as_many_as_before(models):
@@ -280,7 +290,7 @@ def test_out_of_memory_says_what_to_switch_on_next(models, monkeypatch):
     with pytest.raises(RuntimeError, match=r"64x64 pixels with 4 photos at a time\. Switch on gradient_checkpointing"):
         train_node(models, batch_size=[4])
     with pytest.raises(RuntimeError, match="Switch on low_memory"):
-        train_node(models, gradient_checkpointing=[True])
+        train_node(models, gradient_checkpointing=["on"])
     with pytest.raises(RuntimeError, match=r"with 1 photos.*Lower resolution, load the checkpoint in fp16"):
         train_node(models, batch_size=[4], low_memory=[True])
 
