@@ -1,5 +1,7 @@
 """What the edit costs on ComfyUI's own SD1.5 UNet and CLIP-L, with random weights: ratios of times measured in turn.
 
+CPU time counts the work alone; the time on the clock also what other programs on the machine do meanwhile.
+
     bash scripts/env.sh python benchmarks/cost.py [--only training] [--size 256] [--batch 4] [--rounds 7]
 
 forward: one UNet forward of cond + uncond with 1 and 4 concepts, against the same without.
@@ -24,6 +26,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "host"))
 import conftest  # noqa: F401, starts the host
+
+# isort: split
 from comfyui_perfusion.perfusion_core import Concept, EncodedPrompts, Training, TrainingSettings
 from comfyui_perfusion.perfusion_core.captions import TEMPLATES
 
@@ -36,6 +40,8 @@ SD15 = {
 }  # fmt: skip
 TOKENS, WIDTH = 77, 768
 
+Times = tuple[float, float]  # seconds on the clock, seconds of CPU time
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,71 +52,81 @@ def main() -> None:
     options = parser.parse_args()
     model = sd15()
     if options.only != "training":
+        latent = options.size // 8
         with torch.inference_mode():
-            plain = forward(model, options.size // 8)
+            runs = {"forward": forward(model, latent)}
             for count in (1, 4):
-                one = forward(edited(model, count), options.size // 8)
-                report(f"forward, {count} concept(s)", one, plain, options.rounds)
+                runs[f"forward with {count} concept(s)"] = forward(edited(model, count), latent)
+            compare(runs, [(name, "forward") for name in list(runs)[1:]], options.rounds)
     if options.only != "forward":
-        with training_steps(model, clip_l(), options.size, options.batch) as (ours, frozen, *straightforward):
-            report("training, of no edit", ours, frozen, options.rounds)
-            report("straightforward loop, of ours", straightforward[0], ours, options.rounds)
-            report("the same, checkpointed, of ours", straightforward[1], ours, options.rounds)
+        with training_steps(model, clip_l(), options.size, options.batch) as steps:
+            no_edit, ours, *others = steps
+            compare(steps, [(ours, no_edit), *((other, ours) for other in others)], options.rounds)
 
 
-def report(name: str, one: Callable[[], float], other: Callable[[], float], rounds: int) -> None:
-    """Times both in turn, A B A B ..., after one uncounted round each, and prints the ratios pair by pair."""
-    one(), other()
-    pairs = [(one(), other()) for _ in range(rounds)]
-    ratios = sorted(a / b for a, b in pairs)
-    base = statistics.median(b for _, b in pairs)
-    print(f"{name}: {statistics.median(ratios):.3f} of {base:.2f} s ({ratios[0]:.3f} to {ratios[-1]:.3f})", flush=True)
+def compare(runs: dict[str, Callable[[], Times]], pairs: list[tuple[str, str]], rounds: int) -> None:
+    """Times all in turn, A B C A B C ..., after one uncounted round, and prints ratios within rounds."""
+    for run in runs.values():
+        run()
+    times = [{name: run() for name, run in runs.items()} for _ in range(rounds)]
+    for name in runs:
+        wall, cpu = (statistics.median(one[name][clock] for one in times) for clock in (0, 1))
+        print(f"{name}: {wall:.2f} s, CPU {cpu:.2f} s")
+    for name, base in pairs:
+        wall, cpu = (spread([one[name][clock] / one[base][clock] for one in times]) for clock in (0, 1))
+        print(f"{name} / {base}: {wall}, CPU {cpu}")
 
 
-def forward(patcher, latent: int) -> Callable[[], float]:
+def spread(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+
+
+def timed(run: Callable[[], object]) -> Times:
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def forward(patcher, latent: int) -> Callable[[], Times]:
     import comfy.model_management
 
     x, sigma, context = torch.randn(2, 4, latent, latent), torch.full((2,), 3.0), torch.randn(2, TOKENS, WIDTH)
+    options = {"wrappers": patcher.wrappers}
 
-    def timed() -> float:
+    def run() -> Times:
         comfy.model_management.load_models_gpu([patcher])
-        start = time.perf_counter()
-        patcher.model.apply_model(x, sigma, c_crossattn=context, transformer_options={"wrappers": patcher.wrappers})
-        return time.perf_counter() - start
+        return timed(lambda: patcher.model.apply_model(x, sigma, c_crossattn=context, transformer_options=options))
 
-    return timed
+    return run
 
 
 @contextmanager
-def training_steps(model, clip, size: int, batch: int) -> Iterator[list[Callable[[], float]]]:
-    """Micro-batches of the same photos, templates, noises and timesteps: ours, without an edit, the straightforward
-    loop, and that with the UNet's blocks checkpointed."""
+def training_steps(model, clip, size: int, batch: int) -> Iterator[dict[str, Callable[[], Times]]]:
+    """Micro-batches of the same photos, templates, noises and timesteps."""
     from comfyui_perfusion.nodes.host.trainable import checkpointed
     from comfyui_perfusion.nodes.host.trainee import Subject, open_trainee
 
     subject = Subject(torch.zeros(batch, size, size, 3), None, [TEMPLATES] * batch, "teddy")
     with open_trainee(model, clip, RandomVAE(), subject) as trainee:
         given = trainee, torch.eye(WIDTH), "<my-toy>", "teddy", "sd1", TrainingSettings(batch_size=batch)
-        straightforward = Straightforward(*given)
-        yield [
-            step(Training(*given)),
-            step(Frozen(*given)),
-            step(straightforward, straightforward.hooks),
-            step(straightforward, straightforward.hooks, partial(checkpointed, model.model)),
-        ]
+        loop = Straightforward(*given)
+        yield {
+            "training without the edit": step(Frozen(*given)),
+            "training": step(Training(*given)),
+            "straightforward loop": step(loop, loop.hooks),
+            "straightforward loop, UNet checkpointed": step(loop, loop.hooks, partial(checkpointed, model.model)),
+        }
 
 
-def step(training: Training, *around: Callable[[], AbstractContextManager]) -> Callable[[], float]:
-    def timed() -> float:
+def step(training: Training, *around: Callable[[], AbstractContextManager]) -> Callable[[], Times]:
+    def run() -> Times:
         training._generator.manual_seed(0)
         with ExitStack() as stack:
             for context in around:
                 stack.enter_context(context())
-            start = time.perf_counter()
-            training._micro_batch().backward()
-            return time.perf_counter() - start
+            return timed(lambda: training._micro_batch().backward())
 
-    return timed
+    return run
 
 
 class Frozen(Training):

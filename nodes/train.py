@@ -81,7 +81,7 @@ class PerfusionTrainConcept(io.ComfyNode):
                     default=0,
                     min=0,
                     max=2**53 - 1,
-                    control_after_generate=True,  # the frontend adds it anyway, but loses count of widgets when not told
+                    control_after_generate=True,  # the frontend adds it anyway; untold, it loses count of widgets
                     tooltip="The same seed gives the same concept.",
                 ),
                 CovarianceType.Input(

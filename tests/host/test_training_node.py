@@ -180,9 +180,14 @@ def test_gradient_checkpointing_learns_the_same(models):
 
 @pytest.mark.parametrize(
     ("choice", "large", "low_memory", "expected"),
-    [("auto", True, False, True), ("auto", False, False, False), ("off", True, False, False), ("on", False, False, True),
-     ("off", False, True, True)],
-)  # fmt: skip
+    [
+        ("auto", True, False, True),
+        ("auto", False, False, False),
+        ("off", True, False, False),
+        ("on", False, False, True),
+        ("off", False, True, True),
+    ],
+)
 def test_gradient_checkpointing_is_chosen_by_the_size_of_the_model(choice, large, low_memory, expected):
     options = {"gradient_checkpointing": choice, "low_memory": low_memory}
     assert _settings(options, large)[1] == expected
