@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..perfusion_core import load_concept, save_concept, save_training
+from ..perfusion_core import load_concept, save_concept
 from ..perfusion_core.edit import BETA, TEMPERATURE
-from .host.files import FOLDER, concept_names, concept_path, path_to_save, training_path
+from .host.files import FOLDER, concept_names, concept_path, path_to_save, save_with_training
 from .host.model import apply_to_model
 from .host.text import apply_to_clip
 from .host.uses import ConceptUse
@@ -121,9 +121,11 @@ class PerfusionSaveConcept(io.ComfyNode):
         path = path_to_save(filename, overwrite)
         (use,) = concept
         try:
-            save_concept(use.concept.replace(name=path.stem), path)
+            concept = use.concept.replace(name=path.stem)
             if keep_training and use.training is not None:
-                save_training(use.training, use.concept, training_path(path))
+                save_with_training(concept, use.training, path)
+            else:
+                save_concept(concept, path)
         except OSError as error:
             raise RuntimeError(
                 f"The concept could not be written to {path} ({error}). Make room on the disk or choose another "

@@ -12,11 +12,13 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from ..perfusion_core import Checkpoint, Training, best_checkpoint, save_concept, save_training
-from ..perfusion_core.checkpoints import best_tensors
-from .host.files import path_to_save, training_path
+from ..perfusion_core import Checkpoint, Training, best_checkpoint, load_concept, load_training, openclip
+from ..perfusion_core.checkpoints import best_of, best_tensors
+from .host.files import concept_path, path_to_save, remove_with_training, save_with_training, training_path
+from .host.model import check_fits
 from .host.progress import Progress
-from .host.trainee import ComfyTrainee
+from .host.scorers import scorer_path
+from .host.trainee import ComfyTrainee, Subject
 from .pictures import progress_picture, thumbnails
 from .plots import loss_curve
 
@@ -49,8 +51,7 @@ class Autosave:
                 self._path = path_to_save(f"{word or 'concept'}-unfinished", overwrite=False)
             metadata = {**self._metadata, "steps": str(steps)}
             concept = self._training.concept().replace(name=self._path.stem, metadata=metadata)
-            save_training(state, concept, training_path(self._path))
-            save_concept(concept, self._path)
+            save_with_training(concept, state, self._path)
             self._saved_steps = steps
         except Exception:
             logging.exception("Perfusion: what was learned in %d steps could not be saved", steps)
@@ -59,7 +60,7 @@ class Autosave:
     def keep(self, state: Mapping[str, Tensor]) -> str:
         """Saves what was learned before an untimely end; says where, or nothing."""
         self.save(state)
-        if self._path is None:
+        if self._path is None or not self._path.is_file():
             return ""
         text = f"What was learned in {self._saved_steps} steps is in {self._path}; continue_from takes it up again."
         logging.warning("Perfusion: the training stopped. %s", text)
@@ -67,8 +68,7 @@ class Autosave:
 
     def remove(self) -> None:
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
-            training_path(self._path).unlink(missing_ok=True)
+            remove_with_training(self._path)
 
 
 class Run:
@@ -146,3 +146,39 @@ class Run:
             step, pictures = self.rows[-1] if self.rows else (0, [])
             picture = progress_picture(loss_curve(losses, tested), f"samples at step {step}", pictures)
         self.progress.update(len(losses), f"step {len(losses)} of {steps}, loss {losses[-1]:.4f}", picture)
+
+
+def judge(name: str, subject: Subject, sentences: Sequence[str]) -> Score:
+    """By CLIP-I to the subject's photos and CLIP-T to the sentences, with the superclass in the trigger's place."""
+    model = openclip.load_image_text_model(scorer_path(name))
+    photos = model.embed_images(subject.photos)
+    texts = model.embed_texts([sentence.replace("{}", subject.superclass) for sentence in sentences])
+
+    def score(pictures: Tensor) -> tuple[float, float]:
+        seen = model.embed_images(pictures)
+        return (seen @ photos.T).mean().item(), (seen * texts).sum(1).mean().item()
+
+    return score
+
+
+def saved_state(
+    name: str, model, trigger: str, superclass: str, steps: int
+) -> tuple[Mapping[str, Tensor], Checkpoint | None]:
+    """What a training goes on from: its whole state where that was kept, else what the concept file holds; and its best
+    checkpoint until then. Raises ValueError for a concept that cannot be trained on in this way."""
+    path = concept_path(name)
+    concept = load_concept(path)
+    check_fits(concept, model)
+    if (concept.trigger, concept.superclass) != (trigger, superclass):
+        raise ValueError(
+            f"{name} is {concept.trigger}, a {concept.superclass}, and continue_from goes on with it. Write that "
+            "trigger and superclass, or set continue_from to none."
+        )
+    try:
+        state = load_training(training_path(concept, path), concept)
+    except ValueError as error:
+        logging.warning("Perfusion: %s The training goes on from the concept alone, with a fresh optimizer.", error)
+        return concept.tensors(), None
+    if len(state["losses"]) >= steps:
+        raise ValueError(f"{name} has been trained for {len(state['losses'])} steps already. Set steps higher.")
+    return state, best_of(state, concept)

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
-from torch import Tensor
 
-from ..perfusion_core import Training, TrainingSettings, load_concept, load_training, openclip
+from ..perfusion_core import Training, TrainingSettings
 from ..perfusion_core.captions import TEMPLATES
-from ..perfusion_core.checkpoints import Checkpoint, best_of
 from ..perfusion_core.concept import trigger_problem
 from .host import text
 from .host.encoder_covariance import CAPTIONS, cached_covariance, fingerprint
-from .host.files import concept_names, concept_path, training_path
+from .host.files import concept_names, concept_path
 from .host.memory import is_out_of_memory, release_memory
-from .host.model import base_model, check_fits, encoding_width
+from .host.model import base_model, encoding_width
 from .host.photos import caption_texts, prepare_photos
-from .host.scorers import scorer_names, scorer_path
+from .host.scorers import scorer_names
 from .host.trainee import Subject, open_trainee
 from .host.uses import ConceptUse
 from .plots import as_image, loss_curve
 from .report import contact_sheet_of, report
-from .run import Run, Score
+from .run import Run, judge, saved_state
 from .schema import ADVANCED, CATEGORY, Concepts, CovarianceType
 
 _PREVIEWS = "a photo of {}\n{} on the beach\nan oil painting of {}\n{} wearing a hat"
@@ -251,7 +248,9 @@ class PerfusionTrainConcept(io.ComfyNode):
         low_memory = options["low_memory"]
         large = encoding_width(model) == 2048
         settings, checkpointing = _settings(options, large)
-        resumed, earlier = _resumed(options["continue_from"], model, trigger, superclass, settings.steps)
+        resumed, earlier = None, None
+        if options["continue_from"] != _NONE:
+            resumed, earlier = saved_state(options["continue_from"], model, trigger, superclass, settings.steps)
         size = options["resolution"] or (1024 if large else 512)
         photos, covers = prepare_photos(images, masks, size)
         if len(captions) == 1 < len(photos):  # one text with a line per photo
@@ -259,7 +258,8 @@ class PerfusionTrainConcept(io.ComfyNode):
         own = caption_texts(captions, len(photos), trigger, superclass)
         subject = Subject(photos, covers, [texts or TEMPLATES for texts in own], superclass, options["flip"])
         previews = _preview_sentences(options["previews"], trigger)
-        judge, score = _judge(options["scorer"], subject, previews)
+        scorer = {_NONE: "", _AUTO: next(iter(scorer_names()), "")}.get(options["scorer"], options["scorer"])
+        score = judge(scorer, subject, previews) if scorer and previews else None
 
         key = fingerprint(clip)
         covariance = covariance or cached_covariance(clip, CAPTIONS, node_id, bar=False, key=key)
@@ -295,7 +295,7 @@ class PerfusionTrainConcept(io.ComfyNode):
             )
             sheet = as_image(contact_sheet_of(run, subject))
             curve = as_image(loss_curve(training.losses, {c.step: c.loss for c in run.checkpoints}))
-            words = report(run, subject, judge, text.locked_word(clip, superclass))
+            words = report(run, subject, scorer, text.locked_word(clip, superclass))
             run.autosave.remove()
             return io.NodeOutput((best,), (last,), sheet, curve, words, ui=ui.PreviewImage(sheet))
         release_memory()  # only now, when the error no longer holds on to anything
@@ -329,31 +329,6 @@ def _settings(options: Mapping[str, Any], large: bool) -> tuple[TrainingSettings
     return dataclasses.replace(settings, batch_size=1, accumulation=effective), True
 
 
-def _resumed(
-    name: str, model, trigger: str, superclass: str, steps: int
-) -> tuple[Mapping[str, Tensor] | None, Checkpoint | None]:
-    """What to go on from: the whole state of the training where it was kept, else what the concept file holds; with
-    the best checkpoint until then."""
-    if name == _NONE:
-        return None, None
-    path = concept_path(name)
-    concept = load_concept(path)
-    check_fits(concept, model)
-    if (concept.trigger, concept.superclass) != (trigger, superclass):
-        raise ValueError(
-            f"{name} is {concept.trigger}, a {concept.superclass}, and continue_from goes on with it. Write that "
-            "trigger and superclass, or set continue_from to none."
-        )
-    try:
-        state = load_training(training_path(path), concept)
-    except ValueError as error:
-        logging.warning("Perfusion: %s The training goes on from the concept alone, with a fresh optimizer.", error)
-        return concept.tensors(), None
-    if len(state["losses"]) >= steps:
-        raise ValueError(f"{name} has been trained for {len(state['losses'])} steps already. Set steps higher.")
-    return state, best_of(state, concept)
-
-
 def _preview_sentences(previews: str, trigger: str) -> list[str]:
     """Prompts with {} where the trigger stands."""
     lines = [line.strip().replace(trigger, "{}") for line in previews.splitlines() if line.strip()]
@@ -361,23 +336,6 @@ def _preview_sentences(previews: str, trigger: str) -> list[str]:
         if line.count("{}") != 1:
             raise ValueError(f"Write {{}} or {trigger} once in every line of previews; it is not so in {line!r}.")
     return lines
-
-
-def _judge(name: str, subject: Subject, sentences: Sequence[str]) -> tuple[str, Score | None]:
-    """The scorer's name, and what gives pictures of the sentences their CLIP-I and CLIP-T; none without a scorer."""
-    names = scorer_names()
-    if name == _AUTO:
-        name = names[0] if names else _NONE
-    if name == _NONE or not sentences:
-        return "", None
-    judge = openclip.load_image_text_model(scorer_path(name))
-    prompts = [sentence.replace("{}", subject.superclass) for sentence in sentences]
-
-    def score(pictures: Tensor) -> tuple[float, float]:
-        similar = openclip.image_similarity(judge, pictures, subject.photos).mean().item()
-        return similar, openclip.text_similarity(judge, pictures, prompts).mean().item()
-
-    return name, score
 
 
 def _metadata(key: str, covariance, settings: TrainingSettings, subject: Subject) -> dict[str, str]:

@@ -21,7 +21,7 @@ MAX_BYTES = 256 * 2**20  # far above any; a file this large is something else
 
 def save_training(state: Mapping[str, Tensor], concept: Concept, path: str | os.PathLike[str]) -> None:
     """Writes ``state``, which belongs to ``concept``, atomically. Raises OSError when the disk refuses."""
-    metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "concept": _digest(concept)}
+    metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "concept": digest(concept)}
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     write_atomically(Path(path), safetensors_bytes(tensors, metadata))
 
@@ -39,15 +39,15 @@ def load_training(path: str | os.PathLike[str], concept: Concept) -> dict[str, T
         raise ValueError(f"{path.name} is not a training file or is damaged ({error}).") from error
     if (metadata.get("format"), metadata.get("format_version")) != (FORMAT, FORMAT_VERSION):
         raise ValueError(f"{path.name} is not a training file of this version of ComfyUI-Perfusion.")
-    if metadata.get("concept") != _digest(concept):
+    if metadata.get("concept") != digest(concept):
         raise ValueError(f"{path.name} belongs to another concept than {concept.name!r} or to another moment of it.")
     return state
 
 
-def _digest(concept: Concept) -> str:
-    """The same for a concept in training and for what was saved of it, whatever the file is called."""
-    digest = hashlib.blake2b(f"{concept.trigger} {concept.superclass}".encode(), digest_size=16)
+def digest(concept: Concept) -> str:
+    """32 hexadecimal digits, the same for a concept in training and for what was saved of it under whatever name."""
+    found = hashlib.blake2b(f"{concept.trigger} {concept.superclass}".encode(), digest_size=16)
     for name, tensor in sorted(stored_tensors(concept).items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

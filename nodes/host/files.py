@@ -5,11 +5,17 @@ Names from outside are untrusted.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import folder_paths
+from torch import Tensor
+
+from ...perfusion_core import Concept, save_concept, save_training
+from ...perfusion_core.training_file import digest
 
 FOLDER = "perfusion"
 _COVARIANCES, _TRAININGS = "covariance", "training"
@@ -43,12 +49,39 @@ def covariance_path(fingerprint: str) -> Path:
     return _home() / _COVARIANCES / f"{fingerprint}.safetensors"
 
 
-def training_path(concept: Path) -> Path:
-    """Where the state of the training is kept that made this concept file; which must lie in the model folder."""
+def save_with_training(concept: Concept, state: Mapping[str, Tensor], path: Path) -> None:
+    """Writes a concept and what is needed to train on from it. Raises OSError.
+
+    Whenever this is cut short, the concept that is there has its own state beside it.
+    """
+    own = training_path(concept, path)
+    save_training(state, concept, own)
+    save_concept(concept, path)
+    for other in own.parent.glob("*.safetensors"):
+        if other != own:
+            other.unlink()
+
+
+def remove_with_training(path: Path) -> None:
+    """Deletes a concept file and the states that belong to it."""
+    path.unlink(missing_ok=True)
+    states = _training_folder(path)
+    for state in states.glob("*.safetensors"):
+        state.unlink()
+    with contextlib.suppress(OSError):  # it also holds the states of concepts in a folder of this name
+        states.rmdir()
+
+
+def training_path(concept: Concept, path: Path) -> Path:
+    """Where the state is kept of the training that made ``concept``, which is saved at ``path`` in the model folder."""
+    return _training_folder(path) / f"{digest(concept)}.safetensors"
+
+
+def _training_folder(path: Path) -> Path:
     for folder in map(Path, folder_paths.get_folder_paths(FOLDER)):
-        if concept.is_relative_to(folder):
-            return folder / _TRAININGS / concept.relative_to(folder)
-    raise ValueError(f"{concept} is not in models/{FOLDER}.")
+        if path.is_relative_to(folder):
+            return folder / _TRAININGS / path.relative_to(folder).with_suffix("")
+    raise ValueError(f"{path} is not in models/{FOLDER}.")
 
 
 def path_to_save(name: str, overwrite: bool) -> Path:

@@ -300,7 +300,7 @@ def test_a_cancelled_training_keeps_what_was_learned(models, model_folder, monke
     after_step(monkeypatch, 2, comfy.model_management.interrupt_current_processing)
     with pytest.raises(CANCEL):
         train_node(models, steps=[steps])
-    assert kept(model_folder) == ["my-toy-unfinished.safetensors"] * 2  # the concept and the state of its training
+    assert kept(model_folder)[1:] == ["my-toy-unfinished.safetensors"]  # the first is the state of its training
     concept = load_concept(model_folder / "my-toy-unfinished.safetensors")
     assert all(delta.abs().max() > 0 for delta in concept.value_deltas.values())
     assert load(*models("sd1")[:2], "my-toy-unfinished.safetensors").args[0].model is models("sd1")[0].model
@@ -344,7 +344,7 @@ def test_an_error_while_training_keeps_what_was_learned(models, model_folder, mo
     after_step(monkeypatch, 2, out_of_memory)
     with pytest.raises(RuntimeError, match=r"at 64x64 pixels with 1 photos.*low_memory.*my-toy-unfinished"):
         train_node(models, steps=[3])
-    assert kept(model_folder) == ["my-toy-unfinished.safetensors"] * 2
+    assert kept(model_folder)[1:] == ["my-toy-unfinished.safetensors"]
 
 
 @pytest.mark.usefixtures("untouched")

@@ -34,8 +34,13 @@ def test_concepts_of_all_folders_are_listed_and_covariances_are_not(model_folder
     folder_paths.folder_names_and_paths["perfusion"][0].append(str(extra))
     for path in (model_folder / "a", model_folder / "toys/b", extra / "c", extra / "covariance-like", extra / "toys/d"):
         save_concept(CONCEPT, path.with_suffix(".safetensors"))
-    for path in (model_folder / "covariance/x.safetensors", extra / "covariance/y.safetensors", extra / "notes.txt"):
-        path.parent.mkdir(exist_ok=True)
+    for path in (
+        model_folder / "covariance/x.safetensors",
+        model_folder / "training/a/x.safetensors",
+        extra / "covariance/y.safetensors",
+        extra / "notes.txt",
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
     names = ["a", "c", "covariance-like", "toys/b", "toys/d"]
     assert sorted(concept_names()) == [f"{name}.safetensors" for name in names]
@@ -89,7 +94,7 @@ def test_a_saved_concept_is_found_again_under_its_name(model_folder, name, writt
     "name",
     ["", " ", ".safetensors", ".", "..", "../x", "toys/../../x", "toys/./x", "toys//x", "/tmp/x", "\\x", "x/", "...",
      "C:x", "C:\\x", "\\\\server\\x", "x\0y", "x\ny", "x?", "a*b", 'a"b', "a|b", "<my-toy>", "toys/../x", "x" * 300,
-     "covariance/x", "covariance\\x", "covariance"],
+     "covariance/x", "covariance\\x", "covariance", "training/x", "training"],
 )  # fmt: skip
 def test_names_that_cannot_be_are_refused_before_anything_is_written(model_folder, tmp_path, name):
     with pytest.raises(ValueError, match=r"Use letters|Choose another name|Choose a name inside") as caught:

@@ -1,5 +1,6 @@
 """Perfusion Train Concept as a user runs it: what it shows, how it stops and goes on, what it chooses."""
 
+import contextlib
 import json
 import logging
 import types
@@ -14,7 +15,8 @@ from comfyui_perfusion.nodes.host import trainee
 from comfyui_perfusion.nodes.host.files import training_path
 from comfyui_perfusion.nodes.load import PerfusionSaveConcept
 from comfyui_perfusion.nodes.train import PerfusionTrainConcept, _settings
-from comfyui_perfusion.perfusion_core import load_concept, save_concept
+from comfyui_perfusion.perfusion_core import load_concept, load_training, save_concept
+from comfyui_perfusion.perfusion_core.training_file import digest
 from safetensors.torch import save_file
 
 from makers import train_node
@@ -52,6 +54,10 @@ def cancel_after(monkeypatch, step: int) -> None:
 def saved(trained, name: str) -> Path:
     """The file of the last concept."""
     return Path(PerfusionSaveConcept.execute(trained.args[1], name, overwrite=False).args[0])
+
+
+def state_of(concept: Path) -> Path:
+    return training_path(load_concept(concept), concept)
 
 
 def same(a, b) -> bool:
@@ -97,7 +103,7 @@ def test_previews_and_checkpoints_do_not_change_what_is_learned(models, model_fo
 def test_the_same_seed_gives_the_same_file(models):
     first, second = (saved(train_node(models, images=PHOTOS), name) for name in ("one/toy", "two/toy"))
     assert first.read_bytes() == second.read_bytes()
-    assert training_path(first).read_bytes() == training_path(second).read_bytes()
+    assert state_of(first).read_bytes() == state_of(second).read_bytes()
 
 
 def test_a_cancelled_training_goes_on_as_if_it_had_never_stopped(models, model_folder, monkeypatch):
@@ -113,7 +119,7 @@ def test_a_cancelled_training_goes_on_as_if_it_had_never_stopped(models, model_f
     resumed = train_node(models, continue_from=[unfinished.name], **inputs)
     assert "continued from step 3" in resumed.args[4]
     assert saved(resumed, "resumed/toy").read_bytes() == whole.read_bytes()
-    assert training_path(model_folder / "resumed/toy.safetensors").read_bytes() == training_path(whole).read_bytes()
+    assert state_of(model_folder / "resumed/toy.safetensors").read_bytes() == state_of(whole).read_bytes()
     assert unfinished.read_bytes() == before  # what was there before is never replaced
     assert sorted(path.name for path in model_folder.glob("*.safetensors")) == [unfinished.name]
 
@@ -139,7 +145,7 @@ def test_a_finished_training_can_be_made_longer(models, model_folder):
 def test_without_its_training_state_a_concept_is_trained_on_with_a_fresh_optimizer(models, model_folder, caplog):
     trained = train_node(models, images=PHOTOS, steps=[2])
     path = Path(PerfusionSaveConcept.execute(trained.args[1], "toy", overwrite=False, keep_training=False).args[0])
-    assert not training_path(path).exists()
+    assert not state_of(path).exists()
     with caplog.at_level(logging.WARNING):
         longer = train_node(models, images=PHOTOS, steps=[1], continue_from=["toy.safetensors"])
     assert "fresh optimizer" in caplog.text
@@ -150,9 +156,34 @@ def test_without_its_training_state_a_concept_is_trained_on_with_a_fresh_optimiz
 
 def test_a_training_state_of_another_concept_is_not_used(models, model_folder, caplog):
     path = saved(train_node(models, images=PHOTOS, steps=[2]), "toy")
+    state = state_of(path)
     save_concept(train_node(models, images=PHOTOS, seed=[1]).args[1][0].concept, path)
+    state.rename(state_of(path))
     train_node(models, images=PHOTOS, steps=[1], continue_from=["toy.safetensors"])
     assert "belongs to another concept" in caplog.text
+
+
+@pytest.mark.parametrize("cut_at", [1, 2, 3])
+def test_whenever_saving_is_cut_short_the_concept_there_has_its_own_state(models, model_folder, monkeypatch, cut_at):
+    """As by a kill, or a disk that is full."""
+    first, second = (train_node(models, images=PHOTOS, seed=[seed]) for seed in (0, 1))
+    path = saved(first, "toy")
+    changes = []
+
+    def replace(source, target, plain=Path.replace):
+        changes.append(target)
+        if len(changes) == cut_at:
+            raise OSError("cut short")
+        return plain(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        with contextlib.suppress(RuntimeError):
+            PerfusionSaveConcept.execute(second.args[1], "toy", overwrite=True)
+    there = load_concept(path)
+    assert digest(there) == digest((first, first, second)[cut_at - 1].args[1][0].concept)
+    assert load_training(state_of(path), there)["losses"].numel() == 2
+    assert len(list(state_of(path).parent.iterdir())) == (2 if cut_at == 2 else 1)
 
 
 @pytest.mark.parametrize(
