@@ -109,10 +109,11 @@ def training_steps(model, clip, size: int, batch: int) -> Iterator[dict[str, Cal
     subject = Subject(torch.zeros(batch, size, size, 3), None, [TEMPLATES] * batch, "teddy")
     with open_trainee(model, clip, RandomVAE(), subject) as trainee:
         given = trainee, torch.eye(WIDTH), "<my-toy>", "teddy", "sd1", TrainingSettings(batch_size=batch)
-        loop = Straightforward(*given)
+        ours, loop = Training(*given), Straightforward(*given)
         yield {
             "training without the edit": step(Frozen(*given)),
-            "training": step(Training(*given)),
+            "training": step(ours),
+            "gradient_checkpointing": step(ours, partial(checkpointed, model.model, clip.cond_stage_model)),
             "straightforward loop": step(loop, loop.hooks),
             "straightforward loop, UNet checkpointed": step(loop, loop.hooks, partial(checkpointed, model.model)),
         }
@@ -137,12 +138,14 @@ class Frozen(Training):
 
 
 class Straightforward(Frozen):
-    """The edit as earlier open versions do it: each to_k and each to_v, 32 in all, for itself takes C^-1 i*, the
-    similarities, the gates and W i*, and puts together its output W e − sim / E W i* + g o. What is trained is o of
-    to_v. The text encoder is run for every picture.
+    """The same training written down in the simplest way, as earlier open versions have it.
 
-    It is given C^-1, its share of the following of i*, and everything else as ours is; that C^-1 i* is taken from the
-    inverse and not by solving, and gates are not in more than fp32, is in its favour.
+    Every to_k and every to_v, 32 in all, computes for itself C^-1 i*, energy, similarities, gates and W i*, and from
+    them its output W e − sim / E W i* + g o. For keys o is W s, for values it is what is trained. The text encoder runs
+    once per picture, also where two have the same template.
+
+    All else is as in ours: C^-1 is given, i* follows once per micro-batch, the network's input asks for no gradient.
+    Earlier versions also checkpoint the blocks of the UNet, which is timed apart.
     """
 
     def __init__(self, *given):

@@ -1,0 +1,180 @@
+"""What training a concept needs in memory on a GPU, computed without one.
+
+    bash scripts/env.sh python benchmarks/memory.py
+
+The host's true UNets and text encoders are made of meta tensors, which have shapes and types but no contents, in fp16.
+Through them goes the trainee's own micro-batch, from token embedding to gradient, with the edit, once as it is and once
+with gradient checkpointing. Counted are the tensors that exist, weights apart.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+from cost import SD15
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+GIB = 2**30
+META = torch.device("meta")
+SD21 = {**SD15, "context_dim": 1024, "use_linear_in_transformer": True, "num_heads": -1, "num_head_channels": 64}
+SDXL = {
+    **SD21, "context_dim": 2048, "channel_mult": [1, 2, 4], "num_res_blocks": [2, 2, 2],
+    "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "num_classes": "sequential", "adm_in_channels": 2816,
+}  # fmt: skip
+SETTINGS = [
+    ("SD1.5", 512, 4), ("SD1.5", 512, 1), ("SD2.1", 768, 1), ("SDXL", 1024, 4), ("SDXL", 1024, 1), ("SDXL", 768, 1)
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Need:
+    """In bytes. ``kept`` is what exists between forward and backward, ``text`` the text encoders' part of it."""
+
+    weights: int
+    text: int
+    kept: int
+    peak: int  # the most that exists at any time, weights apart
+
+
+def main() -> None:
+    print("| GiB | weights | kept for backward | the text encoders' part | most at once | with weights |")
+    print("|---|---|---|---|---|---|")
+    for name, size, batch in SETTINGS:
+        model, clip = on_meta(architecture(name))
+        for checkpointing in (False, True):
+            need = micro_batch(model, clip, size, batch, checkpointing)
+            columns = need.weights, need.kept, need.text, need.peak, need.weights + need.peak
+            numbers = " | ".join(f"{number / GIB:.2f}" for number in columns)
+            title = f"{name} at {size}, batch {batch}{', checkpointed' * checkpointing}"
+            print(f"| {title} | {numbers} |", flush=True)
+
+
+def architecture(name: str):
+    """The host's description of SD1.5, SD2.1 or SDXL."""
+    from comfy import supported_models
+
+    kinds = {"SD1.5": supported_models.SD15, "SD2.1": supported_models.SD20, "SDXL": supported_models.SDXL}
+    return kinds[name]({**{"SD1.5": SD15, "SD2.1": SD21, "SDXL": SDXL}[name], "dtype": torch.float16})
+
+
+def on_meta(config, text_options: dict | None = None):
+    """(MODEL, CLIP) without contents, the text encoders in fp16; ``text_options`` are their model_options."""
+    import comfy.model_patcher
+    import comfy.sd
+
+    network = config.get_model({}, device=META)
+    network.model_sampling.to(META)
+    if hasattr(network, "embedder"):  # SDXL's embedding of picture sizes, which it makes on the CPU
+        network.embedder.register_forward_hook(lambda module, inputs, output: output.to(META))
+    options = {**(text_options or {}), "initial_device": META, "dtype": torch.float16}
+    clip = comfy.sd.CLIP(config.clip_target(), model_options=options)
+    clip.patcher.load_device = META
+    return comfy.model_patcher.ModelPatcher(network, META, META), clip
+
+
+def micro_batch(model, clip, size: int, batch: int, checkpointing: bool) -> Need:
+    """Of ``batch`` photos of size x size pixels, each with a template of its own."""
+    from comfyui_perfusion.nodes.host import text
+    from comfyui_perfusion.nodes.host.trainable import checkpointed, out_of_place_clip, trainable_through
+    from comfyui_perfusion.nodes.host.trainee import ComfyTrainee, Subject
+    from comfyui_perfusion.perfusion_core import Concept, ConceptSet
+
+    networks = model.model, clip.cond_stage_model
+    device = model.load_device
+    text.prepare_encoders(clip)
+    with ExitStack() as stack:
+        stack.enter_context(trainable_through(*networks))
+        stack.enter_context(out_of_place_clip(networks[1]))
+        if checkpointing:
+            stack.enter_context(checkpointed(*networks))
+        photos = torch.empty(batch, size, size, 3, device=device)
+        sentences = [[f"a photo of {{}} number {i}"] for i in range(batch)]
+        latents = torch.empty(batch, 4, size // 8, size // 8, device=device)
+        trainee = ComfyTrainee(model, clip, None, Subject(photos, None, sentences, "teddy"), latents)
+        embeddings = {name: nn.Parameter(row) for name, row in trainee.superclass_embeddings().items()}
+        deltas = {
+            layer: nn.Parameter(torch.zeros(to_v.weight.shape[0], device=device))
+            for layer, (_, to_v) in trainee.wiring.projections.items()
+        }
+        vector = torch.ones(next(iter(trainee.wiring.projections.values()))[1].weight.shape[1])
+        concept = Concept("toy", "<my-toy>", "teddy", "", embeddings, vector, vector, vector, deltas)
+        trainee.wiring.concepts = ConceptSet([concept], 0.75, 0.1)
+        stack.enter_context(trainee.wiring)
+        stack.enter_context(attention_as_on_a_gpu())
+        live = stack.enter_context(Live(*networks))
+        prompts = trainee.encode(range(batch), embeddings)
+        of_text = live.now
+        loss = trainee.loss(torch.arange(batch), prompts, torch.Generator())
+        kept = live.now
+        loss.backward()
+        weights = sum(parameter.nbytes for network in networks for parameter in network.parameters())
+        return Need(weights, of_text, kept, live.peak)
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of tensors that operations have made while it was entered and that still exist.
+
+    What shares memory counts once, what shares it with ``models`` not at all.
+    """
+
+    def __init__(self, *models: nn.Module):
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen = weakref.WeakSet(
+            tensor.untyped_storage() for model in models for tensor in [*model.parameters(), *model.buffers()]
+        )
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        result = operation(*arguments, **(options or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self._seen:
+                storage = tensor.untyped_storage()
+                self._seen.add(storage)
+                self._count(storage.nbytes())
+                weakref.finalize(storage, self._count, -storage.nbytes())
+        return result
+
+    def _count(self, change: int) -> None:
+        self.now += change
+        self.peak = max(self.peak, self.now)
+
+
+@contextmanager
+def attention_as_on_a_gpu() -> Iterator[None]:
+    """The host's attention as it is on NVIDIA GPUs, also for tensors without contents."""
+    import comfy.ldm.modules.attention as attention
+    import comfy.model_management
+    import comfy.ops
+    from comfyui_perfusion.perfusion_core import edit
+
+    with (
+        mock.patch.object(attention, "optimized_attention", attention.attention_pytorch),
+        mock.patch.object(comfy.model_management, "pytorch_attention_enabled", lambda: True),
+        mock.patch.object(comfy.ops, "scaled_dot_product_attention", fused_attention),
+        mock.patch.object(edit, "_full_precision", lambda device: nullcontext()),  # meta tensors know no autocast
+    ):
+        yield
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **_) -> Tensor:
+    """The kernel that torch takes on a GPU, called by name, so that autograd keeps what it keeps for this one.
+
+    That is q, k, v, the output and a number per row, never the matrix of all pairs. The flash kernel takes no masks and
+    no fp32, which text encoders have.
+    """
+    if attn_mask is None:
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+    mask = attn_mask.expand(*q.shape[:-1], k.shape[-2])
+    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, mask, True)[0]
+
+
+if __name__ == "__main__":
+    main()
