@@ -270,18 +270,18 @@ class Training:
             expected[name] = parameter.shape
             expected |= {f"adam.{name}.{moment}": parameter.shape if moment != "step" else () for moment in moments}
         if not fresh:
-            expected |= {"photos_seen": (), "random_state": self._generator.get_state().shape}
+            expected["photos_seen"] = ()
         for name, shape in expected.items():
             if name not in state or state[name].shape != shape or not torch.isfinite(state[name]).all():
                 raise ValueError(
                     f"Cannot go on from this: {name} is missing, damaged, or of another size than in this model. "
                     "Use the model and text encoder it was trained with."
                 )
+        if not fresh:
+            self._set_random_state(state)
         self.target_input = state["target_input"].to(self.target_input, copy=True)
         self._photos_seen = int(state.get("photos_seen", _MANY_PHOTOS))
         self.losses = state["losses"].tolist() if "losses" in state else []
-        if "random_state" in state:
-            self._generator.set_state(state["random_state"])
         for name, parameter in parameters.items():
             parameter.data.copy_(state[name])
             kept = {moment: state[f"adam.{name}.{moment}"] for moment in moments}
@@ -290,6 +290,12 @@ class Training:
                 moment: tensor.clone() if moment == "step" else tensor.to(parameter, copy=True)
                 for moment, tensor in kept.items()
             }
+
+    def _set_random_state(self, state: Mapping[str, Tensor]) -> None:
+        try:
+            self._generator.set_state(state["random_state"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"Cannot go on from this: the random state is missing or damaged ({error}).") from error
 
     @torch.no_grad()
     def evaluate(self, draws: int = 4) -> float:

@@ -313,7 +313,7 @@ def test_a_state_before_the_first_step_can_be_loaded() -> None:
         assert fresh.step() == other.step()
 
 
-@pytest.mark.parametrize("spoil", ["missing", "shape", "NaN", "random state", "half of Adam"])
+@pytest.mark.parametrize("spoil", ["missing", "shape", "NaN", "cut", "noise", "no random state", "half of Adam"])
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(spoil: str) -> None:
     trainee = TinyTrainee()
     training = start(trainee)
@@ -326,8 +326,12 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(spoil: str) ->
         state["target_input"] = torch.zeros(5)
     elif spoil == "NaN":
         state["adam.token_embedding.l.exp_avg"][0] = float("nan")
-    elif spoil == "random state":
+    elif spoil == "cut":
         state["random_state"] = state["random_state"][:10]
+    elif spoil == "noise":
+        state["random_state"] = state["random_state"].flip(0)
+    elif spoil == "no random state":
+        del state["random_state"]
     else:
         del state["adam.token_embedding.l.step"]
     with pytest.raises(ValueError, match="Cannot go on from this"):
