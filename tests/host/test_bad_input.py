@@ -239,6 +239,14 @@ def test_an_inpainting_model_is_refused(models, monkeypatch):
         train_node(models)
 
 
+def test_a_model_of_more_channels_than_latents_have_is_refused(models, monkeypatch):
+    """As those are that edit, upscale or make videos."""
+    model, _, _ = models("sd1")
+    monkeypatch.setitem(model.model.model_config.unet_config, "in_channels", 8)
+    with pytest.raises(ValueError, match=r"takes 8 channels, not 4.*Train on the base checkpoint"):
+        train_node(models)
+
+
 class Quantised(torch.Tensor):
     pass
 
