@@ -18,7 +18,8 @@ import demo
 from comfyui import Server, override
 
 SMALL = {
-    "resolution": 64, "batch_size": 1, "accumulation": 1, "trigger": "<my-toy>", "superclass": "toy", "previews": "a {}"
+    "resolution": 64, "batch_size": 1, "accumulation": 1, "trigger": "<my-toy>", "superclass": "toy", "flip": False,
+    "previews": "a {}",
 }  # fmt: skip
 
 
@@ -106,19 +107,19 @@ def test_a_killed_server_loses_no_more_than_since_the_last_autosave(server, tmp_
     with Server(base) as doomed:
 
         def kill(node: str, value: float, *_: object) -> None:
-            if node == "PerfusionTrainConcept" and value >= 5:
+            if node == "PerfusionTrainConcept" and value >= 4:
                 doomed.process.kill()
 
         with pytest.raises((RuntimeError, OSError, aiohttp.ClientError)):
-            train(doomed, steps=8, name="never", on_progress=kill, checkpoint_every=2, previews="")
+            train(doomed, steps=6, name="never", on_progress=kill, checkpoint_every=3, previews="")
     new = {path for path in folder.rglob("*.safetensors") if path.relative_to(folder) not in there_before}
     (unfinished,) = (path for path in new if path.parent == folder)
-    assert int(load_concept(unfinished).metadata["steps"]) >= 4
+    assert int(load_concept(unfinished).metadata["steps"]) >= 3
     assert all((folder / path).read_bytes() == content for path, content in there_before.items())
 
     with Server(base) as revived:
-        train(revived, steps=8, name="resumed/toy", checkpoint_every=2, previews="", continue_from=unfinished.name)
-        train(revived, steps=8, name="whole/toy", checkpoint_every=2, previews="")
+        train(revived, steps=6, name="resumed/toy", checkpoint_every=3, previews="", continue_from=unfinished.name)
+        train(revived, steps=6, name="whole/toy", checkpoint_every=3, previews="")
     assert (folder / "resumed/toy.safetensors").read_bytes() == (folder / "whole/toy.safetensors").read_bytes()
 
 

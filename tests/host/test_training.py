@@ -114,6 +114,7 @@ def test_the_node_saves_a_file_that_gives_the_same_picture_in_a_new_process(
     models, photos, metric, model_folder, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(PerfusionTrainConcept, "hidden", types.SimpleNamespace(unique_id=None))
+    monkeypatch.setattr("comfyui_perfusion.nodes.host.trainee._SAMPLING_STEPS", 3)
     model, clip, vae = models("sd1")
     trained = PerfusionTrainConcept.execute(
         [model], [clip], [vae], [photos[0]], trigger=["<my-teddy>"], superclass=["teddy bear"], steps=[2], seed=[0],
