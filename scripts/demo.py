@@ -24,8 +24,8 @@ WORKFLOW_TRIGGER = "<my-teddy>"  # as the prompts in workflows/ have it
 
 # Small enough for two CPU cores to finish in under two minutes
 TRAINING = {
-    "steps": 30, "resolution": 128, "batch_size": 1, "accumulation": 1, "seed": 0, "checkpoint_every": 15,
-    "previews": "a photo of {}\n{} on the beach",
+    "steps": 30, "resolution": 128, "batch_size": 1, "accumulation": 1, "seed": 0, "flip": False,
+    "checkpoint_every": 15, "previews": "a photo of {}\n{} on the beach",
 }  # fmt: skip
 COVARIANCE_PROMPTS = 100
 PICTURE = {"width": 256, "height": 256, "batch_size": 2}
