@@ -40,7 +40,7 @@ def report(run: Run, subject: Subject, scorer: str, locked: str) -> str:
 
 
 def _of(superclass: str, locked: str) -> str:
-    return "" if superclass == locked else f", the last token of {superclass!r}"
+    return "" if superclass.lower() == locked else f", the last token of {superclass!r}"
 
 
 def _table(run: Run) -> str:

@@ -306,11 +306,11 @@ class Training:
         if not self.trainee.wiring.is_open:
             raise RuntimeError("Enter the trainee's wiring before evaluating.")
         generator, choices = torch.Generator().manual_seed(0), self.trainee.templates
+        prompts, _ = self._encode([templates[0] for templates in choices])  # a row per photo
         self.trainee.wiring.concepts = self._concept_set(self.target_input)
         total = 0.0
         for photos in torch.arange(len(choices)).repeat(draws).split(self.settings.batch_size):
-            prompts, _ = self._encode([choices[photo][0] for photo in photos])
-            total += len(photos) * self.trainee.loss(photos, prompts, generator).item()
+            total += len(photos) * self.trainee.loss(photos, _rows(prompts, photos), generator).item()
         return total / (draws * len(choices))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .files import register_folder
 from .progress import Progress
 
 FOLDER = "clipseg"
@@ -33,8 +33,7 @@ _FOUND = 0.1  # below this everywhere the subject is not in the photo
 
 
 def register() -> None:
-    """Makes models/clipseg known to the host, beside those that extra_model_paths.yaml names."""
-    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+    register_folder(FOLDER)
 
 
 def clipseg_names() -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...perfusion_core import Covariance
 from ...perfusion_core.captions import captions as built_in_captions
-from .files import covariance_path
+from .files import covariance_path, input_path
 from .progress import Progress
 from .text import encode_rows, encoders, prepare_encoders
 
@@ -39,17 +39,19 @@ def cached_covariance(
     It is over ``count`` built-in captions, or over the first ``count`` of ``captions``. key: the CLIP's fingerprint,
     where it is known already. tokens, bar and errors are those of ``measure_covariance``.
     """
-    if captions is None:
-        captions, chosen = list(built_in_captions(count)), ""
-    else:
+    chosen = ""
+    if captions is not None:
         captions = captions[:count]
+        count = len(captions)
         chosen = "-" + hashlib.blake2b("\n".join(captions).encode(), digest_size=8).hexdigest()
-    path = covariance_path(f"{key or fingerprint(clip)}-{len(captions)}{chosen}{TOKENS[tokens]}")
+    path = covariance_path(f"{key or fingerprint(clip)}-{count}{chosen}{TOKENS[tokens]}")
     try:
         if path.is_file():
             return Covariance.load(path)
     except (OSError, ValueError) as error:
         logging.warning("Perfusion: the kept covariance cannot be used and is made anew: %s", error)
+    if captions is None:
+        captions = list(built_in_captions(count))
     covariance = measure_covariance(clip, captions, node_id, tokens, bar)
     try:
         covariance.save(path)
@@ -108,9 +110,8 @@ def caption_files() -> list[str]:
 
 def caption_file_path(name: str) -> Path:
     """A caption file below the input directory. Raises ValueError when it is not there."""
-    home = Path(folder_paths.get_input_directory()).resolve()
-    path = (home / name).resolve()
-    if not path.is_relative_to(home) or not _is_text(path):
+    path = input_path(name)
+    if path is None or not _is_text(path):
         raise ValueError(f"There is no caption file {name!r} (.txt) in ComfyUI's input directory.")
     return path
 

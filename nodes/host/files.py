@@ -1,4 +1,4 @@
-"""The model folder of concepts, models/perfusion, with covariances and training states below it.
+"""The model folder of concepts, models/perfusion, with covariances and training states below it; the input directory.
 
 Names from outside are untrusted.
 """
@@ -24,10 +24,22 @@ _UNSAFE = re.compile(r'[\x00-\x1f<>:"|?*]')
 
 
 def register() -> None:
-    """Makes models/perfusion known to the host, beside those that extra_model_paths.yaml names."""
-    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
-    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
-    folder_paths.folder_names_and_paths[FOLDER] = (paths, {".safetensors"})
+    register_folder(FOLDER, {".safetensors"})
+
+
+def register_folder(name: str, endings: set[str] | None = None) -> None:
+    """Makes models/<name> known to the host, beside those that extra_model_paths.yaml names; ``endings`` of its files."""
+    folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
+    if endings is not None:
+        paths, _ = folder_paths.folder_names_and_paths[name]
+        folder_paths.folder_names_and_paths[name] = (paths, endings)
+
+
+def input_path(name: str) -> Path | None:
+    """A file or folder below ComfyUI's input directory, there or not; None for a name that leads out of it."""
+    home = Path(folder_paths.get_input_directory()).resolve()
+    path = (home / name).resolve()
+    return path if path.is_relative_to(home) else None
 
 
 def concept_names() -> list[str]:

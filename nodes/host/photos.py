@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .files import input_path
+
 _KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 _LONGEST_CAPTION = 64 * 1024  # bytes
 
@@ -26,9 +28,8 @@ def photo_folders() -> list[str]:
 
 def photo_files(folder: str) -> list[Path]:
     """The pictures of a folder below the input directory, by name. Raises ValueError when there are none."""
-    home = Path(folder_paths.get_input_directory()).resolve()
-    path = (home / folder).resolve()
-    if not path.is_relative_to(home) or not path.is_dir():
+    path = input_path(folder)
+    if path is None or not path.is_dir():
         raise ValueError(f"There is no folder {folder!r} in ComfyUI's input directory.")
     found = sorted(filter(_is_picture, path.iterdir()))
     if not found:

@@ -7,16 +7,15 @@ from pathlib import Path
 
 import folder_paths
 
+from .files import register_folder
+
 FOLDER = "open_clip"
 _CONFIG = "open_clip_config.json"  # a folder with it is one model
 _WEIGHTS = (".safetensors", ".pt", ".bin")
 
 
 def register() -> None:
-    """Makes models/open_clip known to the host, beside those that extra_model_paths.yaml names."""
-    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
-    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
-    folder_paths.folder_names_and_paths[FOLDER] = (paths, {*_WEIGHTS, ".json"})
+    register_folder(FOLDER, {*_WEIGHTS, ".json"})
 
 
 def scorer_names() -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...perfusion_core import Concept, ConceptSet, EncodedPrompts, Wiring, masked_mse
 from . import text
-from .model import PREFIX, cross_attentions
+from .model import PREFIX, cross_attentions, encoding_width
 from .trainable import checkpointed, out_of_place_clip, trainable_through
 
 _PLACE = "<perfusion-trigger>"  # stands for the trigger, whatever it is, while sentences are tokenized
@@ -191,9 +191,7 @@ def _static(model, clip):
 
 
 def _check_trainable(model, vae) -> None:
-    if not cross_attentions(model):
-        text_model = type(model.model).__name__
-        raise ValueError(f"Perfusion trains on SD1.x, SD2.x and SDXL models; this one is {text_model}.")
+    encoding_width(model)  # raises for a model without text cross-attention
     channels = model.model.model_config.unet_config.get("in_channels")
     expected = model.model.latent_format.latent_channels
     if model.model.concat_keys or channels != expected:
