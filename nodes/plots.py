@@ -14,7 +14,7 @@ from ..perfusion_core import Covariance
 _WIDTH, _HEIGHT = 720, 400
 _LEFT, _TOP, _RIGHT, _BOTTOM = 72, 40, 20, 48  # margins
 _INK, _GRID, _RAW, _SMOOTH, _RED = "#202124", "#dadce0", "#a8c7fa", "#0b57d0", "#b3261e"
-_LEAST = 1e-8  # share of the mean that a covariance read from its fp32 file can still tell from nothing
+_LEAST = 1e-8  # share of the mean; less is nothing, as in covariances once kept in fp32
 
 
 def loss_curve(losses: Sequence[float], tested: Mapping[int, float]) -> Image.Image:

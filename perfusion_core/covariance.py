@@ -80,8 +80,9 @@ class Covariance:
         return inverse
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the covariance atomically, as safetensors in float32. Raises OSError when the disk refuses."""
-        tensors = {"covariance": self.matrix().float().contiguous()}
+        """Writes it atomically and without loss, as safetensors. Raises ValueError when empty, OSError for the disk."""
+        self.matrix()  # raises when it is empty
+        tensors = {"sum": self.sum.contiguous()}
         metadata = {"format": FORMAT, "count": str(self.count), "ridge": str(self.ridge)}
         write_atomically(Path(path), safetensors_bytes(tensors, metadata))
 
@@ -92,16 +93,19 @@ class Covariance:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                matrix = file.get_tensor("covariance").double()
-            count = int(metadata["count"]) if metadata.get("format") == FORMAT else 0
+                count = int(metadata["count"]) if metadata.get("format") == FORMAT else 0
+                if "sum" in file.keys():  # noqa: SIM118, it is no mapping
+                    total = file.get_tensor("sum").double()
+                else:  # older files have C
+                    total = file.get_tensor("covariance").double() * count
             ridge = _checked(float(metadata.get("ridge", RIDGE)))  # older files have none
         except Exception as error:  # damaged headers make the library raise nearly anything
             raise ValueError(f"{name} is not a covariance ({error}). Delete it to have it made anew.") from error
-        square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0
-        if not 0 < count < 2**53 or not square or not torch.isfinite(matrix).all():
+        square = total.ndim == 2 and total.shape[0] == total.shape[1] > 0
+        if not 0 < count < 2**53 or not square or not torch.isfinite(total).all():
             raise ValueError(f"{name} is another file or a damaged covariance. Delete it to have it made anew.")
-        loaded = cls(matrix.shape[0], ridge)
-        loaded.sum, loaded.count = matrix * count, count
+        loaded = cls(total.shape[0], ridge)
+        loaded.sum, loaded.count = total, count
         return loaded
 
 

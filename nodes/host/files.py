@@ -28,7 +28,7 @@ def register() -> None:
 
 
 def register_folder(name: str, endings: set[str] | None = None) -> None:
-    """Makes models/<name> known to the host, beside those that extra_model_paths.yaml names; ``endings`` of its files."""
+    """Makes models/<name> known to the host, beside those that extra_model_paths.yaml names; endings of its files."""
     folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
     if endings is not None:
         paths, _ = folder_paths.folder_names_and_paths[name]

@@ -118,6 +118,13 @@ def test_a_known_fingerprint_is_not_computed_again(clip, model_folder, monkeypat
     assert torch.allclose(cached_covariance(clip, 8, None, "content", key="abc").matrix(), made.matrix())
 
 
+def test_the_first_time_gives_the_very_bits_of_every_later_time(clip, model_folder):
+    """Or the first training of a text encoder could not be repeated, nor taken up again exactly."""
+    first, later = (cached_covariance(clip, 100, None) for _ in range(2))
+    assert torch.equal(first.matrix(), later.matrix())
+    assert torch.equal(first.inverse(), later.inverse())
+
+
 def test_the_ridge_is_the_users_and_not_that_of_the_kept_file(clip, model_folder, nothing_is_encoded):
     first = run(clip, ridge=0.25)
     nothing_is_encoded()
