@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .covariance import PerfusionCovariance
+from .demo import PerfusionDemoModel
 from .host import clipseg, files, scorers
 from .load import PerfusionLoader, PerfusionSaveConcept
 from .photos import PerfusionLoadPhotos, PerfusionMasksFromText
@@ -24,4 +25,5 @@ class PerfusionExtension(ComfyExtension):
             PerfusionTrainConcept,
             PerfusionCovariance,
             PerfusionSaveConcept,
+            PerfusionDemoModel,
         ]

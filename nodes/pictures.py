@@ -17,23 +17,27 @@ def thumbnails(images: Tensor) -> list[Image.Image]:
     return [ImageOps.contain(picture, (_CELL, _CELL)) for picture in pictures]
 
 
-def contact_sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
-    """A labelled grid of thumbnails. Each row has a label and at most as many pictures as there are columns."""
-    size = (_SIDE + len(columns) * (_CELL + _GAP), _HEAD + len(rows) * (_CELL + _GAP))
-    sheet = Image.new("RGB", size, _PAPER)
+def contact_sheet(
+    columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Image.Image]]], cell: int = _CELL
+) -> Image.Image:
+    """A labelled grid of thumbnails. Each row has a label and at most as many pictures as there are columns.
+
+    cell: the side in pixels of the square that a thumbnail is to fit in.
+    """
+    step = cell + _GAP
+    sheet = Image.new("RGB", (_SIDE + len(columns) * step, _HEAD + len(rows) * step), _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
     for column, label in enumerate(columns):
-        lines = _wrapped(label, font, _CELL - 8, lines=2)
-        draw.multiline_text(
-            (_left(column) + _CELL / 2, _HEAD / 2), lines, fill=_INK, font=font, anchor="mm", align="center"
-        )
+        lines = _wrapped(label, font, cell - 8, lines=2)
+        middle = (_SIDE + column * step + cell / 2, _HEAD / 2)
+        draw.multiline_text(middle, lines, fill=_INK, font=font, anchor="mm", align="center")
     for row, (label, pictures) in enumerate(rows):
-        top = _HEAD + row * (_CELL + _GAP)
+        top = _HEAD + row * step
         lines = _wrapped(label, font, _SIDE - 12, lines=4)
-        draw.multiline_text((_SIDE - 8, top + _CELL / 2), lines, fill=_INK, font=font, anchor="rm", align="right")
+        draw.multiline_text((_SIDE - 8, top + cell / 2), lines, fill=_INK, font=font, anchor="rm", align="right")
         for column, picture in enumerate(pictures):
-            x = _left(column) + (_CELL - picture.width) // 2
-            sheet.paste(picture, (x, top + (_CELL - picture.height) // 2))
+            left = _SIDE + column * step
+            sheet.paste(picture, (left + (cell - picture.width) // 2, top + (cell - picture.height) // 2))
     return sheet
 
 
@@ -48,10 +52,6 @@ def progress_picture(curve: Image.Image, label: str, pictures: Sequence[Image.Im
         sheet.paste(picture.resize((side, side)), (_GAP + column * (side + _GAP), 24))
     sheet.paste(curve, (0, 24 + side + _GAP))
     return sheet
-
-
-def _left(column: int) -> int:
-    return _SIDE + column * (_CELL + _GAP)
 
 
 def _wrapped(text: str, font, width: int, lines: int) -> str:

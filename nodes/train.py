@@ -17,7 +17,7 @@ from .host import text
 from .host.encoder_covariance import CAPTIONS, cached_covariance, fingerprint
 from .host.files import concept_names, concept_path
 from .host.memory import is_out_of_memory, release_memory
-from .host.model import base_model, encoding_width
+from .host.model import base_model, default_resolution, encoding_width
 from .host.photos import caption_texts, prepare_photos
 from .host.scorers import scorer_names
 from .host.trainee import Subject, open_trainee
@@ -125,7 +125,7 @@ class PerfusionTrainConcept(io.ComfyNode):
                     max=2048,
                     step=64,
                     tooltip="Photos are cropped to a square around the subject and scaled to this. 0: 1024 for SDXL, "
-                    "else 512.",
+                    "64 for the demo model, else 512.",
                     **_RARE,
                 ),
                 io.Boolean.Input(
@@ -251,7 +251,7 @@ class PerfusionTrainConcept(io.ComfyNode):
         resumed, earlier = None, None
         if options["continue_from"] != _NONE:
             resumed, earlier = saved_state(options["continue_from"], model, trigger, superclass, settings.steps)
-        size = options["resolution"] or (1024 if large else 512)
+        size = options["resolution"] or default_resolution(model)
         photos, covers = prepare_photos(images, masks, size)
         if len(captions) == 1 < len(photos):  # one text with a line per photo
             captions = captions[0].strip().splitlines()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-BASE_MODELS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by width of the text encoding
+BASE_MODELS = {192: "demo", 768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by width of the text encoding
 _FORBIDDEN_IN_TRIGGER = re.compile(r"[\s()\[\]{}:,\\\"]")
 
 

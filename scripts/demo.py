@@ -1,63 +1,77 @@
-"""From a few photos to a concept file to pictures with it, in a real ComfyUI, with the workflows of this repository."""
+"""From a few photos to a concept file to pictures with it, in a real ComfyUI, on the demo model of this repository."""
 
 import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageOps
+
 from comfyui import REPO, Server, override
-from draw_photos import draw_photos
+
+sys.path.insert(0, str(REPO))
+from nodes.pictures import contact_sheet
 
 CACHE = Path(os.environ.get("PERFUSION_CACHE") or Path.home() / ".cache" / "comfyui-perfusion")
 BASE = CACHE / "demo"
 OUTPUT = REPO / "output"
-CHECKPOINT = "perfusion-demo-random.safetensors"
-PHOTOS = "perfusion_demo"  # folder in ComfyUI's input
-CONCEPT = "perfusion_demo"
+PHOTOS = REPO / "scripts" / "photos"  # emoji that the demo model never saw, made by benchmarks/world/scenes.py
 KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-WORKFLOW_TRIGGER = "<my-teddy>"  # as the prompts in workflows/ have it
 
-# Small enough for two CPU cores to finish in under two minutes
+# On the demo model, which learns in a minute what takes Stable Diffusion 400 steps
 TRAINING = {
-    "steps": 30, "resolution": 128, "batch_size": 1, "accumulation": 1, "seed": 0, "flip": False,
-    "checkpoint_every": 15, "previews": "a photo of {}\n{} on the beach",
+    "trigger": "", "superclass": "", "steps": 60, "batch_size": 16, "accumulation": 1, "seed": 0, "flip": False,
+    "checkpoint_every": 30, "previews": "a photo of a {} on snow",
 }  # fmt: skip
-COVARIANCE_PROMPTS = 100
-PICTURE = {"width": 256, "height": 256, "batch_size": 2}
-SAMPLING_STEPS = 6
+PROMPTS = (
+    "a photo of a {} on snow", "a photo of a {} on water", "a photo of a purple {} on sand", "a sketch of a {} on wood",
+    "a photo of a {} and a cup on pink",
+)  # fmt: skip
+TOGETHER = (
+    "a photo of a {} and a {} on grass", "a photo of a {} and a {} on night", "a photo of a {} and a {} on wood",
+    "a gray photo of a {} and a {} on sand", "a photo of a {} and a {} on brick",
+)  # fmt: skip
+BETAS = (0.45, 0.6, 0.75)
+CELL = 192  # pixels of a picture in the sheet
+
+
+@dataclass(frozen=True)
+class Subject:
+    trigger: str
+    superclass: str
+    photos: Path
+    name: str  # of its folder in ComfyUI's input, and of its concept file
+
+    def pictures(self) -> list[Path]:
+        return sorted(path for path in self.photos.glob("*") if path.suffix.lower() in KINDS)
 
 
 def main() -> None:
     options = parse_options()
-    make_checkpoint(BASE)
-    print("The demo's model is random: its pictures show that everything works, not how good it looks.")
-    gather_photos(options.folder, BASE / "input" / PHOTOS)
+    subject = Subject(options.trigger, options.superclass, options.folder or PHOTOS / "teddy", "perfusion_demo")
+    other = Subject("<my-tiger>", "cat", PHOTOS / "tiger", "perfusion_demo_tiger")
     print("Starting ComfyUI ...", flush=True)
     progress = ProgressLine()
     with Server(BASE, OUTPUT) as server:
-        train = load_workflow(server, "perfusion_train.json", options.trigger)
-        override(train, "PerfusionLoadPhotos", folder=PHOTOS)
-        override(train, "PerfusionCovariance", count=COVARIANCE_PROMPTS)
-        concept = {"trigger": options.trigger, "superclass": options.superclass}
-        override(train, "PerfusionTrainConcept", **concept, **{**TRAINING, "steps": options.steps})
-        override(train, "PerfusionSaveConcept", filename=CONCEPT, overwrite=True)
-        trained = server.run(train, progress)
-
-        generate = load_workflow(server, "perfusion_generate.json", options.trigger)
-        override(generate, "PerfusionLoader", concept=f"{CONCEPT}.safetensors")
-        override(generate, "EmptyLatentImage", **PICTURE)
-        override(generate, "KSampler", steps=SAMPLING_STEPS)
-        generated = server.run(generate, progress)
+        for one in (subject, other):
+            gather_photos(one.photos, BASE / "input" / one.name)
+            prompt = training_prompt(server, one, options.steps)
+            trained = server.run(prompt, progress)
+            progress.show("")
+            print(f"Concept:     {', '.join(texts(prompt, trained, 'PerfusionSaveConcept'))}")
+            print(f"Training:    {', '.join(pictures(server, trained))}", flush=True)
+        prompt, rows = painting_prompt(subject, other)
+        painted = server.run(prompt, progress)
         progress.show("")
-
-        print(f"Concept:     {', '.join(texts(train, trained, 'PerfusionSaveConcept'))}")
-        print(f"Training:    {', '.join(pictures(server, trained))}")
-        print(f"Pictures:    {', '.join(pictures(server, generated))}", flush=True)
+        images = {label: [opened(server, painted[node]) for node in nodes] for label, nodes in rows.items()}
+        path = OUTPUT / "perfusion_demo.png"
+        sheet(subject, other, images).save(path)
+        print(f"Pictures:    {path}", flush=True)
         if options.serve:
             print(f"ComfyUI runs at {server.address} until Ctrl-C.", flush=True)
             try:
@@ -69,10 +83,10 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="demo.sh", description=__doc__)
     parser.add_argument(
-        "folder", nargs="?", type=Path, help="your photos, masks in FOLDER/mask (default: a drawn toy's)"
+        "folder", nargs="?", type=Path, help="your photos, masks in FOLDER/mask (default: a teddy of the demo's world)"
     )
-    parser.add_argument("--trigger", default="<my-toy>", help="the word for your subject in prompts")
-    parser.add_argument("--superclass", default="toy", help="what it is, in one word")
+    parser.add_argument("--trigger", default="<my-teddy>", help="the word for your subject in prompts")
+    parser.add_argument("--superclass", default="bear", help="what it is, in one word that the demo model knows")
     parser.add_argument("--steps", type=int, default=TRAINING["steps"], help="training steps")
     parser.add_argument("--serve", action="store_true", help="leave ComfyUI running afterwards")
     options = parser.parse_args()
@@ -81,24 +95,9 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def make_checkpoint(base: Path) -> None:
-    """Puts the random checkpoint into a ComfyUI base folder; it is made once and kept in the cache."""
-    kept = CACHE / CHECKPOINT
-    if not kept.exists():
-        print("Making a checkpoint of random weights (once) ...", flush=True)
-        subprocess.run([sys.executable, REPO / "scripts" / "random_checkpoint.py", "sd1", kept], check=True)
-    link = base / "models" / "checkpoints" / CHECKPOINT
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(kept)
-
-
-def gather_photos(source: Path | None, target: Path) -> None:
+def gather_photos(source: Path, target: Path) -> None:
     """Fills `target` afresh: photos, and masks by the same names in mask/."""
     shutil.rmtree(target, ignore_errors=True)
-    if source is None:
-        draw_photos(target)
-        return
     for folder in (source, source / "mask"):
         for path in sorted(folder.glob("*")):
             if path.suffix.lower() in KINDS:
@@ -107,15 +106,92 @@ def gather_photos(source: Path | None, target: Path) -> None:
                 shutil.copyfile(path, copy)
 
 
-def load_workflow(server: Server, name: str, trigger: str) -> dict[str, Any]:
-    """A workflow of this repository as a prompt, with the demo's checkpoint and the chosen trigger."""
-    prompt = server.to_prompt(json.loads((REPO / "workflows" / name).read_text(encoding="utf-8")))
-    override(prompt, "CheckpointLoaderSimple", ckpt_name=CHECKPOINT)
+def training_prompt(server: Server, subject: Subject, steps: int) -> dict[str, Any]:
+    """The workflow perfusion_train on the demo model."""
+    workflow = json.loads((REPO / "workflows" / "perfusion_train.json").read_text(encoding="utf-8"))
+    prompt = server.to_prompt(workflow)
     for node in prompt.values():
-        for key, value in node["inputs"].items():
-            if isinstance(value, str):
-                node["inputs"][key] = value.replace(WORKFLOW_TRIGGER, trigger)
+        if node["class_type"] == "CheckpointLoaderSimple":  # which has the same outputs
+            node |= {"class_type": "PerfusionDemoModel", "inputs": {}}
+    captions = (PHOTOS / "captions.txt").read_text(encoding="utf-8")
+    words = {"trigger": subject.trigger, "superclass": subject.superclass, "steps": steps}
+    override(prompt, "PerfusionLoadPhotos", folder=subject.name)
+    override(prompt, "PerfusionCovariance", captions=captions)
+    override(prompt, "PerfusionTrainConcept", **{**TRAINING, **words})
+    override(prompt, "PerfusionSaveConcept", filename=subject.name, overwrite=True)
     return prompt
+
+
+def painting_prompt(subject: Subject, other: Subject) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """A graph that paints everything in one go, and the ids of its preview nodes for every row of the sheet."""
+    graph = Graph()
+    plain = graph.add("PerfusionDemoModel")
+    rows = {"": graph.paint(plain, [prompt.replace("{}", subject.superclass) for prompt in PROMPTS])}
+    for beta in BETAS:
+        loaded = graph.load(plain, subject, beta)
+        rows[f"beta {beta}"] = graph.paint(loaded, [prompt.replace("{}", subject.trigger) for prompt in PROMPTS])
+    both = graph.load(graph.load(plain, subject, BETAS[1]), other, BETAS[1])
+    sentences = [prompt.replace("{}", subject.trigger, 1).replace("{}", other.trigger) for prompt in TOGETHER]
+    rows["both"] = graph.paint(both, sentences)
+    return graph.nodes, rows
+
+
+class Graph:
+    """An API prompt in the making; nodes are known by their ids."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Any] = {}
+
+    def add(self, class_type: str, **inputs: Any) -> str:
+        id = str(len(self.nodes) + 1)
+        self.nodes[id] = {"class_type": class_type, "inputs": inputs}
+        return id
+
+    def load(self, source: str, subject: Subject, beta: float) -> str:
+        """Perfusion Loader behind a node with outputs MODEL and CLIP."""
+        settings = {"beta": beta, "temperature": 0.15, "key_lock": 0.0, "strength": 1.0}
+        concept = f"{subject.name}.safetensors"
+        return self.add("PerfusionLoader", model=[source, 0], clip=[source, 1], concept=concept, **settings)
+
+    def paint(self, source: str, sentences: list[str]) -> list[str]:
+        """A picture of each sentence, from the same noise in every call."""
+        vae = next(id for id, node in self.nodes.items() if node["class_type"] == "PerfusionDemoModel")
+        negative = self.add("CLIPTextEncode", clip=[source, 1], text="")
+        previews = []
+        for seed, sentence in enumerate(sentences):
+            positive = self.add("CLIPTextEncode", clip=[source, 1], text=sentence)
+            sampled = self.add(
+                "KSampler", model=[source, 0], positive=[positive, 0], negative=[negative, 0], seed=seed, steps=20,
+                cfg=5.0, sampler_name="dpmpp_2m", scheduler="normal", denoise=1.0,
+                latent_image=[self.add("EmptyLatentImage", width=64, height=64, batch_size=1), 0],
+            )  # fmt: skip
+            previews.append(
+                self.add("PreviewImage", images=[self.add("VAEDecode", samples=[sampled, 0], vae=[vae, 2]), 0])
+            )
+        return previews
+
+
+def sheet(subject: Subject, other: Subject, rows: dict[str, list[Image.Image]]) -> Image.Image:
+    """What was shown, what came out at every beta, and both concepts in one picture."""
+    taught = [Image.open(path).convert("RGB") for path in subject.pictures()[: len(PROMPTS)]]
+    prompts = [prompt.replace("{}", subject.trigger) for prompt in PROMPTS]
+    together = [prompt.replace("{}", subject.trigger, 1).replace("{}", other.trigger) for prompt in TOGETHER]
+    learned = [(label, cells(images)) for label, images in rows.items() if label.startswith("beta")]
+    parts = [
+        contact_sheet(["photos", *[""] * (len(PROMPTS) - 1)], [(f"taught: {subject.trigger}", cells(taught))], CELL),
+        contact_sheet(prompts, [(f"without: {subject.superclass}", cells(rows[""])), *learned], CELL),
+        contact_sheet(together, [("two concepts", cells(rows["both"]))], CELL),
+    ]
+    whole = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), "white")
+    top = 0
+    for part in parts:
+        whole.paste(part, (0, top))
+        top += part.height
+    return whole
+
+
+def cells(images: list[Image.Image]) -> list[Image.Image]:
+    return [ImageOps.contain(image, (CELL, CELL), Image.Resampling.LANCZOS) for image in images]
 
 
 class ProgressLine:
@@ -123,11 +199,13 @@ class ProgressLine:
 
     def __init__(self) -> None:
         self.node, self.start, self.text = "", 0.0, ""
+        self.seen: set[str] = set()
 
     def __call__(self, node: str, value: float, maximum: float, text: str) -> None:
         if node != self.node:
-            if not sys.stdout.isatty():
+            if not sys.stdout.isatty() and node not in self.seen:
                 print(node, flush=True)
+            self.seen.add(node)
             self.node, self.start, self.text = node, time.monotonic(), ""
         self.text = text or self.text
         left = f"{(time.monotonic() - self.start) / value * (maximum - value):.0f} s left" if value else ""
@@ -147,6 +225,10 @@ def pictures(server: Server, outputs: dict[str, Any]) -> list[str]:
     """Paths of the pictures that were saved; ComfyUI clears its previews away at its end."""
     images = [image for ui in outputs.values() for image in ui.get("images", ())]
     return [str(server.path(image)) for image in images if image["type"] == "output"]
+
+
+def opened(server: Server, ui: dict[str, Any]) -> Image.Image:
+    return Image.open(server.path(ui["images"][0])).convert("RGB")
 
 
 if __name__ == "__main__":

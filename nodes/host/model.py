@@ -76,9 +76,14 @@ def encoding_width(model) -> int:
 
 
 def base_model(model) -> str:
-    """ "sd1", "sd2" or "sdxl", else a name made of the encoding's width."""
+    """ "sd1", "sd2", "sdxl" or "demo", else a name made of the encoding's width."""
     width = encoding_width(model)
     return BASE_MODELS.get(width, f"width-{width}")
+
+
+def default_resolution(model) -> int:
+    """Pixels on a side of the pictures that the MODEL is made for."""
+    return {"sdxl": 1024, "demo": 64}.get(base_model(model), 512)
 
 
 def check_fits(concept, model) -> None:

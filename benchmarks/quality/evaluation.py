@@ -1,0 +1,145 @@
+"""How pictures of a learned concept are judged: likeness to its photos, to the words of the prompt, and plain hits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from judges import load_classifier, load_clip
+from methods import Learned
+from painter import Painter, Task, task
+from scenes import BACKGROUNDS, OBJECTS, TINTS
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A sentence with {} in the subject's place, and what a picture of it must show besides."""
+
+    sentence: str
+    background: str = ""
+    tint: str = ""
+    style: str = ""
+    second: str = ""
+
+
+PROMPTS = (
+    Prompt("a photo of a {} on snow", background="snow"),
+    Prompt("a photo of a {} on water", background="water"),
+    Prompt("a photo of a {} on night", background="night"),
+    Prompt("a photo of a blue {} on sand", background="sand", tint="blue"),
+    Prompt("a photo of a purple {} on grass", background="grass", tint="purple"),
+    Prompt("a sketch of a {} on wood", style="sketch"),
+    Prompt("a gray photo of a {} on brick", background="brick", style="gray"),
+    Prompt("a photo of a {} and a cup on pink", background="pink", second="cup"),
+)
+PICTURES = 1  # of every prompt, for every seed of the training
+
+
+@dataclass(frozen=True)
+class Judges:
+    classifier: Any
+    clip: Any
+
+    @classmethod
+    def load(cls, folder: Path) -> Judges:
+        return cls(load_classifier(folder / "classifier.safetensors"), load_clip(folder / "clip"))
+
+    def scores(self, images: Tensor, photos: Tensor, prompts: Sequence[Prompt], task: Task) -> dict[str, float]:
+        """Means over pictures (n, 64, 64, 3), of which each belongs to a prompt."""
+        texts = self.clip.texts([prompt.sentence.replace("{}", task.superclass) for prompt in prompts])
+        seen = self.clip.images(images)
+        verdicts = self.classifier.judge(images)
+        has = dict(zip(self.classifier.names, verdicts.objects.T, strict=True))
+        hits: dict[str, list[bool]] = {"background": [], "tint": [], "style": [], "second": []}
+        for i, prompt in enumerate(prompts):
+            for kind, found in (
+                ("background", verdicts.background),
+                ("tint", verdicts.tint),
+                ("style", verdicts.style),
+            ):
+                if wanted := getattr(prompt, kind):
+                    hits[kind].append(found[i] == wanted)
+            if prompt.second:
+                hits["second"].append(bool(has[prompt.second][i]))
+        return {
+            "clip_i": (seen @ self.clip.images(photos).T).mean().item(),
+            "clip_t": (seen * texts).sum(-1).mean().item(),
+            "concept": has[task.name].float().mean().item(),
+            "superclass": has[task.superclass].float().mean().item(),
+            "prompt_hits": float(np.mean([hit for found in hits.values() for hit in found])),
+            **{kind: float(np.mean(found)) for kind, found in hits.items() if found},
+        }
+
+
+def noise(count: int, seed: int) -> Tensor:
+    return torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(1000 + seed))
+
+
+def photos(task: Task) -> Tensor:
+    return torch.from_numpy(np.stack([scene.image for scene in task.photos]))
+
+
+def evaluate(
+    painter: Painter, judges: Judges, learned: Learned, task: Task, seed: int
+) -> tuple[dict[float, dict[str, float]], dict[float, Tensor]]:
+    """{setting: scores} and {setting: pictures} over the whole curve, from the same noises for every method."""
+    prompts = [prompt for prompt in PROMPTS for _ in range(PICTURES)]
+    start = noise(len(prompts), seed)
+    pictures = {
+        setting: learned.paint(painter, [prompt.sentence for prompt in prompts], start, setting)
+        for setting in learned.settings
+    }
+    scores = {setting: judges.scores(shown, photos(task), prompts, task) for setting, shown in pictures.items()}
+    return scores, pictures
+
+
+def combined_scores(judges: Judges, images: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """How often all the concepts, and each of them, are seen, and how like its photos each is."""
+    verdicts = judges.classifier.judge(images)
+    has = dict(zip(judges.classifier.names, verdicts.objects.T, strict=True))
+    shown = torch.stack([has[name] for name in names])  # (concepts, pictures)
+    seen = judges.clip.images(images)
+    likeness = [(seen @ judges.clip.images(photos(task(name))).T).mean().item() for name in names]
+    return {"all_shown": shown.all(0).float().mean().item(), "shown": shown.float().mean().item(),
+            "clip_i": float(np.mean(likeness))}  # fmt: skip
+
+
+MODEL_PROMPTS = tuple(
+    (name, list(BACKGROUNDS)[i % len(BACKGROUNDS)], ["", *TINTS][i % (1 + len(TINTS))])
+    for i, name in enumerate([*OBJECTS, *OBJECTS][:64])
+)
+
+
+def model_scores(painter: Painter, judges: Judges) -> dict[str, float]:
+    """The demo model itself: how often the object, background and tint that 64 prompts ask for are seen."""
+    sentences = [f"a photo of a {tint} {name} on {background}" for name, background, tint in MODEL_PROMPTS]
+    pictures = painter.paint(painter.encode(sentences)[0], noise(len(sentences), 0))
+    verdicts = judges.classifier.judge(pictures)
+    has = dict(zip(judges.classifier.names, verdicts.objects.T, strict=True))
+    return {
+        "object": float(np.mean([bool(has[name][i]) for i, (name, _, _) in enumerate(MODEL_PROMPTS)])),
+        "background": float(np.mean([verdicts.background[i] == it[1] for i, it in enumerate(MODEL_PROMPTS)])),
+        "tint": float(np.mean([verdicts.tint[i] == it[2] for i, it in enumerate(MODEL_PROMPTS) if it[2]])),
+    }
+
+
+def anchors(painter: Painter, judges: Judges, task: Task, seeds: Sequence[int]) -> dict[str, dict[str, float]]:
+    """What curves are measured against: the model without the concept on the same prompts with the superclass word,
+    and the photos themselves, which know nothing of the prompts.
+    """
+    sentences = [prompt.sentence.replace("{}", task.superclass) for prompt in PROMPTS]
+    painted = [painter.paint(painter.encode(sentences)[0], noise(len(sentences), seed)) for seed in seeds]
+    shown = photos(task)
+    plain = judges.scores(torch.cat(painted), shown, PROMPTS * len(seeds), task)
+    copied = [judges.scores(shown[:1].expand(len(PROMPTS), -1, -1, -1), shown, PROMPTS, task)]
+    copied += [judges.scores(photo[None].expand(len(PROMPTS), -1, -1, -1), shown, PROMPTS, task) for photo in shown[1:]]
+    alike = judges.clip.images(shown) @ judges.clip.images(shown).T
+    others = alike[~torch.eye(len(shown), dtype=torch.bool)].mean().item()
+    photo = {name: float(np.mean([one[name] for one in copied])) for name in copied[0]}
+    return {"model": plain, "photos": {**photo, "clip_i": others}}

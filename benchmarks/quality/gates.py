@@ -1,0 +1,78 @@
+"""Where the gate opens: similarities to words, for the covariance of text encodings in the ways that are in use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from painter import Painter
+from perfusion_core import Concept, Covariance
+from perfusion_core.captions import captions as built_in_captions
+from scenes import OBJECTS, captions
+
+COUNT = 4000
+COVARIANCES = {  # captions, tokens, ridge
+    "world, all tokens": ("world", "all", 0.01),
+    "world, to the end": ("world", "end", 0.01),
+    "world, words": ("world", "words", 0.01),
+    "world, all tokens, ridge 0.1": ("world", "all", 0.1),
+    "world, all tokens, ridge 0.001": ("world", "all", 0.001),
+    "built-in, all tokens": ("built-in", "all", 0.01),
+    "built-in, words": ("built-in", "words", 0.01),
+    "identity": ("", "", 0.0),
+}
+CONTEXTS = ("a photo of a {} on grass", "a sketch of a {} on snow", "pixel art of a {} on wood",
+            "a gray photo of a {} on night", "a photo of a cat and a {} on sand", "a photo of a red {} on pink",
+            "a {} on water", "my {}")  # fmt: skip
+UNRELATED = "a photo of a cup and a key on brick"
+
+
+@torch.no_grad()
+def inverse_covariance(painter: Painter, source: str = "world", tokens: str = "all", ridge: float = 0.01) -> Tensor:
+    """C^-1, (d, d), of COUNT captions; tokens: all 77, those up to the end of the text, or its words alone."""
+    width = painter.text.table.embedding_dim
+    if not source:
+        return torch.eye(width)
+    sentences = captions(COUNT) if source == "world" else list(built_in_captions(COUNT))
+    covariance = Covariance(width, ridge)
+    for first in range(0, len(sentences), 64):
+        rows = painter.vocabulary.rows(sentences[first : first + 64])
+        covariance.update(painter.text(rows), _counted(rows, tokens))
+    return covariance.inverse().float()
+
+
+def _counted(rows: Tensor, tokens: str) -> Tensor:
+    """Which positions count; rows 0 and 1 of the token table are the start and the end of the text."""
+    if tokens == "all":
+        return torch.ones_like(rows, dtype=torch.bool)
+    if tokens == "words":
+        return rows > 1
+    return (rows == 1).cumsum(1) <= 1
+
+
+@torch.no_grad()
+def gate_responses(painter: Painter, concept: Concept, inverse: Tensor) -> dict[str, float]:
+    """Similarities, 1 being the target's own: on the trigger (mean, lowest), what follows it, and other words."""
+    dual = inverse @ concept.target_input
+    dual = dual / (dual @ concept.target_input)
+    new = {concept.trigger: concept.token_embeddings["l"]}
+    encodings, position = painter.encode([text.replace("{}", concept.trigger) for text in CONTEXTS], new)
+    row = torch.arange(len(CONTEXTS))
+    trigger = encodings[row, position] @ dual
+    following = torch.stack([encodings[row, position + 1 + i] @ dual for i in range(3)])
+    plain, _ = painter.encode([text.replace("{}", concept.superclass) for text in CONTEXTS])
+    others = [name for name in OBJECTS if name != concept.superclass]
+    sentences: Sequence[str] = [f"a photo of a {name} on grass" for name in others]
+    objects = painter.encode(sentences)[0][:, 5] @ dual
+    return {
+        "trigger": trigger.mean().item(),
+        "trigger_lowest": trigger.min().item(),
+        "next": following[0].mean().item(),
+        "next_highest": following.max().item(),
+        "superclass": (plain[row, position] @ dual).mean().item(),
+        "other_objects": objects.mean().item(),
+        "other_objects_highest": objects.max().item(),
+        "unrelated": (painter.encode([UNRELATED])[0][0, 1:10] @ dual).mean().item(),
+    }

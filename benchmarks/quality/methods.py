@@ -1,0 +1,367 @@
+"""The methods that are compared: Perfusion, its ablations, and what people use instead.
+
+A method learns a task and returns something ``Learned``: pictures with it at each setting of its own trade-off curve.
+All see the same photos, masks, sentences and number of pictures; what differs is what they train and where it acts.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from half_precision import HalfPrecision
+from painter import Painter, PainterTrainee, Task
+from perfusion_core import Concept, ConceptSet, Training, TrainingSettings, Wiring, cross_attention_layers
+from perfusion_core.captions import TEMPLATES
+from scenes import draw_scene
+
+BATCH, STEPS = 16, 60
+_SETTINGS = TrainingSettings(steps=STEPS, batch_size=BATCH, accumulation=1)
+TEMPERATURE = 0.15
+REGULAR_SCENES = 32  # pictures of the superclass that keep Custom Diffusion and DreamBooth from forgetting it
+
+
+class Learned(Protocol):
+    settings: Sequence[float]
+    size: int  # bytes of a file with what was learned, as fp16 safetensors where the method has no format of its own
+
+    def paint(self, painter: Painter, sentences: Sequence[str], noise: Tensor, setting: float) -> Tensor:
+        """Pictures of sentences that hold {} where the subject stands, (n, 64, 64, 3) in 0..1."""
+
+
+Method = Callable[[Painter, Task, int], Learned]
+
+
+# Perfusion
+
+
+class UngatedSet(ConceptSet):
+    """A plain rank-1 edit, as in ROME: the gate is the similarity itself."""
+
+    def gates(self, encoding: Tensor) -> Tensor:
+        targets = torch.stack([concept.target_input for concept in self.concepts])
+        duals = torch.stack([concept.target_dual for concept in self.concepts])
+        return encoding.float() @ duals.T / (targets * duals).sum(-1)
+
+    def edit_input(self, encoding: Tensor, keys: bool = False) -> Tensor:
+        moved = torch.stack([c.superclass_input - c.target_input for c in self.concepts])
+        moved = moved * torch.tensor(self.strengths)[:, None]
+        return (encoding + self.gates(encoding) @ moved).to(encoding.dtype)
+
+
+class FreeKeyTraining(Training):
+    """Trains the key outputs, too, from W_K s on, instead of locking them."""
+
+    def __init__(self, trainee: PainterTrainee, *args: Any):
+        super().__init__(trainee, *args)
+        self.key_outputs = {
+            layer: nn.Parameter(to_k.weight.float() @ self.superclass_input)
+            for layer, (to_k, _) in trainee.wiring.projections.items()
+        }
+        rate = self.settings.learning_rate_values
+        self._optimizer.add_param_group({"params": list(self.key_outputs.values()), "lr": rate})
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return {**super()._parameters(), **{f"key_output.{name}": key for name, key in self.key_outputs.items()}}
+
+    def _live_concept(self, target: Tensor) -> Concept:
+        return super()._live_concept(target).replace(key_outputs=self.key_outputs)
+
+    def concept(self) -> Concept:
+        keys = {layer: key.detach().clone() for layer, key in self.key_outputs.items()}
+        return super().concept().replace(key_outputs=keys)
+
+
+class UngatedTraining(Training):
+    def _concept_set(self, target: Tensor) -> ConceptSet:
+        return UngatedSet([self._live_concept(target)])
+
+
+@dataclass
+class LearnedConcepts:
+    """Concept files in use; the setting is beta, or without a gate the strength."""
+
+    concepts: Sequence[Concept]
+    settings: Sequence[float]
+    key_lock: float = 0.0  # 0 local, 1 global
+    gated: bool = True
+    temperature: float = TEMPERATURE
+
+    @property
+    def size(self) -> int:
+        return len(save({name: tensor.half() for name, tensor in self.concepts[0].tensors().items()}))
+
+    def paint(self, painter: Painter, sentences: Sequence[str], noise: Tensor, setting: float) -> Tensor:
+        new = {concept.trigger: concept.token_embeddings["l"] for concept in self.concepts}
+        prompts = [_filled(sentence, [concept.trigger for concept in self.concepts]) for sentence in sentences]
+        encodings, _ = painter.encode(prompts, new)
+        keys = None
+        if self.key_lock:
+            plain = [_filled(sentence, [concept.superclass for concept in self.concepts]) for sentence in sentences]
+            keys = encodings + self.key_lock * (painter.encode(plain)[0] - encodings)
+        if self.gated:
+            concepts = ConceptSet(self.concepts, betas=setting, temperatures=self.temperature)
+        else:
+            concepts = UngatedSet(self.concepts, strengths=setting)
+        with Wiring(painter.unet, cross_attention_layers(painter.unet), concepts) as wiring:
+            return painter.paint(encodings, noise, wiring, keys)
+
+
+def _filled(sentence: str, words: Sequence[str]) -> str:
+    for word in words:
+        sentence = sentence.replace("{}", word, 1)
+    return sentence
+
+
+@dataclass(frozen=True)
+class Perfusion:
+    """Trained as the paper says; beta is swept at inference."""
+
+    inverse: Tensor  # C^-1
+    betas: Sequence[float] = (0.3, 0.45, 0.6, 0.75, 0.9)
+    key_lock: float = 0.0
+    masked: bool = True
+    kind: type[Training] = Training
+    settings: TrainingSettings = _SETTINGS
+
+    def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedConcepts:
+        training = self.kind(
+            PainterTrainee(painter, task, self.masked), self.inverse, task.trigger, task.superclass, "demo",
+            replace(self.settings, seed=seed),
+        )  # fmt: skip
+        with training.trainee.wiring:
+            for _ in range(self.settings.steps):
+                training.step()
+        return self.learned(training.concept())
+
+    def learned(self, *concepts: Concept) -> LearnedConcepts:
+        return LearnedConcepts(concepts, self.betas, self.key_lock, self.kind is not UngatedTraining)
+
+
+# What people use instead
+
+
+@dataclass
+class LearnedWeights:
+    """Weights of the UNet and a word's embedding, at every setting: those of a step, or of a strength."""
+
+    phrase: str  # what stands for the subject in prompts
+    word: str
+    size: int
+    versions: Mapping[float, tuple[Tensor, Mapping[str, Tensor]]]  # {setting: (embedding, {weight: its value})}
+
+    @property
+    def settings(self) -> Sequence[float]:
+        return list(self.versions)
+
+    def paint(self, painter: Painter, sentences: Sequence[str], noise: Tensor, setting: float) -> Tensor:
+        embedding, weights = self.versions[setting]
+        encodings, _ = painter.encode([s.replace("{}", self.phrase) for s in sentences], {self.word: embedding})
+        with swapped(painter.unet, weights):
+            return painter.paint(encodings, noise)
+
+
+@contextmanager
+def swapped(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model with these weights for a while."""
+    before = {name: model.get_parameter(name).data for name in weights}
+    try:
+        for name, weight in weights.items():
+            model.get_parameter(name).data = weight.to(before[name].dtype)
+        yield
+    finally:
+        for name, weight in before.items():
+            model.get_parameter(name).data = weight
+
+
+@dataclass
+class _Run:
+    """What every one of these trainings does: pictures with their sentences, and the embedding of a new word."""
+
+    painter: Painter
+    task: Task
+    seed: int
+    phrase: str
+    steps: int
+    start: str  # the word the embedding starts from
+    rate: float = 0.0  # of the embedding; 0 leaves it
+    regular: bool = False  # half of each batch are other things of the superclass
+    generator: torch.Generator = field(init=False)
+    embedding: nn.Parameter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.embedding = nn.Parameter(self.painter.embedding(self.start), requires_grad=self.rate > 0)
+        self.latents, self.masks = self.painter.latents(self.task.photos)
+        if self.regular:
+            self.scenes = [
+                draw_scene(np.random.default_rng((5, i)), self.task.superclass) for i in range(REGULAR_SCENES)
+            ]
+            self.scene_latents, _ = self.painter.latents(self.scenes)
+
+    def losses(self, unet) -> Iterator[tuple[int, Tensor]]:
+        """(steps after this one, its loss)."""
+        adam = torch.optim.Adam([self.embedding], self.rate) if self.rate else None
+        for step in range(1, self.steps + 1):
+            own = BATCH // 2 if self.regular else BATCH
+            photos = torch.randint(len(self.latents), (own,), generator=self.generator)
+            templates = torch.randint(len(TEMPLATES), (own,), generator=self.generator)
+            sentences = [TEMPLATES[i].replace("{}", self.phrase) for i in templates]
+            latents, masks = self.latents[photos], self.masks[photos]
+            if self.regular:
+                chosen = torch.randint(REGULAR_SCENES, (BATCH - own,), generator=self.generator)
+                sentences += [self.scenes[i].caption for i in chosen]
+                latents = torch.cat([latents, self.scene_latents[chosen]])
+                masks = torch.cat([masks, torch.ones_like(masks[: BATCH - own])])
+            encoding, _ = self.painter.encode(sentences, {self.task.trigger: self.embedding})
+            if adam is not None:
+                adam.zero_grad()
+            yield step, self.painter.noise_loss(unet, latents, masks, encoding.bfloat16(), self.generator)
+            if adam is not None:
+                adam.step()
+
+    def kept(self, weights: Mapping[str, Tensor] = {}) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.embedding.detach().clone(), {name: weight.clone() for name, weight in weights.items()}
+
+
+def _size(embedding: Tensor | None, weights: Mapping[str, Tensor]) -> int:
+    embeddings = {} if embedding is None else {"embedding": embedding.half()}
+    return len(save({**embeddings, **{name: weight.half().contiguous() for name, weight in weights.items()}}))
+
+
+@dataclass(frozen=True)
+class TextualInversion:
+    """A new word and nothing else (Gal et al. 2022)."""
+
+    rate: float = 0.02
+    marks: Sequence[int] = (10, 20, 40, 80, 120)
+
+    def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedWeights:
+        run = _Run(painter, task, seed, task.trigger, max(self.marks), task.superclass, self.rate)
+        versions = {}
+        for step, loss in run.losses(painter.unet):
+            loss.backward()
+            if step - 1 in self.marks:
+                versions[step - 1] = run.kept()
+        versions[max(self.marks)] = run.kept()
+        return LearnedWeights(task.trigger, task.trigger, _size(run.embedding.detach(), {}), versions)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A low-rank change of to_k and to_v beside a new word before the superclass; its strength is swept."""
+
+    rank: int
+    rate: float = 0.01
+    embedding_rate: float = 0.01
+    strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.25)
+
+    def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedWeights:
+        phrase = f"{task.trigger} {task.superclass}"
+        run = _Run(painter, task, seed, phrase, STEPS, task.superclass, self.embedding_rate)
+        modules = {
+            f"{layer}.{projection}": painter.unet.get_submodule(f"{layer}.{projection}")
+            for layer in cross_attention_layers(painter.unet)
+            for projection in ("to_k", "to_v")
+        }
+        down, up, hooks = {}, {}, []
+        for name, module in modules.items():
+            rows, columns = module.weight.shape
+            down[name] = nn.Parameter(torch.randn(self.rank, columns, generator=run.generator) / columns**0.5)
+            up[name] = nn.Parameter(torch.zeros(rows, self.rank))
+            hooks.append(module.register_forward_hook(_adding(down[name], up[name])))
+        adam = torch.optim.Adam([*down.values(), *up.values()], self.rate)
+        try:
+            for _, loss in run.losses(painter.unet):
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        change = {name: (up[name] @ down[name]).detach() for name in modules}
+        versions = {
+            strength: run.kept(
+                {f"{name}.weight": modules[name].weight.float() + strength * change[name] for name in modules}
+            )
+            for strength in self.strengths
+        }
+        factors = {
+            f"{name}.{part}": factor.detach()
+            for part, all_ in (("down", down), ("up", up))
+            for name, factor in all_.items()
+        }
+        return LearnedWeights(phrase, task.trigger, _size(run.embedding.detach(), factors), versions)
+
+
+def _adding(down: Tensor, up: Tensor) -> Callable:
+    def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return output + (inputs[0].float() @ down.T @ up.T).to(output.dtype)
+
+    return hook
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """The weights of all modules that match ``part``, in a copy of the UNet: Custom Diffusion's, or DreamBooth's, all.
+
+    Both train with other pictures of the superclass beside the photos.
+    """
+
+    part: str  # a pattern of module names; "" are all
+    rate: float
+    embedding_rate: float = 0.0
+    marks: Sequence[int] = (8, 15, 30, 60, 90)
+
+    def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedWeights:
+        phrase = f"{task.trigger} {task.superclass}"
+        start = task.superclass if self.embedding_rate else "nice"
+        run = _Run(painter, task, seed, phrase, max(self.marks), start, self.embedding_rate, regular=True)
+        unet = copy.deepcopy(painter.unet)
+        chosen = {
+            name: module for name, module in unet.named_modules()
+            if re.search(self.part, f"{name}.") and list(module.parameters(recurse=False))
+        }  # fmt: skip
+        trained = nn.ModuleList(chosen.values()).requires_grad_(True)
+        training = HalfPrecision([trained], self.rate)
+        names = [
+            f"{name}.{own}" for name, module in chosen.items() for own, _ in module.named_parameters(recurse=False)
+        ]
+        versions = {}
+        for step, loss in run.losses(unet):
+            training.step(loss, 1.0)
+            if step in self.marks:
+                versions[step] = run.kept({name: unet.get_parameter(name).detach() for name in names})
+        embedding = run.embedding.detach() if self.embedding_rate else None
+        return LearnedWeights(phrase, task.trigger, _size(embedding, versions[max(self.marks)][1]), versions)
+
+
+def summed(painter: Painter, learned: Sequence[LearnedWeights]) -> LearnedSum:
+    """LoRAs added up, as a row of LoRA loaders does."""
+    base = {name: painter.unet.get_parameter(name).float() for name in learned[0].versions[1.0][1]}
+    changes = [{name: weight - base[name] for name, weight in one.versions[1.0][1].items()} for one in learned]
+    weights = {name: weight + sum(change[name] for change in changes) for name, weight in base.items()}
+    return LearnedSum([one.phrase for one in learned], {one.word: one.versions[1.0][0] for one in learned}, weights)
+
+
+@dataclass
+class LearnedSum:
+    phrases: Sequence[str]
+    embeddings: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]
+    settings: Sequence[float] = (1.0,)
+    size: int = 0
+
+    def paint(self, painter: Painter, sentences: Sequence[str], noise: Tensor, setting: float) -> Tensor:
+        encodings, _ = painter.encode([_filled(sentence, self.phrases) for sentence in sentences], self.embeddings)
+        with swapped(painter.unet, self.weights):
+            return painter.paint(encodings, noise)

@@ -1,0 +1,176 @@
+"""Makes docs/quality.md, docs/quality.json and their pictures of what run.py found.
+
+bash scripts/env.sh python benchmarks/quality/report.py FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+Record = Mapping[str, Any]
+Point = tuple[float, float]  # image alignment, text alignment
+RESAMPLINGS = 2000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args()
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(options.folder.glob("*.json"))}
+    trained = [record for record in found.values() if isinstance(record, dict) and "curve" in record]
+    figures = summary(found, trained)
+    (DOCS / "quality.json").write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
+    pareto(figures, DOCS / "quality-pareto.png")
+    print(markdown_table(figures))
+
+
+def summary(found: Mapping[str, Any], trained: Sequence[Record]) -> dict[str, Any]:
+    methods = defaultdict(list)
+    for record in trained:
+        methods[record["method"]].append(record)
+    volumes = {
+        name: [hypervolume(points(record, found["anchors"])) for record in records] for name, records in methods.items()
+    }
+    return {
+        "demo_model": found["demo model"],
+        "hypervolume": {name: float(np.mean(values)) for name, values in volumes.items()},
+        "hypervolume_interval": {name: interval(values) for name, values in volumes.items()},
+        "trainings": {name: len(records) for name, records in methods.items()},
+        "bytes": {name: int(np.mean([record["bytes"] for record in records])) for name, records in methods.items()},
+        "seconds": {name: float(np.median([r["seconds"] for r in records])) for name, records in methods.items()},
+        "curves": {name: mean_curve(records, found["anchors"]) for name, records in methods.items()},
+        "two_concepts": together(found, 2),
+        "three_concepts": together(found, 3),
+        "gates": gates(found),
+    }
+
+
+def points(record: Record, anchors: Record) -> list[Point]:
+    """The curve in units in which the model without the concept is at (0, 1) and a copy of a photo at (1, 0)."""
+    model, photos = anchors[record["concept"]]["model"], anchors[record["concept"]]["photos"]
+    return [
+        (
+            (at["clip_i"] - model["clip_i"]) / (photos["clip_i"] - model["clip_i"]),
+            (at["clip_t"] - photos["clip_t"]) / (model["clip_t"] - photos["clip_t"]),
+        )
+        for at in record["curve"]
+    ]
+
+
+def hypervolume(curve: Sequence[Point]) -> float:
+    """The area between the origin and the front of the points."""
+    area, height = 0.0, 0.0
+    for image, text in sorted(curve, reverse=True):
+        if image > 0 and text > height:
+            area += image * (text - height)
+            height = text
+    return area
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % by bootstrap."""
+    drawn = np.random.default_rng(0).choice(values, (RESAMPLINGS, len(values))).mean(1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def mean_curve(records: Sequence[Record], anchors: Record) -> list[dict[str, Any]]:
+    curve = []
+    for i, at in enumerate(records[0]["curve"]):
+        placed = np.array([points(record, anchors)[i] for record in records])
+        scores = {
+            name: float(np.mean([record["curve"][i][name] for record in records])) for name in at if name != "setting"
+        }
+        curve.append({
+            "setting": at["setting"], **scores, "image": float(placed[:, 0].mean()), "text": float(placed[:, 1].mean()),
+            "image_interval": interval(placed[:, 0]), "text_interval": interval(placed[:, 1]),
+        })  # fmt: skip
+    return curve
+
+
+def together(found: Mapping[str, Any], count: int) -> dict[str, Any]:
+    rows = defaultdict(list)
+    for title, records in found.items():
+        if title.startswith(f"combined {count}"):
+            for record in records:
+                rows[record["method"]].append(record)
+    shown = {name: float(np.mean([record["all_shown"] for record in records])) for name, records in rows.items()}
+    each = {name: float(np.mean([record["shown"] for record in records])) for name, records in rows.items()}
+    likeness = {name: float(np.mean([record["clip_i"] for record in records])) for name, records in rows.items()}
+    ours = max((share for name, share in shown.items() if name.startswith("perfusion")), default=None)
+    return {
+        "both_shown" if count == 2 else "all_shown": ours,
+        "by_method": shown,
+        "each_shown": each,
+        "clip_i": likeness,
+    }
+
+
+def gates(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    rows = defaultdict(list)
+    for title, records in found.items():
+        if title.startswith("gates"):
+            for record in records:
+                rows[record["covariance"]].append(record)
+    return {
+        label: {
+            name: float(np.mean([r[name] for r in records]))
+            for name in records[0]
+            if name not in ("concept", "covariance")
+        }
+        for label, records in rows.items()
+    }
+
+
+def pareto(figures: Mapping[str, Any], path: Path) -> None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6), layout="constrained")
+    for i, (name, volume) in enumerate(sorted(figures["hypervolume"].items(), key=lambda item: -item[1])):
+        curve, colour = figures["curves"][name], plt.get_cmap("tab20")(i)
+        if figures["trainings"][name] < max(figures["trainings"].values()) / 2:
+            continue  # the ablations have a table
+        line = {"color": colour, "marker": "o", "linewidth": 2.5 if name.startswith("perfusion") else 1}
+        x, y = np.array([at["image"] for at in curve]), np.array([at["text"] for at in curve])
+        spread = [
+            np.abs(np.array([at[axis] for at in curve]).T - middle)
+            for axis, middle in (("image_interval", x), ("text_interval", y))
+        ]
+        left.errorbar(x, y, *spread[::-1], label=f"{name} ({volume:.2f})", elinewidth=0.5, **line)
+        right.plot([at["concept"] for at in curve], [at["prompt_hits"] for at in curve], label=name, **line)
+    left.set(
+        xlabel="image alignment (0: without the concept, 1: photos)",
+        ylabel="text alignment (0: photos, 1: without the concept)",
+    )
+    left.legend(title="method (hypervolume)", fontsize=8)
+    right.set(xlabel="share of pictures that show the concept", ylabel="share of what else the prompt asks for")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def markdown_table(figures: Mapping[str, Any]) -> str:
+    lines = ["| method | hypervolume | 95 % | file | training | trainings |", "|---|---|---|---|---|---|"]
+    for name, volume in sorted(figures["hypervolume"].items(), key=lambda item: -item[1]):
+        low, high = figures["hypervolume_interval"][name]
+        size = figures["bytes"][name] / 1024
+        lines.append(
+            f"| {name} | {volume:.3f} | {low:.3f} to {high:.3f} | {size:,.1f} KB | {figures['seconds'][name]:.1f} s | "
+            f"{figures['trainings'][name]} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

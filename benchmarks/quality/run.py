@@ -1,0 +1,203 @@
+"""The quality benchmark: every method learns every concept, three times; then concepts are combined, and looked into.
+
+    bash scripts/env.sh python benchmarks/quality/run.py FOLDER --judges FOLDER [--only METHOD ...]
+
+Every finished piece is kept in FOLDER, so it goes on where it was stopped. report.py makes docs/quality.md of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from evaluation import Judges, anchors, combined_scores, evaluate, model_scores, noise
+from gates import COVARIANCES, gate_responses, inverse_covariance
+from methods import (
+    STEPS,
+    FineTune,
+    FreeKeyTraining,
+    Learned,
+    LearnedConcepts,
+    LearnedWeights,
+    Lora,
+    Method,
+    Perfusion,
+    TextualInversion,
+    UngatedTraining,
+    summed,
+)
+from painter import Painter, task
+from perfusion_core import load_concept, save_concept
+from scenes import CONCEPTS, sheet
+
+SEEDS = (0, 1, 2)
+LORA = "lora, rank 4"
+PAIRED = ("a photo of a {} and a {} on grass", "a photo of a {} and a {} on snow", "a {} and a {} on wood",
+          "a photo of a {} and a {} on pink")  # fmt: skip
+THREE = ("a photo of a {} and a {} and a {} on grass", "a {} and a {} and a {} on snow")
+COMBINED_BETA = 0.6
+
+
+def methods(painter: Painter) -> dict[str, Method]:
+    inverse = inverse_covariance(painter)
+    plain = Perfusion(inverse)
+    return {
+        "perfusion": plain,
+        "perfusion, global lock": replace(plain, key_lock=1.0),
+        "perfusion, trained keys": replace(plain, kind=FreeKeyTraining),
+        "perfusion, no mask": replace(plain, masked=False),
+        "perfusion, no gate": replace(plain, betas=(0.25, 0.5, 0.75, 1.0, 1.25), kind=UngatedTraining),
+        "textual inversion": TextualInversion(),
+        "lora, rank 1": Lora(1),
+        LORA: Lora(4),
+        "custom diffusion": FineTune(r"attn2\.to_[kv]\.", 1e-3, embedding_rate=0.01),
+        "dreambooth": FineTune("", 2e-4),
+    }
+
+
+def ablations(painter: Painter) -> dict[str, Method]:
+    """Of the paper: what beta and temperature do in training, how many photos are needed, gradient through i*."""
+    plain = methods(painter)["perfusion"]
+    changed = {
+        "beta 0.60 in training": {"beta": 0.60},
+        "beta 0.90 in training": {"beta": 0.90},
+        "temperature 0.05 in training": {"temperature": 0.05},
+        "temperature 0.30 in training": {"temperature": 0.30},
+        "gradient through i*": {"target_gradient": True},
+        "half the steps": {"steps": STEPS // 2},
+        "twice the steps": {"steps": 2 * STEPS},
+    }
+    return {name: replace(plain, settings=replace(plain.settings, **change)) for name, change in changed.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--judges", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", help="names of methods; nothing else is done")
+    options = parser.parse_args()
+    torch.set_flush_denormal(True)
+    Bench(options.folder, Judges.load(options.judges)).run(options.only)
+
+
+class Bench:
+    def __init__(self, folder: Path, judges: Judges):
+        self.folder, self.judges, self.painter = folder, judges, Painter()
+        (folder / "learned").mkdir(parents=True, exist_ok=True)
+
+    def run(self, only: list[str] | None) -> None:
+        chosen = {name: method for name, method in methods(self.painter).items() if not only or name in only}
+        if not only:
+            self.once("demo model", lambda: model_scores(self.painter, self.judges))
+            self.once(
+                "anchors", lambda: {name: anchors(self.painter, self.judges, task(name), SEEDS) for name in CONCEPTS}
+            )
+        for seed in SEEDS:
+            for name, (label, method) in itertools.product(CONCEPTS, chosen.items()):
+                self.once(f"{label} - {name} - {seed}", lambda: self.train(label, method, name, seed))  # noqa: B023
+            if only:
+                continue
+            self.once(f"gates - {seed}", lambda: self.gates(seed))  # noqa: B023
+            for count in (2, 3):
+                self.once(f"combined {count} - {seed}", lambda: self.combine(count, seed))  # noqa: B023
+        if not only:
+            for name, (label, method) in itertools.product(list(CONCEPTS)[::2], ablations(self.painter).items()):
+                self.once(f"{label} - {name} - 0", lambda: self.train(label, method, name, 0))  # noqa: B023
+            for name in list(CONCEPTS)[::2]:
+                one = methods(self.painter)["perfusion"]
+                self.once(f"one photo - {name} - 0", lambda: self.train("one photo", one, name, 0, photos=1))  # noqa: B023
+
+    def once(self, title: str, piece: Callable[[], Any]) -> None:
+        path = self.folder / f"{title}.json"
+        if path.exists():
+            return
+        start = time.monotonic()
+        record = piece()
+        path.with_suffix(".part").write_text(json.dumps(record))
+        path.with_suffix(".part").replace(path)
+        print(f"{title}: {time.monotonic() - start:.1f} s", flush=True)
+
+    def train(self, label: str, method: Method, name: str, seed: int, photos: int = 5) -> dict[str, Any]:
+        start = time.monotonic()
+        learned = method(self.painter, task(name, photos), seed)
+        seconds = time.monotonic() - start
+        self.keep(label, name, seed, learned)
+        scores, pictures = evaluate(self.painter, self.judges, learned, task(name), seed)
+        if seed == 0:
+            save_sheet(pictures, self.folder / f"{label} - {name}.png")
+        curve = [{"setting": setting, **found} for setting, found in scores.items()]
+        return {
+            "method": label,
+            "concept": name,
+            "seed": seed,
+            "bytes": learned.size,
+            "seconds": seconds,
+            "curve": curve,
+        }
+
+    def keep(self, label: str, name: str, seed: int, learned: Learned) -> None:
+        """What is combined later."""
+        path = self.folder / "learned" / f"{name} - {seed}"
+        if label == "perfusion" and isinstance(learned, LearnedConcepts):
+            save_concept(learned.concepts[0], path.with_name(f"{path.name}.safetensors"))
+        elif label == LORA and isinstance(learned, LearnedWeights):
+            embedding, weights = learned.versions[1.0]
+            save_file({"embedding": embedding, **weights}, path.with_name(f"{path.name}.lora.safetensors"))
+
+    def concept(self, name: str, seed: int):
+        return load_concept(self.folder / "learned" / f"{name} - {seed}.safetensors")
+
+    def gates(self, seed: int) -> list[dict[str, Any]]:
+        inverses = {label: inverse_covariance(self.painter, *choice) for label, choice in COVARIANCES.items()}
+        return [
+            {"concept": name, "covariance": label, **gate_responses(self.painter, self.concept(name, seed), inverse)}
+            for name in CONCEPTS
+            for label, inverse in inverses.items()
+        ]
+
+    def combine(self, count: int, seed: int) -> list[dict[str, Any]]:
+        """Neighbours in the list of concepts in one prompt: Perfusion's, and the LoRAs added up."""
+        sentences, names, found = PAIRED if count == 2 else THREE, list(CONCEPTS), []
+        for i in range(len(names)):
+            together = [names[(i + j) % len(names)] for j in range(count)]
+            learned = {
+                "perfusion": LearnedConcepts([self.concept(name, seed) for name in together], (COMBINED_BETA,)),
+                "perfusion, global lock": LearnedConcepts(
+                    [self.concept(name, seed) for name in together], (COMBINED_BETA,), key_lock=1.0
+                ),
+                LORA: summed(self.painter, [self.lora(name, seed) for name in together]),
+            }
+            for label, one in learned.items():
+                start = noise(len(sentences), seed)
+                pictures = one.paint(self.painter, sentences, start, one.settings[0])
+                if seed == 0:
+                    save_sheet({0.0: pictures}, self.folder / f"combined {count} - {label} - {together[0]}.png")
+                scores = combined_scores(self.judges, pictures, together)
+                found.append({"method": label, "concepts": together, "seed": seed, **scores})
+        return found
+
+    def lora(self, name: str, seed: int) -> LearnedWeights:
+        weights = load_file(self.folder / "learned" / f"{name} - {seed}.lora.safetensors")
+        subject = task(name)
+        phrase = f"{subject.trigger} {subject.superclass}"
+        return LearnedWeights(phrase, subject.trigger, 0, {1.0: (weights.pop("embedding"), weights)})
+
+
+def save_sheet(pictures: Mapping[float, Tensor], path: Path) -> None:
+    """A row for every setting."""
+    rows = [image for shown in pictures.values() for image in shown.numpy()]
+    sheet(rows, len(rows) // len(pictures), scale=1).save(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Trains the judge of what is in a picture: its objects and concepts, background, tint and style.
+
+    bash scripts/env.sh python benchmarks/world/train_classifier.py FOLDER --autoencoder FILE [--steps 2400]
+
+The held-out concepts are in its scenes, so that it can tell whether a picture shows one. Half of the scenes went
+through the autoencoder, with noise on their latents, which looks like what a diffusion model paints. Goes on where it
+was left. The same seed on the same machine gives the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from half_precision import HalfPrecision
+from judges import CHOICES, NAMES, Network, load_classifier
+from parts import make_vae
+from scenes import CONCEPTS, OBJECTS, STYLES, TUNING_CONCEPTS, draw_scene
+from train_autoencoder import moments
+
+BATCH, RATE, SAVE_EVERY = 64, 2e-3, 200
+ROUND_TRIPS, NOISE = 10_000, 0.6  # scenes that go through the autoencoder, and at most how much is added to latents
+CHECKED = 2000  # scenes that the thresholds are set on, and as many others for the report
+LOOKS = {**CONCEPTS, **TUNING_CONCEPTS}
+SHARES = (0.25, 0.1)  # of scenes whose first or second object is a concept
+COLOURLESS = ("sketch", "gray")
+FIRST_FRESH, FIRST_CHECKED = 10**6, 10**8  # numbers of scenes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--autoencoder", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=2400)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    path, result = options.folder / "classifier.pt", options.folder / "classifier.safetensors"
+
+    torch.set_flush_denormal(True)
+    torch.manual_seed(0)
+    network = Network()
+    training = HalfPrecision([network], RATE, decay=0.01, average=0.995)
+    vae = load_vae(options.autoencoder)
+    old_images, old_labels = kept_round_trips(options.folder / "scenes_for_classifier.pt", vae, examples, ROUND_TRIPS)
+    if path.exists():
+        training.load(path)
+
+    done, start, losses = training.steps, time.monotonic(), []
+    for step in range(done, options.steps):
+        torch.manual_seed(step)
+        images, labels = examples(FIRST_FRESH + step * BATCH // 2, BATCH // 2)
+        old = torch.randint(len(old_images), (BATCH // 2,))
+        images = augmented(torch.cat([images, old_images[old].float() / 127.5 - 1]))
+        loss = error(network(images.bfloat16()), torch.cat([labels, old_labels[old]]))
+        training.step(loss, min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / options.steps)))
+        losses.append(loss.item())
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == options.steps:
+            seconds = (time.monotonic() - start) / (step + 1 - done)
+            print(f"step {step + 1}  loss {np.mean(losses[-SAVE_EVERY:]):.4f}  {seconds:.3f} s/step", flush=True)
+            training.save(path)
+
+    images, labels = examples(FIRST_CHECKED, CHECKED)
+    weights = {name: weight.contiguous() for name, weight in training.state_dicts()[0].items()}
+    write(result, weights, torch.full((len(NAMES),), 0.5))
+    scores = load_classifier(result).judge(as_pictures(torch.cat([images, round_trip(vae, images)]))).scores
+    write(result, weights, thresholds(scores, labels[:, : len(NAMES)].bool().repeat(2, 1)))
+    images, labels = examples(FIRST_CHECKED + CHECKED, CHECKED)
+    for kind, seen in (("plain", images), ("through the autoencoder", round_trip(vae, images))):
+        print(f"{kind}:\n{report(result, as_pictures(seen), labels)}")
+
+
+def load_vae(path: Path):
+    vae = make_vae()
+    vae.load_state_dict(torch.load(path, weights_only=True)["models"][0])
+    return vae.bfloat16()
+
+
+def example(number: int) -> tuple[np.ndarray, list[int]]:
+    """A scene by its number; whether each of NAMES is there, then the number of its background, tint and style."""
+    random = np.random.default_rng((4, number))
+    first, other = (list(LOOKS)[random.integers(len(LOOKS))] if random.random() < share else "" for share in SHARES)
+    look, name = LOOKS[first] if first else (None, None)
+    second_look, second = LOOKS[other] if other else (None, None)
+    scene = draw_scene(random, name, look, second=second, second_look=second_look)
+    seen = {"background": scene.background, "tint": scene.tint, "style": scene.style}
+    if scene.style in COLOURLESS:
+        seen["tint"] = ""
+    there = [name in (scene.name, scene.second, first, other) for name in NAMES]
+    return scene.image, [*map(int, there), *(CHOICES[head].index(choice) for head, choice in seen.items())]
+
+
+def examples(first: int, count: int) -> tuple[Tensor, Tensor]:
+    """(count, 3, 64, 64) in -1..1, and their labels, (count, names + 3)."""
+    images, labels = zip(*(example(first + i) for i in range(count)), strict=True)
+    return as_input(images), torch.tensor(labels)
+
+
+def as_input(images: Sequence[np.ndarray]) -> Tensor:
+    """Pictures (64, 64, 3) in 0..1 -> (n, 3, 64, 64) in -1..1."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous() * 2 - 1
+
+
+def as_pictures(images: Tensor) -> Tensor:
+    return ((images.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1)
+
+
+Examples = Callable[[int, int], tuple[Tensor, Tensor]]
+
+
+def kept_round_trips(path: Path, vae, examples: Examples, count: int) -> tuple[Tensor, Tensor]:
+    """Images (count, 3, 64, 64) in 0..255 through the autoencoder, and their labels. Made once and kept in the file."""
+    if not path.exists():
+        start, batches = time.monotonic(), []
+        for first in range(0, count, 100):
+            torch.manual_seed(first)
+            images, labels = examples(first, 100)
+            there = round_trip(vae, images, NOISE * torch.rand(100, 1, 1, 1))
+            batches.append((((there.clamp(-1, 1) + 1) * 127.5).round().byte(), labels))
+        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        torch.save({"images": images, "labels": labels}, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+        print(f"{count} scenes through the autoencoder in {time.monotonic() - start:.0f} s", flush=True)
+    kept = torch.load(path, weights_only=True)
+    return kept["images"], kept["labels"]
+
+
+@torch.no_grad()
+def round_trip(vae, images: Tensor, noise: Tensor | float = 0.0) -> Tensor:
+    """Images (n, 3, 64, 64) to latents and back, there with noise of this std."""
+    back = []
+    for batch, amount in zip(images.split(50), (torch.zeros(len(images), 1, 1, 1) + noise).split(50), strict=True):
+        latents = moments(vae, batch.bfloat16())[0].float()
+        back.append(vae.decode((latents + amount * torch.randn_like(latents)).bfloat16()).float())
+    return torch.cat(back)
+
+
+def augmented(images: Tensor) -> Tensor:
+    """Images moved, zoomed, blurred and noisy, in other light, each a little."""
+    count = len(images)
+
+    def amount(least: float, most: float) -> Tensor:
+        return torch.empty(count, 1, 1, 1).uniform_(least, most)
+
+    places = torch.zeros(count, 2, 3)
+    places[:, 0, 0], places[:, 1, 1] = amount(0.92, 1.08).flatten(), amount(0.92, 1.08).flatten()
+    places[:, :, 2] = torch.empty(count, 2).uniform_(-0.08, 0.08)
+    moved = F.grid_sample(images, F.affine_grid(places, [*images.shape], False), "bilinear", "border", False)
+    blurred = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1), "replicate"), 3, 1)
+    images = moved + amount(-0.5, 1).clamp_min(0) * (blurred - moved)
+    images = images * amount(0.85, 1.15) + amount(-0.1, 0.1) + 0.03 * torch.randn(count, 3, 1, 1)
+    return images + amount(-0.1, 0.15).clamp_min(0) * torch.randn_like(images)
+
+
+def error(logits: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    objects, *choices = (part.float() for part in logits)
+    there = F.binary_cross_entropy_with_logits(objects, labels[:, : len(NAMES)].float()) * len(NAMES)
+    return there + sum(F.cross_entropy(part, labels[:, len(NAMES) + i]) for i, part in enumerate(choices))
+
+
+def thresholds(scores: Tensor, there: Tensor) -> Tensor:
+    """(names,): the middle of those with the best F1, for scores and truth (n, names)."""
+    grid = torch.linspace(0.05, 0.95, 91)[:, None]
+    found = scores >= grid[..., None]  # (91, n, names)
+    f1 = 2 * (found & there).sum(1) / (found.sum(1) + there.sum(0))
+    best = f1 == f1.max(0).values
+    return (grid * best).sum(0) / best.sum(0)
+
+
+def write(path: Path, weights: dict[str, Tensor], thresholds: Tensor) -> None:
+    metadata = {"names": json.dumps(NAMES), "thresholds": json.dumps([round(t, 3) for t in thresholds.tolist()])}
+    save_file(weights, path.with_suffix(".part"), metadata)
+    path.with_suffix(".part").replace(path)
+
+
+def report(path: Path, pictures: Tensor, labels: Tensor) -> str:
+    """Percentages over all pictures, then by style; tints only count in colour."""
+    verdicts = load_classifier(path).judge(pictures)
+    objects, concepts = len(OBJECTS), [NAMES.index(name) for name in LOOKS]
+    there, found = labels[:, : len(NAMES)].bool(), verdicts.objects
+    kin = there[:, [NAMES.index(LOOKS[name][1]) for name in LOOKS]] & ~there[:, concepts]  # the class, not the concept
+    right = {
+        head: torch.tensor([options.index(said) for said in getattr(verdicts, head)]) == labels[:, len(NAMES) + i]
+        for i, (head, options) in enumerate(CHOICES.items())
+    }
+    lines = []
+    for style in (None, *STYLES):
+        rows = labels[:, -1] == list(STYLES).index(style) if style is not None else torch.ones(len(labels), dtype=bool)
+        shown, seen = there[rows], found[rows]
+        shares = {
+            "objects found": seen[:, :objects][shown[:, :objects]],
+            "wrongly found in 100": (seen & ~shown)[:, :objects].sum(1),
+            "exactly the objects": (seen == shown)[:, :objects].all(1),
+            "concepts found": seen[:, concepts][shown[:, concepts]],
+            "in others of the class": seen[:, concepts][kin[rows]],
+            **{head: hits[rows] for head, hits in right.items()},
+        }
+        said = ", ".join(f"{what} {100 * share.float().mean():.1f}" for what, share in shares.items())
+        lines.append(f"  {'all' if style is None else style or 'photo'}: {said}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
