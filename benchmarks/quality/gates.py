@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from painter import Painter
 from perfusion_core import Concept, Covariance
 from perfusion_core.captions import captions as built_in_captions
-from scenes import OBJECTS, captions
+from scenes import OBJECTS, captions, draw_scene
 
-COUNT = 4000
+COUNT, CONTEXT_COUNT = 4000, 200
 COVARIANCES = {  # captions, tokens, ridge
     "world, all tokens": ("world", "all", 0.01),
     "world, to the end": ("world", "end", 0.01),
@@ -53,10 +54,41 @@ def _counted(rows: Tensor, tokens: str) -> Tensor:
 
 
 @torch.no_grad()
-def gate_responses(painter: Painter, concept: Concept, inverse: Tensor) -> dict[str, float]:
+def calibrated(painter: Painter, concept: Concept, inverse: Tensor) -> Concept:
+    """With i* the mean of the trigger's encoding over many sentences, not over those of the training alone."""
+    target = _mean_encoding(painter, concept, concept.trigger)
+    return concept.replace(target_input=target, target_dual=inverse @ target)
+
+
+@torch.no_grad()
+def discriminating(painter: Painter, concept: Concept, inverse: Tensor) -> Concept:
+    """Calibrated, and with the least a (in the metric C) for which a · i* = 1, a · s = 0 and a · n = 0.
+
+    s and n are the mean encodings of the superclass word and of what follows the trigger: the gate stays shut on both.
+    """
+    target = _mean_encoding(painter, concept, concept.trigger)
+    plain = _mean_encoding(painter, concept, concept.superclass)
+    following = _mean_encoding(painter, concept, concept.trigger, 1)
+    known = torch.stack([target, plain, following]).double()
+    spread = known @ inverse.double()
+    dual = spread.T @ torch.linalg.solve(spread @ known.T, torch.tensor([1.0, 0, 0], dtype=torch.float64))
+    return concept.replace(target_input=target, target_dual=dual.float())
+
+
+def _mean_encoding(painter: Painter, concept: Concept, word: str, offset: int = 0) -> Tensor:
+    """(d,), over captions of the superclass with ``word`` in its place; ``offset`` tokens after it."""
+    new = {concept.trigger: concept.token_embeddings["l"]}
+    drawn = (draw_scene(np.random.default_rng((7, i)), concept.superclass).caption for i in range(CONTEXT_COUNT))
+    sentences = [caption.replace(concept.superclass, concept.trigger, 1) for caption in drawn if caption]
+    _, position = painter.encode(sentences, new)
+    encodings, _ = painter.encode([sentence.replace(concept.trigger, word) for sentence in sentences], new)
+    return encodings[torch.arange(len(sentences)), position + offset].mean(0)
+
+
+@torch.no_grad()
+def gate_responses(painter: Painter, concept: Concept) -> dict[str, float]:
     """Similarities, 1 being the target's own: on the trigger (mean, lowest), what follows it, and other words."""
-    dual = inverse @ concept.target_input
-    dual = dual / (dual @ concept.target_input)
+    dual = concept.target_dual / (concept.target_dual @ concept.target_input)
     new = {concept.trigger: concept.token_embeddings["l"]}
     encodings, position = painter.encode([text.replace("{}", concept.trigger) for text in CONTEXTS], new)
     row = torch.arange(len(CONTEXTS))

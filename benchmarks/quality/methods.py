@@ -131,6 +131,7 @@ class Perfusion:
     key_lock: float = 0.0
     masked: bool = True
     kind: type[Training] = Training
+    finish: Callable[[Painter, Concept, Tensor], Concept] | None = None  # what is done to the trained concept
     settings: TrainingSettings = _SETTINGS
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedConcepts:
@@ -141,10 +142,10 @@ class Perfusion:
         with training.trainee.wiring:
             for _ in range(self.settings.steps):
                 training.step()
-        return self.learned(training.concept())
-
-    def learned(self, *concepts: Concept) -> LearnedConcepts:
-        return LearnedConcepts(concepts, self.betas, self.key_lock, self.kind is not UngatedTraining)
+        concept = training.concept()
+        if self.finish is not None:
+            concept = self.finish(painter, concept, self.inverse)
+        return LearnedConcepts([concept], self.betas, self.key_lock, self.kind is not UngatedTraining)
 
 
 # What people use instead

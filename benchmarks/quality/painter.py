@@ -51,14 +51,15 @@ class Painter:
         new: {word: its input embedding (d,)}.
         """
         embeddings = self.text.table(self.vocabulary.rows(_without(new, sentence) for sentence in sentences))
-        first = torch.zeros(len(sentences), dtype=torch.long)
+        first = [0] * len(sentences)
         for i, sentence in enumerate(sentences):
             words = sentence.split()
             for j, word in reversed(list(enumerate(words))):
                 if word in new:
-                    first[i] = 1 + sum(len(self.vocabulary.row(w)) for w in words[:j])
-                    embeddings = torch.index_put(embeddings, (torch.tensor(i), first[i]), new[word])
-        return self.text.encode(embeddings), first
+                    first[i] = 1 + sum(len(self.vocabulary.row(before)) for before in words[:j])
+                    place = torch.tensor(i), torch.tensor(first[i])
+                    embeddings = torch.index_put(embeddings, place, new[word])
+        return self.text.encode(embeddings), torch.tensor(first)
 
     def noise_loss(
         self, unet, latents: Tensor, masks: Tensor | None, encoding: Tensor, generator: torch.Generator

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from evaluation import Judges, anchors, combined_scores, evaluate, model_scores, noise
-from gates import COVARIANCES, gate_responses, inverse_covariance
+from gates import COVARIANCES, calibrated, discriminating, gate_responses, inverse_covariance
 from methods import (
     STEPS,
     FineTune,
@@ -48,13 +48,15 @@ THREE = ("a photo of a {} and a {} and a {} on grass", "a {} and a {} and a {} o
 COMBINED_BETA = 0.6
 
 
-def methods(painter: Painter) -> dict[str, Method]:
-    inverse = inverse_covariance(painter)
+def methods(inverse: Tensor) -> dict[str, Method]:
+    """inverse: C^-1, (d, d)."""
     plain = Perfusion(inverse)
     return {
         "perfusion": plain,
         "perfusion, global lock": replace(plain, key_lock=1.0),
         "perfusion, trained keys": replace(plain, kind=FreeKeyTraining),
+        "perfusion, calibrated": replace(plain, finish=calibrated),
+        "perfusion, discriminating": replace(plain, finish=discriminating),
         "perfusion, no mask": replace(plain, masked=False),
         "perfusion, no gate": replace(plain, betas=(0.25, 0.5, 0.75, 1.0, 1.25), kind=UngatedTraining),
         "textual inversion": TextualInversion(),
@@ -65,9 +67,9 @@ def methods(painter: Painter) -> dict[str, Method]:
     }
 
 
-def ablations(painter: Painter) -> dict[str, Method]:
+def ablations(inverse: Tensor) -> dict[str, Method]:
     """Of the paper: what beta and temperature do in training, how many photos are needed, gradient through i*."""
-    plain = methods(painter)["perfusion"]
+    plain = Perfusion(inverse)
     changed = {
         "beta 0.60 in training": {"beta": 0.60},
         "beta 0.90 in training": {"beta": 0.90},
@@ -93,10 +95,11 @@ def main() -> None:
 class Bench:
     def __init__(self, folder: Path, judges: Judges):
         self.folder, self.judges, self.painter = folder, judges, Painter()
+        self.inverse = inverse_covariance(self.painter)
         (folder / "learned").mkdir(parents=True, exist_ok=True)
 
     def run(self, only: list[str] | None) -> None:
-        chosen = {name: method for name, method in methods(self.painter).items() if not only or name in only}
+        chosen = {name: method for name, method in methods(self.inverse).items() if not only or name in only}
         if not only:
             self.once("demo model", lambda: model_scores(self.painter, self.judges))
             self.once(
@@ -111,10 +114,10 @@ class Bench:
             for count in (2, 3):
                 self.once(f"combined {count} - {seed}", lambda: self.combine(count, seed))  # noqa: B023
         if not only:
-            for name, (label, method) in itertools.product(list(CONCEPTS)[::2], ablations(self.painter).items()):
+            for name, (label, method) in itertools.product(list(CONCEPTS)[::2], ablations(self.inverse).items()):
                 self.once(f"{label} - {name} - 0", lambda: self.train(label, method, name, 0))  # noqa: B023
             for name in list(CONCEPTS)[::2]:
-                one = methods(self.painter)["perfusion"]
+                one = Perfusion(self.inverse)
                 self.once(f"one photo - {name} - 0", lambda: self.train("one photo", one, name, 0, photos=1))  # noqa: B023
 
     def once(self, title: str, piece: Callable[[], Any]) -> None:
@@ -159,11 +162,20 @@ class Bench:
 
     def gates(self, seed: int) -> list[dict[str, Any]]:
         inverses = {label: inverse_covariance(self.painter, *choice) for label, choice in COVARIANCES.items()}
-        return [
-            {"concept": name, "covariance": label, **gate_responses(self.painter, self.concept(name, seed), inverse)}
-            for name in CONCEPTS
-            for label, inverse in inverses.items()
-        ]
+        found = []
+        for name in CONCEPTS:
+            concept = self.concept(name, seed)
+            versions = {
+                label: concept.replace(target_dual=inverse @ concept.target_input)
+                for label, inverse in inverses.items()
+            }
+            for make in (calibrated, discriminating):
+                versions[make.__name__] = make(self.painter, concept, self.inverse)
+            found += [
+                {"concept": name, "covariance": label, **gate_responses(self.painter, version)}
+                for label, version in versions.items()
+            ]
+        return found
 
     def combine(self, count: int, seed: int) -> list[dict[str, Any]]:
         """Neighbours in the list of concepts in one prompt: Perfusion's, and the LoRAs added up."""

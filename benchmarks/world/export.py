@@ -1,6 +1,7 @@
 """Writes the trained demo model to the file that comes with the pack, nodes/demo_model.safetensors.
 
     bash scripts/env.sh python benchmarks/world/export.py FOLDER [--file PATH]
+    bash scripts/env.sh python benchmarks/world/export.py FOLDER --restore  # the other way, to train further from it
 
 FOLDER has what the trainings left: autoencoder.pt, decoder.pt, diffusion.pt and scenes.pt. Weights of two or more
 dimensions are kept as int8 with an fp16 scale per output row, the others in fp16. Equal weights give equal bytes.
@@ -34,7 +35,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--file", type=Path, default=FILE)
+    parser.add_argument("--restore", action="store_true", help="fill FOLDER with what the trainings start from")
     options = parser.parse_args()
+    if options.restore:
+        restore(options.file, options.folder)
+        return
 
     vae = trained_vae(options.folder)
     latents, _, _ = scenes(options.folder, vae)  # the vae now makes latents of mean 0 and std 1
@@ -52,6 +57,14 @@ def main() -> None:
     write_atomically(options.file, content)
     worst = max(errors, key=lambda name: errors[name])
     print(f"{options.file}: {len(content) / 2**20:.2f} MiB, relative error at most {errors[worst]:.4f} ({worst})")
+
+
+def restore(file: Path, folder: Path) -> None:
+    """The autoencoder, and start.pt, from which train_diffusion.py starts; optimizers start anew."""
+    weights = read_weights(file)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"models": [weights["vae"]]}, folder / "autoencoder.pt")
+    torch.save({"models": [weights["text"], weights["unet"]]}, folder / "start.pt")
 
 
 def read_weights(path: Path = FILE) -> dict[str, dict[str, Tensor]]:

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from half_precision import HalfPrecision
 from parts import OTHER, TextEncoder, UNetModel, Vocabulary, initialise, make_unet
-from scenes import draw_scene, sheet
+from scenes import TINTS, draw_scene, sheet
 from train_autoencoder import moments, trained_vae
 
 SCENES, BATCH, RATE, SAVE_EVERY, SHOW_EVERY = 60_000, 64, 1.5e-3, 100, 400
 FALL = 0.25  # of the steps, the last ones, in which the learning rate falls to 0; --steps may change before that
 GAMMA, ON_OBJECT = 5.0, 1.5  # of the min-SNR weights; what the object's error counts beyond the background's
+PLAIN_STEPS, PLAIN_COUNTS = range(800, 3600), 4.0  # then plain scenes come more often: shapes are the hardest
 ODD_WORDS = 0.06  # share of captions with a word that has no row of its own
 TIMESTEPS = 1000
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float64) ** 2, 0).float()
@@ -52,17 +53,22 @@ def main() -> None:
     text, unet = TextEncoder(len(vocabulary)), make_unet()
     initialise(text)
     initialise(unet, zero=_starting_at_zero(unet))
-    training = HalfPrecision([text, unet], RATE, decay=0.01, average=0.999, muon=True)
+    if (options.folder / "start.pt").exists():  # see export.py --restore
+        for model, state in zip((text, unet), torch.load(options.folder / "start.pt")["models"], strict=True):
+            model.load_state_dict(state)
+    training = HalfPrecision([text, unet], RATE, decay=0.01, average=0.9985)
     vae = trained_vae(options.folder)
     latents, masks, captions = scenes(options.folder, vae)
     rows = vocabulary.rows(captions)
+    plain = torch.tensor([is_plain(caption) for caption in captions])
     if path.exists():
         training.load(path)
 
     done, start, losses = training.steps, time.monotonic(), []
     for step in range(done, options.steps):
         generator = torch.Generator().manual_seed(step)
-        chosen = torch.randint(len(latents), (BATCH,), generator=generator)
+        weights = torch.where(plain, PLAIN_COUNTS if step in PLAIN_STEPS else 1.0, 1.0)
+        chosen = torch.multinomial(weights, BATCH, replacement=True, generator=generator)
         loss = denoising_loss(unet, text(rows[chosen]), latents[chosen].float(), masks[chosen], generator)
         training.step(loss, min(1, (step + 1) / 300, (options.steps - step) / (FALL * options.steps)))
         losses.append(loss.item())
@@ -72,6 +78,12 @@ def main() -> None:
             training.save(path)
         if (step + 1) % SHOW_EVERY == 0 or step + 1 == options.steps:
             show(training, vae, vocabulary, options.folder / "samples.png")
+
+
+def is_plain(caption: str) -> bool:
+    """Whether an object is alone, in its own colours, in no style."""
+    words = set(caption.split())
+    return bool(words) and not words & {"and", "sketch", "pixel", "gray", *TINTS}
 
 
 def _starting_at_zero(unet: UNetModel) -> list[torch.nn.Module]:

@@ -1,4 +1,4 @@
-"""The shipped workflows on a real ComfyUI server, driven over its HTTP API as the demo does."""
+"""The shipped workflows on a real ComfyUI server, driven over its HTTP API."""
 
 import os
 import re
@@ -14,7 +14,7 @@ import pytest
 from comfyui_perfusion.perfusion_core import load_concept
 from PIL import Image
 
-import demo
+import stand_ins
 from comfyui import Server, override
 
 SMALL = {
@@ -26,15 +26,15 @@ SMALL = {
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
-    demo.make_checkpoint(base)
-    demo.gather_photos(None, base / "input" / demo.PHOTOS)
+    stand_ins.add_checkpoint(base)
+    stand_ins.add_photos(base)
     with Server(base) as running:
         yield running
 
 
 def train(server: Server, steps: int, name: str, on_progress=None, **inputs) -> dict:
-    prompt = demo.load_workflow(server, "perfusion_train.json", "<my-toy>")
-    override(prompt, "PerfusionLoadPhotos", folder=demo.PHOTOS)
+    prompt = stand_ins.load_workflow(server, "perfusion_train.json", "<my-toy>")
+    override(prompt, "PerfusionLoadPhotos", folder=stand_ins.PHOTOS)
     override(prompt, "PerfusionCovariance", count=100)
     override(prompt, "PerfusionTrainConcept", steps=steps, **{**SMALL, **inputs})
     override(prompt, "PerfusionSaveConcept", filename=name)
@@ -43,7 +43,7 @@ def train(server: Server, steps: int, name: str, on_progress=None, **inputs) -> 
 
 def generate(server: Server, concept: str | None) -> np.ndarray:
     """The picture of the shipped workflow; with no concept, Perfusion Loader is bypassed as the frontend does it."""
-    prompt = demo.load_workflow(server, "perfusion_generate.json", "<my-toy>")
+    prompt = stand_ins.load_workflow(server, "perfusion_generate.json", "<my-toy>")
     override(prompt, "EmptyLatentImage", width=64, height=64, batch_size=1)
     override(prompt, "KSampler", steps=2)
     if concept is None:

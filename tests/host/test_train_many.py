@@ -16,7 +16,7 @@ from comfyui_perfusion.perfusion_core import load_concept
 from PIL import Image
 
 import concept_folders
-import demo
+import stand_ins
 import train_many
 from comfyui import REPO, Server, override
 from draw_photos import draw_photos
@@ -30,7 +30,7 @@ def servers(tmp_path_factory):
     """Two servers with the same checkpoint. The last test ends the second."""
     both = [Server(tmp_path_factory.mktemp(name)) for name in ("first", "second")]
     for server in both:
-        demo.make_checkpoint(server.base)
+        stand_ins.add_checkpoint(server.base)
     with ThreadPoolExecutor() as starting:
         list(starting.map(Server.__enter__, both))
     yield both
