@@ -19,14 +19,13 @@ from nodes.pictures import contact_sheet
 
 CACHE = Path(os.environ.get("PERFUSION_CACHE") or Path.home() / ".cache" / "comfyui-perfusion")
 BASE = CACHE / "demo"
-OUTPUT = REPO / "output"
 PHOTOS = REPO / "scripts" / "photos"  # emoji that the demo model never saw, made by benchmarks/world/scenes.py
 KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
-# On the demo model, which learns in a minute what takes Stable Diffusion 400 steps
+# For the demo model, whose pictures are 64 times smaller than Stable Diffusion's
 TRAINING = {
-    "trigger": "", "superclass": "", "steps": 60, "batch_size": 16, "accumulation": 1, "seed": 0, "flip": False,
-    "checkpoint_every": 30, "previews": "a photo of a {} on snow",
+    "trigger": "", "superclass": "", "steps": 150, "batch_size": 16, "accumulation": 1, "seed": 0, "flip": False,
+    "checkpoint_every": 50, "previews": "a photo of a {} on snow",
 }  # fmt: skip
 PROMPTS = (
     "a photo of a {} on snow", "a photo of a {} on water", "a photo of a purple {} on sand", "a sketch of a {} on wood",
@@ -36,7 +35,7 @@ TOGETHER = (
     "a photo of a {} and a {} on grass", "a photo of a {} and a {} on night", "a photo of a {} and a {} on wood",
     "a gray photo of a {} and a {} on sand", "a photo of a {} and a {} on brick",
 )  # fmt: skip
-BETAS = (0.45, 0.6, 0.75)
+BETAS = (0.5, 0.75, 0.95)
 CELL = 192  # pixels of a picture in the sheet
 
 
@@ -57,7 +56,7 @@ def main() -> None:
     other = Subject("<my-tiger>", "cat", PHOTOS / "tiger", "perfusion_demo_tiger")
     print("Starting ComfyUI ...", flush=True)
     progress = ProgressLine()
-    with Server(BASE, OUTPUT) as server:
+    with Server(BASE, options.output) as server:
         for one in (subject, other):
             gather_photos(one.photos, BASE / "input" / one.name)
             prompt = training_prompt(server, one, options.steps)
@@ -69,7 +68,7 @@ def main() -> None:
         painted = server.run(prompt, progress)
         progress.show("")
         images = {label: [opened(server, painted[node]) for node in nodes] for label, nodes in rows.items()}
-        path = OUTPUT / "perfusion_demo.png"
+        path = options.output / "perfusion_demo.png"
         sheet(subject, other, images).save(path)
         print(f"Pictures:    {path}", flush=True)
         if options.serve:
@@ -88,6 +87,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--trigger", default="<my-teddy>", help="the word for your subject in prompts")
     parser.add_argument("--superclass", default="bear", help="what it is, in one word that the demo model knows")
     parser.add_argument("--steps", type=int, default=TRAINING["steps"], help="training steps")
+    parser.add_argument("--output", type=Path, default=REPO / "output", help="folder for the pictures")
     parser.add_argument("--serve", action="store_true", help="leave ComfyUI running afterwards")
     options = parser.parse_args()
     if options.folder and not any(path.suffix.lower() in KINDS for path in options.folder.glob("*")):
@@ -129,7 +129,9 @@ def painting_prompt(subject: Subject, other: Subject) -> tuple[dict[str, Any], d
     rows = {"": graph.paint(plain, [prompt.replace("{}", subject.superclass) for prompt in PROMPTS])}
     for beta in BETAS:
         loaded = graph.load(plain, subject, beta)
-        rows[f"beta {beta}"] = graph.paint(loaded, [prompt.replace("{}", subject.trigger) for prompt in PROMPTS])
+        rows[f"{subject.trigger} beta {beta}"] = graph.paint(
+            loaded, [prompt.replace("{}", subject.trigger) for prompt in PROMPTS]
+        )
     both = graph.load(graph.load(plain, subject, BETAS[1]), other, BETAS[1])
     sentences = [prompt.replace("{}", subject.trigger, 1).replace("{}", other.trigger) for prompt in TOGETHER]
     rows["both"] = graph.paint(both, sentences)
@@ -176,13 +178,15 @@ def sheet(subject: Subject, other: Subject, rows: dict[str, list[Image.Image]]) 
     taught = [Image.open(path).convert("RGB") for path in subject.pictures()[: len(PROMPTS)]]
     prompts = [prompt.replace("{}", subject.trigger) for prompt in PROMPTS]
     together = [prompt.replace("{}", subject.trigger, 1).replace("{}", other.trigger) for prompt in TOGETHER]
-    learned = [(label, cells(images)) for label, images in rows.items() if label.startswith("beta")]
+    learned = [(label, cells(images)) for label, images in rows.items() if "beta" in label]
     parts = [
-        contact_sheet(["photos", *[""] * (len(PROMPTS) - 1)], [(f"taught: {subject.trigger}", cells(taught))], CELL),
+        contact_sheet(
+            [f"photo {i + 1}" for i in range(len(taught))], [(f"taught: {subject.trigger}", cells(taught))], CELL
+        ),
         contact_sheet(prompts, [(f"without: {subject.superclass}", cells(rows[""])), *learned], CELL),
         contact_sheet(together, [("two concepts", cells(rows["both"]))], CELL),
     ]
-    whole = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), "white")
+    whole = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
     top = 0
     for part in parts:
         whole.paste(part, (0, top))

@@ -33,7 +33,9 @@ def main() -> None:
     figures = summary(found, trained)
     (DOCS / "quality.json").write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
     pareto(figures, DOCS / "quality-pareto.png")
-    print(markdown_table(figures))
+    findings = Path(__file__).with_name("findings.md").read_text(encoding="utf-8")
+    (DOCS / "quality.md").write_text(document(figures, findings), encoding="utf-8")
+    print(methods_table(figures))
 
 
 def summary(found: Mapping[str, Any], trained: Sequence[Record]) -> dict[str, Any]:
@@ -160,8 +162,23 @@ def pareto(figures: Mapping[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def markdown_table(figures: Mapping[str, Any]) -> str:
-    lines = ["| method | hypervolume | 95 % | file | training | trainings |", "|---|---|---|---|---|---|"]
+def document(figures: Mapping[str, Any], findings: str) -> str:
+    """docs/quality.md: the findings, which are written by hand, with the tables where they name them."""
+    tables = {
+        "methods": methods_table(figures),
+        "gates": table(figures["gates"], "covariance or dual"),
+        "two concepts": together_table(figures["two_concepts"]),
+        "three concepts": together_table(figures["three_concepts"]),
+        "demo model": table({"64 prompts": figures["demo_model"]}, ""),
+        "perfusion": curve_table(figures["curves"].get("perfusion", [])),
+    }
+    for name, lines in tables.items():
+        findings = findings.replace(f"[table: {name}]", lines)
+    return findings
+
+
+def methods_table(figures: Mapping[str, Any]) -> str:
+    lines = ["| method | hypervolume | 95 % | file | to learn | trainings |", "|---|---|---|---|---|---|"]
     for name, volume in sorted(figures["hypervolume"].items(), key=lambda item: -item[1]):
         low, high = figures["hypervolume_interval"][name]
         size = figures["bytes"][name] / 1024
@@ -169,6 +186,29 @@ def markdown_table(figures: Mapping[str, Any]) -> str:
             f"| {name} | {volume:.3f} | {low:.3f} to {high:.3f} | {size:,.1f} KB | {figures['seconds'][name]:.1f} s | "
             f"{figures['trainings'][name]} |"
         )
+    return "\n".join(lines)
+
+
+def together_table(figures: Mapping[str, Any]) -> str:
+    rows = {
+        name: {"all shown": share, "each shown": figures["each_shown"][name], "CLIP-I": figures["clip_i"][name]}
+        for name, share in figures["by_method"].items()
+    }
+    return table(rows, "method")
+
+
+def curve_table(curve: Sequence[Mapping[str, Any]]) -> str:
+    chosen = ("image", "text", "clip_i", "clip_t", "concept", "background", "tint", "style", "second")
+    return table({f"{at['setting']}": {name: at[name] for name in chosen} for at in curve}, "beta")
+
+
+def table(rows: Mapping[str, Mapping[str, float]], corner: str) -> str:
+    columns = list(next(iter(rows.values()), {}))
+    lines = [
+        f"| {corner} | {' | '.join(name.replace('_', ' ') for name in columns)} |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    lines += [f"| {label} | {' | '.join(f'{row[name]:.2f}' for name in columns)} |" for label, row in rows.items()]
     return "\n".join(lines)
 
 

@@ -25,7 +25,7 @@ from scenes import draw_scene, sheet
 
 # steps, batch, learning rate at the start, which falls to 0
 CYCLES = ((1000, 32, 2e-3), (1000, 16, 1e-3))
-DECODER_CYCLES = ((3000, 16, 1.5e-3),)
+DECODER_CYCLES = ((1200, 16, 1.5e-3),)
 SAVE_EVERY = 100
 KL = 1e-5  # weight of the divergence, per latent number
 

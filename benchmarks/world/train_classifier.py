@@ -1,6 +1,6 @@
 """Trains the judge of what is in a picture: its objects and concepts, background, tint and style.
 
-    bash scripts/env.sh python benchmarks/world/train_classifier.py FOLDER --autoencoder FILE [--steps 2400]
+    bash scripts/env.sh python benchmarks/world/train_classifier.py FOLDER --autoencoder FOLDER [--steps 2400]
 
 The held-out concepts are in its scenes, so that it can tell whether a picture shows one. Half of the scenes went
 through the autoencoder, with noise on their latents, which looks like what a diffusion model paints. Goes on where it
@@ -24,9 +24,8 @@ from torch import Tensor
 
 from half_precision import HalfPrecision
 from judges import CHOICES, NAMES, Network, load_classifier
-from parts import make_vae
 from scenes import CONCEPTS, OBJECTS, STYLES, TUNING_CONCEPTS, draw_scene
-from train_autoencoder import moments
+from train_autoencoder import moments, trained_vae
 
 BATCH, RATE, SAVE_EVERY = 64, 2e-3, 200
 ROUND_TRIPS, NOISE = 10_000, 0.6  # scenes that go through the autoencoder, and at most how much is added to latents
@@ -40,7 +39,7 @@ FIRST_FRESH, FIRST_CHECKED = 10**6, 10**8  # numbers of scenes
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--autoencoder", type=Path, required=True)
+    parser.add_argument("--autoencoder", type=Path, required=True, help="where train_autoencoder.py left it")
     parser.add_argument("--steps", type=int, default=2400)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +49,7 @@ def main() -> None:
     torch.manual_seed(0)
     network = Network()
     training = HalfPrecision([network], RATE, decay=0.01, average=0.995)
-    vae = load_vae(options.autoencoder)
+    vae = trained_vae(options.autoencoder).bfloat16()
     old_images, old_labels = kept_round_trips(options.folder / "scenes_for_classifier.pt", vae, examples, ROUND_TRIPS)
     if path.exists():
         training.load(path)
@@ -77,12 +76,6 @@ def main() -> None:
     images, labels = examples(FIRST_CHECKED + CHECKED, CHECKED)
     for kind, seen in (("plain", images), ("through the autoencoder", round_trip(vae, images))):
         print(f"{kind}:\n{report(result, as_pictures(seen), labels)}")
-
-
-def load_vae(path: Path):
-    vae = make_vae()
-    vae.load_state_dict(torch.load(path, weights_only=True)["models"][0])
-    return vae.bfloat16()
 
 
 def example(number: int) -> tuple[np.ndarray, list[int]]:

@@ -1,6 +1,6 @@
 """Trains the image-text model behind the benchmark's CLIP scores, with open_clip's classes and its loss.
 
-    bash scripts/env.sh python benchmarks/world/train_clip.py FOLDER --autoencoder FILE [--steps 900]
+    bash scripts/env.sh python benchmarks/world/train_clip.py FOLDER --autoencoder FOLDER [--steps 900]
 
 It never sees a held-out concept. Besides captions it learns looks: two pictures of one look are more alike than those
 of two looks, also of the same class, or likeness to a concept's photos would say no more than its class. Some of the
@@ -26,7 +26,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from half_precision import HalfPrecision
 from judges import Clip, load_clip
 from scenes import CONCEPTS, OBJECTS, TUNING_CONCEPTS, draw_scene
-from train_classifier import as_input, as_pictures, augmented, kept_round_trips, load_vae, round_trip
+from train_autoencoder import trained_vae
+from train_classifier import as_input, as_pictures, augmented, kept_round_trips, round_trip
 
 MODEL = {
     "embed_dim": 128,
@@ -46,7 +47,7 @@ TOKENIZER = open_clip.SimpleTokenizer(context_length=MODEL["text_cfg"]["context_
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--autoencoder", type=Path, required=True)
+    parser.add_argument("--autoencoder", type=Path, required=True, help="where train_autoencoder.py left it")
     parser.add_argument("--steps", type=int, default=900)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,7 @@ def main() -> None:
     torch.manual_seed(0)
     clip = open_clip.CLIP(**MODEL)
     training = HalfPrecision([clip], RATE, decay=0.05, average=0.99)
-    vae = load_vae(options.autoencoder)
+    vae = trained_vae(options.autoencoder).bfloat16()
     old_scenes = kept_round_trips(options.folder / "scenes_for_clip.pt", vae, captioned, ROUND_TRIPS)
     old_looks = kept_round_trips(options.folder / "looks_for_clip.pt", vae, looks, ROUND_TRIPS)
     if path.exists():

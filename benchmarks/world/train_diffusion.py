@@ -1,6 +1,6 @@
 """Trains the demo model's text encoder and UNet on the latents of the world's scenes.
 
-    bash scripts/env.sh python benchmarks/world/train_diffusion.py FOLDER [--steps 6000]
+    bash scripts/env.sh python benchmarks/world/train_diffusion.py FOLDER [--steps 4600]
 
 FOLDER has the autoencoder (train_autoencoder.py). Goes on where it was left; samples.png there shows how far it is.
 Eps-prediction with Stable Diffusion's noise schedule. The loss counts noisy steps more (min-SNR weights, Hang et al.
@@ -43,7 +43,7 @@ SHOWN = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=4600)
     options = parser.parse_args()
     path = options.folder / "diffusion.pt"
 
