@@ -1,6 +1,6 @@
 """Trains the judge of what is in a picture: its objects and concepts, background, tint and style.
 
-    bash scripts/env.sh python benchmarks/world/train_classifier.py FOLDER --autoencoder FOLDER [--steps 2400]
+    bash scripts/env.sh python benchmarks/world/train_classifier.py FOLDER --autoencoder FOLDER [--steps 3600]
 
 The held-out concepts are in its scenes, so that it can tell whether a picture shows one. Half of the scenes went
 through the autoencoder, with noise on their latents, which looks like what a diffusion model paints. Goes on where it
@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ BATCH, RATE, SAVE_EVERY = 64, 2e-3, 200
 ROUND_TRIPS, NOISE = 10_000, 0.6  # scenes that go through the autoencoder, and at most how much is added to latents
 CHECKED = 2000  # scenes that the thresholds are set on, and as many others for the report
 LOOKS = {**CONCEPTS, **TUNING_CONCEPTS}
-SHARES = (0.25, 0.1)  # of scenes whose first or second object is a concept
+FIRST_CONCEPT, SECOND_CONCEPT, SECOND, STYLED = 0.25, 0.1, 0.5, 0.45  # shares of scenes: more of what is hard to see
 COLOURLESS = ("sketch", "gray")
 FIRST_FRESH, FIRST_CHECKED = 10**6, 10**8  # numbers of scenes
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--autoencoder", type=Path, required=True, help="where train_autoencoder.py left it")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=3600)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     path, result = options.folder / "classifier.pt", options.folder / "classifier.safetensors"
@@ -81,10 +81,15 @@ def main() -> None:
 def example(number: int) -> tuple[np.ndarray, list[int]]:
     """A scene by its number; whether each of NAMES is there, then the number of its background, tint and style."""
     random = np.random.default_rng((4, number))
-    first, other = (list(LOOKS)[random.integers(len(LOOKS))] if random.random() < share else "" for share in SHARES)
+
+    def maybe(share: float, options: Collection[str]) -> str:
+        return list(options)[random.integers(len(options))] if random.random() < share else ""
+
+    first, other = maybe(FIRST_CONCEPT, LOOKS), maybe(SECOND_CONCEPT, LOOKS)
     look, name = LOOKS[first] if first else (None, None)
-    second_look, second = LOOKS[other] if other else (None, None)
-    scene = draw_scene(random, name, look, second=second, second_look=second_look)
+    second_look, second = LOOKS[other] if other else (None, maybe(SECOND, OBJECTS))
+    style = maybe(STYLED, [style for style in STYLES if style])
+    scene = draw_scene(random, name, look, style=style, second=second, second_look=second_look)
     seen = {"background": scene.background, "tint": scene.tint, "style": scene.style}
     if scene.style in COLOURLESS:
         seen["tint"] = ""
@@ -138,7 +143,7 @@ def round_trip(vae, images: Tensor, noise: Tensor | float = 0.0) -> Tensor:
 
 
 def augmented(images: Tensor) -> Tensor:
-    """Images moved, zoomed, blurred and noisy, in other light, each a little."""
+    """Two thirds of the images moved, zoomed, blurred and noisy, in other light, each a little."""
     count = len(images)
 
     def amount(least: float, most: float) -> Tensor:
@@ -149,9 +154,10 @@ def augmented(images: Tensor) -> Tensor:
     places[:, :, 2] = torch.empty(count, 2).uniform_(-0.08, 0.08)
     moved = F.grid_sample(images, F.affine_grid(places, [*images.shape], False), "bilinear", "border", False)
     blurred = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1), "replicate"), 3, 1)
-    images = moved + amount(-0.5, 1).clamp_min(0) * (blurred - moved)
-    images = images * amount(0.85, 1.15) + amount(-0.1, 0.1) + 0.03 * torch.randn(count, 3, 1, 1)
-    return images + amount(-0.1, 0.15).clamp_min(0) * torch.randn_like(images)
+    changed = moved + amount(-0.5, 1).clamp_min(0) * (blurred - moved)
+    changed = changed * amount(0.85, 1.15) + amount(-0.1, 0.1) + 0.03 * torch.randn(count, 3, 1, 1)
+    changed += amount(-0.1, 0.15).clamp_min(0) * torch.randn_like(images)
+    return torch.where(amount(0, 1) < 1 / 3, images, changed)
 
 
 def error(logits: tuple[Tensor, ...], labels: Tensor) -> Tensor:
