@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import time
@@ -13,18 +12,18 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from comfyui import REPO, Server, override
+from setup_env import CACHE
 
 sys.path.insert(0, str(REPO))
 from nodes.pictures import contact_sheet
 
-CACHE = Path(os.environ.get("PERFUSION_CACHE") or Path.home() / ".cache" / "comfyui-perfusion")
 BASE = CACHE / "demo"
 PHOTOS = REPO / "scripts" / "photos"  # emoji that the demo model never saw, made by benchmarks/world/scenes.py
 KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 # For the demo model, whose pictures are 64 times smaller than Stable Diffusion's
 TRAINING = {
-    "trigger": "", "superclass": "", "steps": 150, "batch_size": 16, "accumulation": 1, "seed": 0, "flip": False,
+    "steps": 150, "batch_size": 16, "accumulation": 1, "seed": 0, "flip": False,
     "checkpoint_every": 50, "previews": "a photo of a {} on snow",
 }  # fmt: skip
 PROMPTS = (
@@ -133,9 +132,15 @@ def painting_prompt(subject: Subject, other: Subject) -> tuple[dict[str, Any], d
             loaded, [prompt.replace("{}", subject.trigger) for prompt in PROMPTS]
         )
     both = graph.load(graph.load(plain, subject, BETAS[1]), other, BETAS[1])
-    sentences = [prompt.replace("{}", subject.trigger, 1).replace("{}", other.trigger) for prompt in TOGETHER]
-    rows["both"] = graph.paint(both, sentences)
+    rows["both"] = graph.paint(both, prompts_of(subject, other))
     return graph.nodes, rows
+
+
+def prompts_of(subject: Subject, other: Subject | None = None) -> list[str]:
+    """Those of one concept, or of two together."""
+    if other is None:
+        return [prompt.replace("{}", subject.trigger) for prompt in PROMPTS]
+    return [prompt.replace("{}", subject.trigger, 1).replace("{}", other.trigger) for prompt in TOGETHER]
 
 
 class Graph:
@@ -176,15 +181,13 @@ class Graph:
 def sheet(subject: Subject, other: Subject, rows: dict[str, list[Image.Image]]) -> Image.Image:
     """What was shown, what came out at every beta, and both concepts in one picture."""
     taught = [Image.open(path).convert("RGB") for path in subject.pictures()[: len(PROMPTS)]]
-    prompts = [prompt.replace("{}", subject.trigger) for prompt in PROMPTS]
-    together = [prompt.replace("{}", subject.trigger, 1).replace("{}", other.trigger) for prompt in TOGETHER]
     learned = [(label, cells(images)) for label, images in rows.items() if "beta" in label]
     parts = [
         contact_sheet(
             [f"photo {i + 1}" for i in range(len(taught))], [(f"taught: {subject.trigger}", cells(taught))], CELL
         ),
-        contact_sheet(prompts, [(f"without: {subject.superclass}", cells(rows[""])), *learned], CELL),
-        contact_sheet(together, [("two concepts", cells(rows["both"]))], CELL),
+        contact_sheet(prompts_of(subject), [(f"without: {subject.superclass}", cells(rows[""])), *learned], CELL),
+        contact_sheet(prompts_of(subject, other), [("two concepts", cells(rows["both"]))], CELL),
     ]
     whole = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
     top = 0

@@ -38,7 +38,6 @@ PROMPTS = (
     Prompt("a gray photo of a {} on brick", background="brick", style="gray"),
     Prompt("a photo of a {} and a cup on pink", background="pink", second="cup"),
 )
-PICTURES = 1  # of every prompt, for every seed of the training
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,9 @@ class Judges:
         has = dict(zip(self.classifier.names, verdicts.objects.T, strict=True))
         hits: dict[str, list[bool]] = {"background": [], "tint": [], "style": [], "second": []}
         for i, prompt in enumerate(prompts):
-            for kind, found in (
-                ("background", verdicts.background),
-                ("tint", verdicts.tint),
-                ("style", verdicts.style),
-            ):
+            for kind in ("background", "tint", "style"):
                 if wanted := getattr(prompt, kind):
-                    hits[kind].append(found[i] == wanted)
+                    hits[kind].append(getattr(verdicts, kind)[i] == wanted)
             if prompt.second:
                 hits["second"].append(bool(has[prompt.second][i]))
         return {
@@ -89,13 +84,9 @@ def evaluate(
     painter: Painter, judges: Judges, learned: Learned, task: Task, seed: int
 ) -> tuple[dict[float, dict[str, float]], dict[float, Tensor]]:
     """{setting: scores} and {setting: pictures} over the whole curve, from the same noises for every method."""
-    prompts = [prompt for prompt in PROMPTS for _ in range(PICTURES)]
-    start = noise(len(prompts), seed)
-    pictures = {
-        setting: learned.paint(painter, [prompt.sentence for prompt in prompts], start, setting)
-        for setting in learned.settings
-    }
-    scores = {setting: judges.scores(shown, photos(task), prompts, task) for setting, shown in pictures.items()}
+    sentences, start = [prompt.sentence for prompt in PROMPTS], noise(len(PROMPTS), seed)
+    pictures = {setting: learned.paint(painter, sentences, start, setting) for setting in learned.settings}
+    scores = {setting: judges.scores(shown, photos(task), PROMPTS, task) for setting, shown in pictures.items()}
     return scores, pictures
 
 
@@ -111,21 +102,22 @@ def combined_scores(judges: Judges, images: Tensor, names: Sequence[str]) -> dic
 
 
 MODEL_PROMPTS = tuple(
-    (name, list(BACKGROUNDS)[i % len(BACKGROUNDS)], ["", *TINTS][i % (1 + len(TINTS))])
+    (name, BACKGROUNDS[i % len(BACKGROUNDS)], ["", *TINTS][i % (1 + len(TINTS))])
     for i, name in enumerate([*OBJECTS, *OBJECTS][:64])
 )
 
 
-def model_scores(painter: Painter, judges: Judges) -> dict[str, float]:
+def model_scores(painter: Painter, judges: Judges, seeds: Sequence[int]) -> dict[str, float]:
     """The demo model itself: how often the object, background and tint that 64 prompts ask for are seen."""
     sentences = [f"a photo of a {tint} {name} on {background}" for name, background, tint in MODEL_PROMPTS]
-    pictures = painter.paint(painter.encode(sentences)[0], noise(len(sentences), 0))
-    verdicts = judges.classifier.judge(pictures)
+    encodings, _ = painter.encode(sentences)
+    verdicts = judges.classifier.judge(torch.cat([painter.paint(encodings, noise(len(sentences), s)) for s in seeds]))
     has = dict(zip(judges.classifier.names, verdicts.objects.T, strict=True))
+    asked = list(enumerate(MODEL_PROMPTS * len(seeds)))
     return {
-        "object": float(np.mean([bool(has[name][i]) for i, (name, _, _) in enumerate(MODEL_PROMPTS)])),
-        "background": float(np.mean([verdicts.background[i] == it[1] for i, it in enumerate(MODEL_PROMPTS)])),
-        "tint": float(np.mean([verdicts.tint[i] == it[2] for i, it in enumerate(MODEL_PROMPTS) if it[2]])),
+        "object": float(np.mean([bool(has[name][i]) for i, (name, _, _) in asked])),
+        "background": float(np.mean([verdicts.background[i] == background for i, (_, background, _) in asked])),
+        "tint": float(np.mean([verdicts.tint[i] == tint for i, (_, _, tint) in asked if tint])),
     }
 
 
@@ -137,8 +129,7 @@ def anchors(painter: Painter, judges: Judges, task: Task, seeds: Sequence[int]) 
     painted = [painter.paint(painter.encode(sentences)[0], noise(len(sentences), seed)) for seed in seeds]
     shown = photos(task)
     plain = judges.scores(torch.cat(painted), shown, PROMPTS * len(seeds), task)
-    copied = [judges.scores(shown[:1].expand(len(PROMPTS), -1, -1, -1), shown, PROMPTS, task)]
-    copied += [judges.scores(photo[None].expand(len(PROMPTS), -1, -1, -1), shown, PROMPTS, task) for photo in shown[1:]]
+    copied = [judges.scores(photo.expand(len(PROMPTS), -1, -1, -1), shown, PROMPTS, task) for photo in shown]
     alike = judges.clip.images(shown) @ judges.clip.images(shown).T
     others = alike[~torch.eye(len(shown), dtype=torch.bool)].mean().item()
     photo = {name: float(np.mean([one[name] for one in copied])) for name in copied[0]}

@@ -94,7 +94,6 @@ class LearnedConcepts:
     settings: Sequence[float]
     key_lock: float = 0.0  # 0 local, 1 global
     gated: bool = True
-    temperature: float = TEMPERATURE
 
     @property
     def size(self) -> int:
@@ -109,7 +108,7 @@ class LearnedConcepts:
             plain = [_filled(sentence, [concept.superclass for concept in self.concepts]) for sentence in sentences]
             keys = encodings + self.key_lock * (painter.encode(plain)[0] - encodings)
         if self.gated:
-            concepts = ConceptSet(self.concepts, betas=setting, temperatures=self.temperature)
+            concepts = ConceptSet(self.concepts, betas=setting, temperatures=TEMPERATURE)
         else:
             concepts = UngatedSet(self.concepts, strengths=setting)
         with Wiring(painter.unet, cross_attention_layers(painter.unet), concepts) as wiring:
@@ -296,11 +295,8 @@ class Lora:
             )
             for strength in self.strengths
         }
-        factors = {
-            f"{name}.{part}": factor.detach()
-            for part, all_ in (("down", down), ("up", up))
-            for name, factor in all_.items()
-        }
+        factors = {f"{name}.down": factor.detach() for name, factor in down.items()}
+        factors |= {f"{name}.up": factor.detach() for name, factor in up.items()}
         return LearnedWeights(phrase, task.trigger, _size(run.embedding.detach(), factors), versions)
 
 

@@ -16,7 +16,7 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO), str(REPO / "benchmarks" / "world")]
 
 from export import read_weights
-from parts import OTHER, TextEncoder, Vocabulary, make_unet, make_vae
+from parts import OTHER, TextEncoder, Vocabulary, as_input, as_pictures, make_unet, make_vae
 from perfusion_core import EncodedPrompts, Wiring, cross_attention_layers, masked_mse
 from perfusion_core.captions import TEMPLATES
 from scenes import CONCEPTS, PHOTO_BACKGROUNDS, TUNING_CONCEPTS, Scene, photos
@@ -104,13 +104,12 @@ class Painter:
                 blended = denoised + (denoised - before) * step / (2 * last_step)
             x = (then / sigma) * x - torch.expm1(-step) * blended
             before, last_step = denoised, step
-        images = self.vae.decode(x.bfloat16()).float()
-        return ((images.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1)
+        return as_pictures(self.vae.decode(x.bfloat16()).float())
 
     @torch.no_grad()
     def latents(self, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
         """Latents (n, 4, 16, 16) and masks (n, 1, 16, 16)."""
-        images = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2).contiguous() * 2 - 1
+        images = as_input([scene.image for scene in scenes])
         masks = torch.from_numpy(np.stack([scene.mask for scene in scenes]))[:, None]
         return moments(self.vae, images.bfloat16())[0].float(), F.avg_pool2d(masks, 4)
 

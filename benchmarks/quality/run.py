@@ -101,7 +101,7 @@ class Bench:
     def run(self, only: list[str] | None) -> None:
         chosen = {name: method for name, method in methods(self.inverse).items() if not only or name in only}
         if not only:
-            self.once("demo model", lambda: model_scores(self.painter, self.judges))
+            self.once("demo model", lambda: model_scores(self.painter, self.judges, SEEDS))
             self.once(
                 "anchors", lambda: {name: anchors(self.painter, self.judges, task(name), SEEDS) for name in CONCEPTS}
             )
@@ -139,14 +139,8 @@ class Bench:
         if seed == 0:
             save_sheet(pictures, self.folder / f"{label} - {name}.png")
         curve = [{"setting": setting, **found} for setting, found in scores.items()]
-        return {
-            "method": label,
-            "concept": name,
-            "seed": seed,
-            "bytes": learned.size,
-            "seconds": seconds,
-            "curve": curve,
-        }
+        measured = {"bytes": learned.size, "seconds": seconds, "curve": curve}
+        return {"method": label, "concept": name, "seed": seed, **measured}
 
     def keep(self, label: str, name: str, seed: int, learned: Learned) -> None:
         """What is combined later."""

@@ -16,6 +16,7 @@ host_arguments.cpu = True  # before model_management looks for a device
 import comfy.clip_model
 import comfy.ldm.modules.attention
 import comfy.ops
+import numpy as np
 import torch
 from comfy.clip_model import CLIPTextModel_
 from comfy.ldm.models.autoencoder import AutoencoderKL
@@ -116,6 +117,16 @@ def initialise(module: nn.Module, zero: Sequence[nn.Module] = ()) -> None:
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
             else:
                 parameter.zero_()
+
+
+def as_input(images: Sequence[np.ndarray]) -> Tensor:
+    """Pictures (64, 64, 3) in 0..1 -> (n, 3, 64, 64) in -1..1; contiguous, because channels last is slow here."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous() * 2 - 1
+
+
+def as_pictures(images: Tensor) -> Tensor:
+    """(n, 3, 64, 64) in about -1..1 -> (n, 64, 64, 3) in 0..1."""
+    return ((images.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1)
 
 
 def plain_attention(q, k, v, heads, mask=None, skip_reshape=False, skip_output_reshape=False, **_):

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from half_precision import HalfPrecision
-from parts import initialise, make_vae
+from parts import as_input, as_pictures, initialise, make_vae
 from scenes import draw_scene, sheet
 
 # steps, batch, learning rate at the start, which falls to 0
@@ -86,14 +86,12 @@ def report(vae, path: Path) -> None:
     back = vae.decode(latents)
     print(f"latents: std {latents.std():.3f}, mean {latents.mean():.3f}; L1 {F.l1_loss(back, images):.4f}; "
           f"PSNR {-10 * ((back - images) / 2).square().mean().log10():.2f} dB")  # fmt: skip
-    shown = [((image.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy() for image in [*images[:16], *back[:16]]]
-    sheet(shown, 16).save(path)
+    sheet(list(as_pictures(torch.cat([images[:16], back[:16]])).numpy()), 16).save(path)
 
 
 def pictures(first: int, count: int) -> Tensor:
     """(count, 3, 64, 64) in -1..1, scenes of the world by their numbers."""
-    images = [draw_scene(np.random.default_rng((1, first + i))).image for i in range(count)]
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous() * 2 - 1  # channels last is slow here
+    return as_input([draw_scene(np.random.default_rng((1, first + i))).image for i in range(count)])
 
 
 def moments(vae, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from half_precision import HalfPrecision
 from judges import CHOICES, NAMES, Network, load_classifier
+from parts import as_input, as_pictures
 from scenes import CONCEPTS, OBJECTS, STYLES, TUNING_CONCEPTS, draw_scene
 from train_autoencoder import moments, trained_vae
 
@@ -101,15 +102,6 @@ def examples(first: int, count: int) -> tuple[Tensor, Tensor]:
     """(count, 3, 64, 64) in -1..1, and their labels, (count, names + 3)."""
     images, labels = zip(*(example(first + i) for i in range(count)), strict=True)
     return as_input(images), torch.tensor(labels)
-
-
-def as_input(images: Sequence[np.ndarray]) -> Tensor:
-    """Pictures (64, 64, 3) in 0..1 -> (n, 3, 64, 64) in -1..1."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous() * 2 - 1
-
-
-def as_pictures(images: Tensor) -> Tensor:
-    return ((images.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1)
 
 
 Examples = Callable[[int, int], tuple[Tensor, Tensor]]

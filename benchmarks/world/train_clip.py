@@ -25,9 +25,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from half_precision import HalfPrecision
 from judges import Clip, load_clip
+from parts import as_input, as_pictures
 from scenes import CONCEPTS, OBJECTS, TUNING_CONCEPTS, Scene, draw_scene
 from train_autoencoder import trained_vae
-from train_classifier import as_input, as_pictures, augmented, kept_round_trips, round_trip
+from train_classifier import augmented, kept_round_trips, round_trip
 
 MODEL = {
     "embed_dim": 128,

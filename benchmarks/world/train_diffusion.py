@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from half_precision import HalfPrecision
-from parts import OTHER, TextEncoder, UNetModel, Vocabulary, initialise, make_unet
+from parts import OTHER, TextEncoder, UNetModel, Vocabulary, as_input, as_pictures, initialise, make_unet
 from scenes import TINTS, draw_scene, sheet
 from train_autoencoder import moments, trained_vae
 
@@ -109,9 +109,7 @@ def scenes(folder: Path, vae) -> tuple[Tensor, Tensor, list[str]]:
         vae.bfloat16()
         for first in range(0, SCENES, 64):
             drawn = [draw_scene(np.random.default_rng((2, first + i))) for i in range(64)]
-            images = (
-                torch.from_numpy(np.stack([scene.image for scene in drawn])).permute(0, 3, 1, 2).contiguous() * 2 - 1
-            )
+            images = as_input([scene.image for scene in drawn])
             latents.append(moments(vae, images.bfloat16())[0].half())
             cover = torch.from_numpy(np.stack([scene.mask for scene in drawn]))[:, None]
             masks.append((F.avg_pool2d(cover, 4) * 255).round().byte())
@@ -167,8 +165,7 @@ def show(training: HalfPrecision, vae, vocabulary: Vocabulary, path: Path) -> No
     prompts = SHOWN * 2
     both = text(vocabulary.rows([*prompts, *[""] * len(prompts)]))
     latents = ddim(unet, both, torch.randn(len(prompts), 4, 16, 16, generator=torch.Generator().manual_seed(0)))
-    images = ((vae.decode(latents).clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
-    sheet(list(images), 16).save(path)
+    sheet(list(as_pictures(vae.decode(latents)).numpy()), 16).save(path)
 
 
 @torch.no_grad()

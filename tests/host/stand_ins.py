@@ -1,7 +1,6 @@
 """What the server tests have in place of a user's checkpoint and photos, and the shipped workflows set up for them."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 
 from comfyui import REPO, Server, override
 from draw_photos import draw_photos
+from setup_env import CACHE
 
-CACHE = Path(os.environ.get("PERFUSION_CACHE") or Path.home() / ".cache" / "comfyui-perfusion")
 CHECKPOINT = "perfusion-random-sd1.safetensors"
 PHOTOS = "perfusion_photos"  # folder in ComfyUI's input
 WORKFLOW_TRIGGER = "<my-teddy>"  # as the prompts in workflows/ have it
