@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,6 +20,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+REPO = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(REPO), str(REPO / "benchmarks" / "world")]
 
 from evaluation import Judges, anchors, combined_scores, evaluate, model_scores, noise
 from gates import COVARIANCES, calibrated, discriminating, gate_responses, inverse_covariance

@@ -1,5 +1,6 @@
 """What the benchmarks measure is what they say: the same work done in two ways, and memory as it is."""
 
+import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -90,3 +91,9 @@ def test_what_is_kept_is_what_autograd_saves(contentless):
 def test_what_is_kept_grows_with_the_pixels_and_not_with_their_pairs(contentless):
     small, large = (micro_batch(*contentless, size, 1, checkpointing=False) for size in (256, 512))
     assert large.kept - large.text < 4.1 * (small.kept - small.text)
+
+
+def test_the_quality_benchmark_finds_all_that_it_is_made_of(tmp_path):
+    command = Path(__file__).resolve().parents[2] / "benchmarks" / "quality" / "run.py"
+    shown = subprocess.run([sys.executable, command, "--help"], cwd=tmp_path, check=True, capture_output=True).stdout
+    assert b"--judges" in shown
