@@ -128,9 +128,7 @@ def painting_prompt(subject: Subject, other: Subject) -> tuple[dict[str, Any], d
     rows = {"": graph.paint(plain, [prompt.replace("{}", subject.superclass) for prompt in PROMPTS])}
     for beta in BETAS:
         loaded = graph.load(plain, subject, beta)
-        rows[f"{subject.trigger} beta {beta}"] = graph.paint(
-            loaded, [prompt.replace("{}", subject.trigger) for prompt in PROMPTS]
-        )
+        rows[f"{subject.trigger} beta {beta}"] = graph.paint(loaded, prompts_of(subject))
     both = graph.load(graph.load(plain, subject, BETAS[1]), other, BETAS[1])
     rows["both"] = graph.paint(both, prompts_of(subject, other))
     return graph.nodes, rows

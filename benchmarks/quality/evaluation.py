@@ -126,7 +126,8 @@ def anchors(painter: Painter, judges: Judges, task: Task, seeds: Sequence[int]) 
     and the photos themselves, which know nothing of the prompts.
     """
     sentences = [prompt.sentence.replace("{}", task.superclass) for prompt in PROMPTS]
-    painted = [painter.paint(painter.encode(sentences)[0], noise(len(sentences), seed)) for seed in seeds]
+    encodings, _ = painter.encode(sentences)
+    painted = [painter.paint(encodings, noise(len(sentences), seed)) for seed in seeds]
     shown = photos(task)
     plain = judges.scores(torch.cat(painted), shown, PROMPTS * len(seeds), task)
     copied = [judges.scores(photo.expand(len(PROMPTS), -1, -1, -1), shown, PROMPTS, task) for photo in shown]

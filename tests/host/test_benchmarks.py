@@ -16,6 +16,7 @@ import memory
 from cost import WIDTH, Frozen, RandomVAE, Straightforward
 from memory import Live, micro_batch, on_meta
 
+from comfyui import REPO
 from random_checkpoint import SHALLOW_TEXT
 
 
@@ -94,6 +95,6 @@ def test_what_is_kept_grows_with_the_pixels_and_not_with_their_pairs(contentless
 
 
 def test_the_quality_benchmark_finds_all_that_it_is_made_of(tmp_path):
-    command = Path(__file__).resolve().parents[2] / "benchmarks" / "quality" / "run.py"
+    command = REPO / "benchmarks" / "quality" / "run.py"
     shown = subprocess.run([sys.executable, command, "--help"], cwd=tmp_path, check=True, capture_output=True).stdout
     assert b"--judges" in shown
