@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .compose import PerfusionApply, PerfusionCombineConcepts, PerfusionConceptSettings, PerfusionLoadConcept
 from .covariance import PerfusionCovariance
 from .demo import PerfusionDemoModel
 from .host import clipseg, files, scorers
@@ -20,6 +21,10 @@ class PerfusionExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             PerfusionLoader,
+            PerfusionLoadConcept,
+            PerfusionConceptSettings,
+            PerfusionCombineConcepts,
+            PerfusionApply,
             PerfusionLoadPhotos,
             PerfusionMasksFromText,
             PerfusionTrainConcept,

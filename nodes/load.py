@@ -5,12 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..perfusion_core import load_concept, save_concept
-from ..perfusion_core.edit import BETA, TEMPERATURE
-from .host.files import FOLDER, concept_names, concept_path, path_to_save, save_with_training
+from .host.files import FOLDER, concept_path, path_to_save, save_with_training
 from .host.model import apply_to_model
 from .host.text import apply_to_clip
 from .host.uses import ConceptUse
-from .schema import ADVANCED, CATEGORY, Concepts
+from .schema import ADVANCED, CATEGORY, Concepts, concept_input, use_inputs
 
 
 class PerfusionLoader(io.ComfyNode):
@@ -30,45 +29,8 @@ class PerfusionLoader(io.ComfyNode):
                 io.Clip.Input(
                     "clip", tooltip="The text encoder of the same checkpoint. Use the output for your prompts."
                 ),
-                io.Combo.Input("concept", options=concept_names(), tooltip=f"A concept file from models/{FOLDER}."),
-                io.Float.Input(
-                    "beta",
-                    default=BETA,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    display_mode=io.NumberDisplay.slider,
-                    tooltip="How much like the concept a word must be to become it. Lower: more faithful to the "
-                    "photos. Higher: more room for the rest of the prompt. Paper: 0.60 to 0.75 with local key lock.",
-                ),
-                io.Float.Input(
-                    "temperature",
-                    default=TEMPERATURE,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    display_mode=io.NumberDisplay.slider,
-                    tooltip="How softly the concept sets in around beta. Higher lets it reach more words. Paper: 0.15.",
-                ),
-                io.Float.Input(
-                    "key_lock",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    display_mode=io.NumberDisplay.slider,
-                    tooltip="0, local: the trigger's own keys are locked to the superclass word. 1, global: the layout "
-                    "of the whole picture follows the prompt with the superclass word in the trigger's place.",
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip="Scales the whole edit. 0 is the base model, bit for bit.",
-                    **ADVANCED,
-                ),
+                concept_input(),
+                *use_inputs(),
             ],
             outputs=[io.Model.Output(), io.Clip.Output()],
         )
@@ -119,6 +81,8 @@ class PerfusionSaveConcept(io.ComfyNode):
     @classmethod
     def execute(cls, concept, filename, overwrite, keep_training=True) -> io.NodeOutput:
         path = path_to_save(filename, overwrite)
+        if len(concept) != 1:
+            raise ValueError(f"A file holds one concept, these are {len(concept)}: connect them one by one.")
         (use,) = concept
         try:
             concept = use.concept.replace(name=path.stem)

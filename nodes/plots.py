@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from ..perfusion_core import Covariance
 
@@ -95,6 +95,35 @@ def spectrum(covariance: Covariance) -> Image.Image:
         draw.line([at(1, ridge), at(len(shares), ridge)], fill=_RED, width=2)
     draw.text((_WIDTH - _RIGHT, 12), words, fill=_RED, font=font, anchor="ra")
     return picture
+
+
+def heat_map(names: Sequence[str], values: Sequence[Sequence[float]]) -> Image.Image:
+    """A square of numbers in -1..1, a row and a column for each name; blue is high, red below 0."""
+    font, cell, names = ImageFont.load_default(14), 64, [_shortened(name) for name in names]
+    side = round(max(font.getlength(name) for name in names)) + 16
+    size = side + cell * len(names) + 8
+    picture = Image.new("RGB", (size, size), "white")
+    draw = ImageDraw.Draw(picture)
+    upright = Image.new("RGB", (cell * len(names), side), "white")
+    for i, name in enumerate(names):
+        middle = side + cell * i + cell / 2
+        draw.text((side - 8, middle), name, fill=_INK, font=font, anchor="rm")
+        label = Image.new("RGB", (side, cell), "white")
+        ImageDraw.Draw(label).text((8, cell / 2), name, fill=_INK, font=font, anchor="lm")
+        upright.paste(label.rotate(90, expand=True), (cell * i, 0))
+        for j, value in enumerate(values[i]):
+            shade = np.array(ImageColor.getrgb(_SMOOTH if value > 0 else _RED)) - 255
+            colour = tuple((255 + shade * min(abs(value), 1)).astype(int).tolist())
+            x, y = side + cell * j, side + cell * i
+            draw.rectangle([x, y, x + cell - 2, y + cell - 2], fill=colour)
+            ink = "white" if abs(value) > 0.5 else _INK
+            draw.text((x + cell / 2, y + cell / 2), f"{value:.2f}", fill=ink, font=font, anchor="mm")
+    picture.paste(upright, (side, 0))
+    return picture
+
+
+def _shortened(name: str, longest: int = 24) -> str:
+    return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def as_image(picture: Image.Image) -> torch.Tensor:

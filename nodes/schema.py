@@ -6,9 +6,60 @@ import inspect
 
 from comfy_api.latest import io
 
+from ..perfusion_core.edit import BETA, TEMPERATURE
+from .host.files import FOLDER, concept_names
+
 CATEGORY = "perfusion"
 Concepts = io.Custom("PERFUSION_CONCEPTS")  # tuple[ConceptUse, ...]
 CovarianceType = io.Custom("PERFUSION_COVARIANCE")  # perfusion_core.Covariance
 
 # Folded away until asked for, on hosts that can.
 ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input.__init__).parameters else {}
+
+
+def concept_input() -> io.Combo.Input:
+    return io.Combo.Input("concept", options=concept_names(), tooltip=f"A concept file from models/{FOLDER}.")
+
+
+def use_inputs() -> list[io.Input]:
+    """The settings of a ConceptUse, in the order of its fields."""
+    return [
+        io.Float.Input(
+            "beta",
+            default=BETA,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            display_mode=io.NumberDisplay.slider,
+            tooltip="How much like the concept a word must be to become it. Lower: more faithful to the "
+            "photos. Higher: more room for the rest of the prompt. Paper: 0.60 to 0.75 with local key lock.",
+        ),
+        io.Float.Input(
+            "temperature",
+            default=TEMPERATURE,
+            min=0.01,
+            max=1.0,
+            step=0.01,
+            display_mode=io.NumberDisplay.slider,
+            tooltip="How softly the concept sets in around beta. Higher lets it reach more words. Paper: 0.15.",
+        ),
+        io.Float.Input(
+            "key_lock",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            display_mode=io.NumberDisplay.slider,
+            tooltip="0, local: the trigger's own keys are locked to the superclass word. 1, global: the layout "
+            "of the whole picture follows the prompt with the superclass word in the trigger's place.",
+        ),
+        io.Float.Input(
+            "strength",
+            default=1.0,
+            min=0.0,
+            max=2.0,
+            step=0.05,
+            tooltip="Scales the whole edit. 0 is the base model, bit for bit.",
+            **ADVANCED,
+        ),
+    ]

@@ -35,7 +35,9 @@ class ConceptSet:
 
     betas, temperatures and strengths are numbers or one per concept: beta is the similarity at which the gate is half
     open (1 is the concept's own encoding), temperature (> 0) how softly it opens, strength scales the whole edit
-    (0 returns inputs untouched). Raises ValueError for settings out of range or concepts of different widths.
+    (0 returns inputs untouched). joint: the exact projection onto all targets; otherwise each concept is projected as
+    if it were alone, p_j = sim_j / E_jj (the paper's approximation), which counts twice what alike concepts share.
+    Raises ValueError for settings out of range or concepts of different widths.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class ConceptSet:
         betas: float | Sequence[float] = BETA,
         temperatures: float | Sequence[float] = TEMPERATURE,
         strengths: float | Sequence[float] = 1.0,
+        joint: bool = True,
     ):
         if not concepts:
             raise ValueError("A concept set needs at least one concept.")
@@ -54,6 +57,7 @@ class ConceptSet:
         self.betas = _per_concept(betas, "betas", concepts)
         self.temperatures = _per_concept(temperatures, "temperatures", concepts)
         self.strengths = _per_concept(strengths, "strengths", concepts)
+        self.joint = joint
         if min(self.temperatures) < 1e-6 or min(self.strengths) < 0:
             raise ValueError(
                 f"Temperatures must be above 0 and strengths not below, got {self.temperatures} and {self.strengths}."
@@ -64,6 +68,11 @@ class ConceptSet:
             self._energies = self._targets @ self._duals.T  # E (concepts, concepts)
         self._layers: dict[tuple, Tensor] = {}
         self._on: dict[tuple, _Coefficients] = {}
+
+    @property
+    def targets(self) -> Tensor:
+        """(concepts, d): the i*."""
+        return self._targets
 
     @property
     def active(self) -> bool:
@@ -137,7 +146,10 @@ class ConceptSet:
             return self._on[place]
         with torch.inference_mode(False):
             strengths = torch.tensor(self.strengths, dtype=torch.float64)
-            removal = _removal(self._energies, strengths) @ self._targets
+            if self.joint:
+                removal = _removal(self._energies, strengths) @ self._targets
+            else:
+                removal = (strengths / self._energies.diagonal())[:, None] * self._targets
             superclasses = torch.stack([_precise(concept.superclass_input) for concept in self.concepts])
             added = strengths[:, None] * superclasses
             locked = torch.tensor([[concept.key_outputs is None] for concept in self.concepts])

@@ -23,14 +23,17 @@ from torch import Tensor
 
 from ...perfusion_core import ConceptSet, EditedEncoding
 from ...perfusion_core.concept import BASE_MODELS
-from .uses import KEY, ConceptUse, combine
+from .uses import KEY, ConceptUse, combine, concept_set
 
 ENCODING, KEYS = "perfusion_encoding", "perfusion_keys"  # in a conditioning's dict, see text.py
 PREFIX = "diffusion_model."
 
 
-def apply_to_model(model, uses: Sequence[ConceptUse]):
-    """A clone of the MODEL that uses these concepts too. Raises ValueError for a concept of another base model."""
+def apply_to_model(model, uses: Sequence[ConceptUse], joint: bool = True):
+    """A clone of the MODEL that uses these concepts too, all of them merged as said last (see ConceptSet).
+
+    Raises ValueError for a concept of another base model.
+    """
     for use in uses:
         check_fits(use.concept, model)
     model = model.clone()
@@ -38,7 +41,7 @@ def apply_to_model(model, uses: Sequence[ConceptUse]):
     model.set_attachments(KEY, uses)
     for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.APPLY_MODEL):
         model.remove_wrappers_with_key(kind, KEY)
-    runtime = _Runtime(model.model, uses) if uses else None
+    runtime = _Runtime(model.model, concept_set(uses, joint)) if uses else None
     for layer in cross_attentions(model):
         for projection, edit in (("to_k", EditedEncoding.key), ("to_v", EditedEncoding.value)):
             name = f"{PREFIX}{layer}.{projection}.forward"
@@ -117,13 +120,8 @@ def check_fits(concept, model) -> None:
 class _Runtime:
     """What one patched MODEL does while it samples. All state is the running forward's, per thread."""
 
-    def __init__(self, base_model: torch.nn.Module, uses: Sequence[ConceptUse]):
-        self.concepts = ConceptSet(
-            [use.concept for use in uses],
-            betas=[use.beta for use in uses],
-            temperatures=[use.temperature for use in uses],
-            strengths=[use.strength for use in uses],
-        )
+    def __init__(self, base_model: torch.nn.Module, concepts: ConceptSet):
+        self.concepts = concepts
         self._own_model = weakref.ref(base_model)  # only for calls from outside sampling
         self._running = threading.local()
 

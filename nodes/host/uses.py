@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
-from ...perfusion_core import Concept
+from ...perfusion_core import Concept, ConceptSet
 from ...perfusion_core.edit import BETA, TEMPERATURE
 
 KEY = "perfusion"  # under which everything of ours is kept on the host's objects
@@ -24,8 +25,21 @@ class ConceptUse:
     key_lock: float = 0.0
     training: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)  # to train on from here
 
+    def replace(self, **changes: Any) -> ConceptUse:
+        return replace(self, **changes)
+
 
 def combine(earlier: Iterable[ConceptUse], later: Iterable[ConceptUse]) -> tuple[ConceptUse, ...]:
     """All uses that do anything; of two with the same trigger the later one counts."""
     by_trigger = {use.concept.trigger.lower(): use for use in (*earlier, *later)}
     return tuple(use for use in by_trigger.values() if use.strength != 0)
+
+
+def concept_set(uses: Sequence[ConceptUse], joint: bool = True) -> ConceptSet:
+    return ConceptSet(
+        [use.concept for use in uses],
+        betas=[use.beta for use in uses],
+        temperatures=[use.temperature for use in uses],
+        strengths=[use.strength for use in uses],
+        joint=joint,
+    )

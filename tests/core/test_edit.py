@@ -89,9 +89,18 @@ def test_several_concepts_equal_the_papers_appendix(case: Case, strength: float)
 
 @given(case=orthogonal, data=st.data())
 def test_each_concept_has_its_own_strength(case: Case, data: st.DataObject) -> None:
+    assert_separate(case, data, joint=True)
+
+
+@given(case=several, data=st.data())
+def test_concepts_that_are_not_joint_act_each_as_if_alone(case: Case, data: st.DataObject) -> None:
+    assert_separate(case, data, joint=False)
+
+
+def assert_separate(case: Case, data: st.DataObject, joint: bool) -> None:
     count = len(case.concepts)
     each = data.draw(st.lists(strengths, min_size=count, max_size=count))
-    concepts = ConceptSet(case.concepts, case.betas, case.temperatures, each)
+    concepts = ConceptSet(case.concepts, case.betas, case.temperatures, each, joint)
     expected = reference_key_value(
         case,
         FIRST,

@@ -1,0 +1,131 @@
+"""Concepts as values in the graph: load, set, combine and apply them in separate steps."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..perfusion_core import ConceptSet, load_concept
+from .host.files import concept_path
+from .host.model import apply_to_model
+from .host.text import apply_to_clip
+from .host.uses import ConceptUse, combine, concept_set
+from .plots import as_image, heat_map
+from .schema import CATEGORY, Concepts, concept_input, use_inputs
+
+MANY = 16  # concepts that can be combined in one node; outputs of such nodes can be combined again
+MIXED, TOUCHED = 0.5, 0.05  # how open a gate must be on another concept's trigger to be worth a word
+
+
+class PerfusionLoadConcept(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PerfusionLoadConcept",
+            display_name="Perfusion Load Concept",
+            category=CATEGORY,
+            description="Reads a concept file, with the settings it is to be used with. Perfusion Loader does this and "
+            "Perfusion Apply in one.",
+            inputs=[concept_input(), *use_inputs()],
+            outputs=[Concepts.Output(display_name="concepts")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, concept: str, **kwargs) -> str:
+        stat = concept_path(concept).stat()
+        return f"{stat.st_mtime_ns} {stat.st_size}"
+
+    @classmethod
+    def execute(cls, concept, beta, temperature, key_lock, strength) -> io.NodeOutput:
+        use = ConceptUse(load_concept(concept_path(concept)), beta, temperature, strength, key_lock)
+        return io.NodeOutput((use,))
+
+
+class PerfusionConceptSettings(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PerfusionConceptSettings",
+            display_name="Perfusion Concept Settings",
+            category=CATEGORY,
+            description="Sets how concepts are used, such as one that was just trained.",
+            inputs=[Concepts.Input("concepts", tooltip="All of these get the settings below."), *use_inputs()],
+            outputs=[Concepts.Output(display_name="concepts")],
+        )
+
+    @classmethod
+    def execute(cls, concepts, **settings) -> io.NodeOutput:
+        return io.NodeOutput(tuple(use.replace(**settings) for use in concepts))
+
+
+class PerfusionCombineConcepts(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        one = Concepts.Input("concepts", optional=True, tooltip="From Perfusion Load Concept, or combined before.")
+        return io.Schema(
+            node_id="PerfusionCombineConcepts",
+            display_name="Perfusion Combine Concepts",
+            category=CATEGORY,
+            description="Puts concepts together for one Perfusion Apply, and tells which of them are alike enough to "
+            "mix. The order does not matter; of two with the same trigger the later one counts.",
+            inputs=[io.Autogrow.Input("sets", template=io.Autogrow.TemplatePrefix(one, "concepts_", min=2, max=MANY))],
+            outputs=[
+                Concepts.Output(display_name="concepts"),
+                io.Image.Output(display_name="overlap", tooltip="How alike each two are: 1 is the same, 0 unrelated."),
+                io.String.Output(display_name="report"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, sets: io.Autogrow.Type) -> io.NodeOutput:
+        uses = combine((), [use for given in sets.values() if given for use in given])
+        if not uses:
+            raise ValueError("There is no concept to combine: connect at least one whose strength is not 0.")
+        concepts = concept_set(uses)
+        triggers = [use.concept.trigger for use in uses]
+        picture, report = heat_map(triggers, concepts.overlap().tolist()), overlap_report(concepts)
+        return io.NodeOutput(uses, as_image(picture), report, ui=ui.PreviewText(report))
+
+
+class PerfusionApply(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PerfusionApply",
+            display_name="Perfusion Apply",
+            category=CATEGORY,
+            description="Teaches the model and the text encoder these concepts; write their triggers in a prompt.",
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion model the concepts were trained on."),
+                io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint, for your prompts."),
+                Concepts.Input("concepts", tooltip="Those of earlier Perfusion nodes stay."),
+                io.Combo.Input(
+                    "merging",
+                    options=["exact", "independent"],
+                    tooltip="exact: all concepts are one joint edit, in which alike ones do not count twice (paper, "
+                    "appendix B). independent: each as if it were alone, the paper's approximation, to compare.",
+                ),
+            ],
+            outputs=[io.Model.Output(), io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, concepts, merging) -> io.NodeOutput:
+        return io.NodeOutput(apply_to_model(model, concepts, joint=merging == "exact"), apply_to_clip(clip, concepts))
+
+
+def overlap_report(concepts: ConceptSet) -> str:
+    """A line on every two concepts, by how far one's trigger opens the other's gate; most alike first."""
+    triggers = [concept.trigger for concept in concepts.concepts]
+    if len(triggers) == 1:
+        return f"{triggers[0]} is alone."
+    overlap = concepts.overlap()
+    opened = concepts.gates(concepts.targets[None])[0]  # [j, k]: how open k's gate is on j's own encoding
+    pairs = [(overlap[j, k].item(), j, k) for j in range(len(triggers)) for k in range(j)]
+    lines = []
+    for shared, j, k in sorted(pairs, reverse=True):
+        widest = max(opened[j, k], opened[k, j]).item()
+        verdict = (
+            "they will mix" if widest > MIXED else "they may mix a little" if widest > TOUCHED else "they keep apart"
+        )
+        lines.append(f"{triggers[k]} and {triggers[j]} overlap {shared:.2f}: {verdict}")
+    return "\n".join(lines)
