@@ -5,12 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..perfusion_core import ConceptSet, load_concept
+from ..perfusion_core.edit import BETA, TEMPERATURE
 from .host.files import concept_path
 from .host.model import apply_to_model
 from .host.text import apply_to_clip
-from .host.uses import ConceptUse, combine, concept_set
+from .host.uses import EASINGS, ConceptUse, combine, concept_set
 from .plots import as_image, heat_map
-from .schema import CATEGORY, Concepts, concept_input, use_inputs
+from .schema import CATEGORY, Concepts, concept_input, span_inputs, use_inputs
 
 MANY = 16  # concepts that can be combined in one node; outputs of such nodes can be combined again
 MIXED, TOUCHED = 0.5, 0.05  # how open a gate must be on another concept's trigger to be worth a word
@@ -35,9 +36,8 @@ class PerfusionLoadConcept(io.ComfyNode):
         return f"{stat.st_mtime_ns} {stat.st_size}"
 
     @classmethod
-    def execute(cls, concept, beta, temperature, key_lock, strength) -> io.NodeOutput:
-        use = ConceptUse(load_concept(concept_path(concept)), beta, temperature, strength, key_lock)
-        return io.NodeOutput((use,))
+    def execute(cls, concept, **settings) -> io.NodeOutput:
+        return io.NodeOutput((ConceptUse(load_concept(concept_path(concept)), **settings),))
 
 
 class PerfusionConceptSettings(io.ComfyNode):
@@ -49,6 +49,34 @@ class PerfusionConceptSettings(io.ComfyNode):
             category=CATEGORY,
             description="Sets how concepts are used, such as one that was just trained.",
             inputs=[Concepts.Input("concepts", tooltip="All of these get the settings below."), *use_inputs()],
+            outputs=[Concepts.Output(display_name="concepts")],
+        )
+
+    @classmethod
+    def execute(cls, concepts, **settings) -> io.NodeOutput:
+        return io.NodeOutput(tuple(use.replace(**settings) for use in concepts))
+
+
+class PerfusionSchedule(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        def end(name: str, default: float, low: float) -> io.Input:
+            tooltip = f"Where {name} is at end_percent. At start_percent it is as the concepts come."
+            return io.Float.Input(f"{name}_end", default=default, min=low, max=1.0, step=0.01, tooltip=tooltip)
+
+        return io.Schema(
+            node_id="PerfusionSchedule",
+            display_name="Perfusion Schedule",
+            category=CATEGORY,
+            description="Lets beta and temperature change while sampling: high beta first and low beta last leaves the "
+            "layout to the prompt and takes the look from the concept.",
+            inputs=[
+                Concepts.Input("concepts", tooltip="All of these follow the schedule."),
+                *span_inputs(),
+                end("beta", BETA, 0.0),
+                end("temperature", TEMPERATURE, 0.01),
+                io.Combo.Input("easing", options=list(EASINGS), tooltip="The way from start to end."),
+            ],
             outputs=[Concepts.Output(display_name="concepts")],
         )
 

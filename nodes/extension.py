@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .compose import PerfusionApply, PerfusionCombineConcepts, PerfusionConceptSettings, PerfusionLoadConcept
+from .compose import (
+    PerfusionApply,
+    PerfusionCombineConcepts,
+    PerfusionConceptSettings,
+    PerfusionLoadConcept,
+    PerfusionSchedule,
+)
 from .covariance import PerfusionCovariance
 from .demo import PerfusionDemoModel
 from .host import clipseg, files, scorers
@@ -23,6 +29,7 @@ class PerfusionExtension(ComfyExtension):
             PerfusionLoader,
             PerfusionLoadConcept,
             PerfusionConceptSettings,
+            PerfusionSchedule,
             PerfusionCombineConcepts,
             PerfusionApply,
             PerfusionLoadPhotos,

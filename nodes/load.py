@@ -41,8 +41,8 @@ class PerfusionLoader(io.ComfyNode):
         return f"{stat.st_mtime_ns} {stat.st_size}"
 
     @classmethod
-    def execute(cls, model, clip, concept, beta, temperature, key_lock, strength) -> io.NodeOutput:
-        use = ConceptUse(load_concept(concept_path(concept)), beta, temperature, strength, key_lock)
+    def execute(cls, model, clip, concept, **settings) -> io.NodeOutput:
+        use = ConceptUse(load_concept(concept_path(concept)), **settings)
         return io.NodeOutput(apply_to_model(model, [use]), apply_to_clip(clip, [use]))
 
 

@@ -22,7 +22,7 @@ def concept_input() -> io.Combo.Input:
 
 
 def use_inputs() -> list[io.Input]:
-    """The settings of a ConceptUse, in the order of its fields."""
+    """The settings of a ConceptUse."""
     return [
         io.Float.Input(
             "beta",
@@ -62,4 +62,35 @@ def use_inputs() -> list[io.Input]:
             tooltip="Scales the whole edit. 0 is the base model, bit for bit.",
             **ADVANCED,
         ),
+        *span_inputs(optional=True, **ADVANCED),
+        *(
+            io.Float.Input(
+                stage,
+                default=1.0,
+                min=0.0,
+                max=2.0,
+                step=0.05,
+                optional=True,
+                tooltip=f"What strength is multiplied by in the {place} of the UNet.",
+                **ADVANCED,
+            )
+            for stage, place in (("down", "first half"), ("middle", "middle"), ("up", "second half"))
+        ),
+    ]
+
+
+def span_inputs(**options) -> list[io.Input]:
+    """The part of the sampling in which a concept is used."""
+    words = (("start_percent", 0.0, "When the concept sets in"), ("end_percent", 1.0, "When it ends"))
+    return [
+        io.Float.Input(
+            name,
+            default=default,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip=f"{meaning}: 0 is the first step, which makes the layout, 1 the last, which makes detail.",
+            **options,
+        )
+        for name, default, meaning in words
     ]

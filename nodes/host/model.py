@@ -23,10 +23,11 @@ from torch import Tensor
 
 from ...perfusion_core import ConceptSet, EditedEncoding
 from ...perfusion_core.concept import BASE_MODELS
-from .uses import KEY, ConceptUse, combine, concept_set
+from .uses import KEY, STAGES, ConceptUse, combine, concept_set
 
 ENCODING, KEYS = "perfusion_encoding", "perfusion_keys"  # in a conditioning's dict, see text.py
 PREFIX = "diffusion_model."
+MANY_SETS = 128  # that are kept
 
 
 def apply_to_model(model, uses: Sequence[ConceptUse], joint: bool = True):
@@ -41,7 +42,7 @@ def apply_to_model(model, uses: Sequence[ConceptUse], joint: bool = True):
     model.set_attachments(KEY, uses)
     for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.APPLY_MODEL):
         model.remove_wrappers_with_key(kind, KEY)
-    runtime = _Runtime(model.model, concept_set(uses, joint)) if uses else None
+    runtime = _Runtime(model.model, uses, joint) if uses else None
     for layer in cross_attentions(model):
         for projection, edit in (("to_k", EditedEncoding.key), ("to_v", EditedEncoding.value)):
             name = f"{PREFIX}{layer}.{projection}.forward"
@@ -120,8 +121,10 @@ def check_fits(concept, model) -> None:
 class _Runtime:
     """What one patched MODEL does while it samples. All state is the running forward's, per thread."""
 
-    def __init__(self, base_model: torch.nn.Module, concepts: ConceptSet):
-        self.concepts = concepts
+    def __init__(self, base_model: torch.nn.Module, uses: Sequence[ConceptUse], joint: bool):
+        self._uses, self._joint = uses, joint
+        self._scheduled = any(use.scheduled for use in uses)
+        self._sets: dict[tuple, ConceptSet] = {}
         self._own_model = weakref.ref(base_model)  # only for calls from outside sampling
         self._running = threading.local()
 
@@ -140,17 +143,17 @@ class _Runtime:
         # cast here, as the model would: then the layers get this very tensor, unless another node changes it
         dtype = getattr(model, "manual_cast_dtype", None) or model.get_dtype()
         context = comfy.model_management.cast_to_device(c_crossattn, x.device, dtype)
-        edited = EditedEncoding(self.concepts, context, _key_context(context, locks))
-        with self._run(model, edited):
+        percent = _percent(model, t) if self._scheduled else 0.0
+        with self._run(model, _Edits(self, percent, context, _key_context(context, locks))):
             return executor(x, t, c_concat, context, control, transformer_options, **kwargs)
 
     def forward(self, layer: str, projection: str, edit: Callable, foreign: Callable | None) -> Callable:
         """The forward of one projection; ``foreign`` is another node's patch of it, which then does the projecting."""
-        name = f"{PREFIX}{layer}.{projection}"
+        name, stage = f"{PREFIX}{layer}.{projection}", STAGES.get(layer.partition(".")[0], "middle")
 
         @torch.compiler.disable
         def forward(x: Tensor) -> Tensor:
-            model, edited = getattr(self._running, "forward", None) or (self._own_model(), None)
+            model, edits = getattr(self._running, "forward", None) or (self._own_model(), _Edits(self, 0.0, x, None))
 
             def project(edited_input: Tensor) -> Tensor:
                 if foreign is not None:
@@ -158,19 +161,53 @@ class _Runtime:
                 module = comfy.utils.get_attr(model, name)
                 return type(module).forward(module, edited_input)
 
-            return edit(edited or EditedEncoding(self.concepts, x), layer, x, project)
+            return edit(edits.of(stage), layer, x, project)
 
         forward.perfusion_foreign = foreign
         return forward
 
+    def concepts(self, percent: float, stage: str) -> ConceptSet:
+        """Those in use at a percent of the schedule in a stage; the same set for the same settings."""
+        uses = [use.at(percent, stage) for use in self._uses]
+        settings = tuple((use.beta, use.temperature, use.strength) for use in uses)
+        if settings not in self._sets:
+            if len(self._sets) == MANY_SETS:  # some samplers never come to the same sigma again
+                self._sets.clear()
+            self._sets[settings] = concept_set(uses, self._joint)
+        return self._sets[settings]
+
     @contextmanager
-    def _run(self, model: torch.nn.Module, edited: EditedEncoding):
+    def _run(self, model: torch.nn.Module, edits: _Edits):
         outer = getattr(self._running, "forward", None)
-        self._running.forward = model, edited
+        self._running.forward = model, edits
         try:
             yield
         finally:
             self._running.forward = outer
+
+
+class _Edits:
+    """What the layers of one forward share: the encoding as it is edited in each stage of the UNet."""
+
+    def __init__(self, runtime: _Runtime, percent: float, context: Tensor, key_context: Tensor | None):
+        concepts = {stage: runtime.concepts(percent, stage) for stage in STAGES.values()}
+        edited = {one: EditedEncoding(one, context, key_context) for one in set(concepts.values())}
+        self._stages = {stage: edited[one] for stage, one in concepts.items()}
+
+    def of(self, stage: str) -> EditedEncoding:
+        return self._stages[stage]
+
+
+def _percent(model: torch.nn.Module, sigmas: Tensor) -> float:
+    """How far the schedule is at these sigmas, 0 to 1: the inverse of the host's percent_to_sigma, which falls."""
+    sigma, low, high = sigmas.max().item(), 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        if model.model_sampling.percent_to_sigma(middle) > sigma:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
 
 
 class _KeyLock(comfy.conds.CONDRegular):

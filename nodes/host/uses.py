@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,19 +14,67 @@ from ...perfusion_core.edit import BETA, TEMPERATURE
 KEY = "perfusion"  # under which everything of ours is kept on the host's objects
 
 
+EASINGS: Mapping[str, Callable[[float], float]] = {
+    "linear": lambda x: x,
+    "slow start": lambda x: x * x,
+    "slow end": lambda x: 1 - (1 - x) * (1 - x),
+    "smooth": lambda x: x * x * (3 - 2 * x),
+}
+STAGES = {"input_blocks": "down", "middle_block": "middle", "output_blocks": "up"}  # of the UNet: ConceptUse's weight
+
+
 @dataclass(frozen=True)
 class ConceptUse:
-    """A concept with the settings of one use; key_lock goes from 0, the paper's local lock, to 1, its global one."""
+    """A concept with the settings of one use; key_lock goes from 0, the paper's local lock, to 1, its global one.
+
+    Percents are of the sampling's schedule, 0 to 1, as in the host's nodes; outside of them the use does nothing. From
+    one to the other beta and temperature go to their ends, if these are set. down, middle and up are what the strength
+    is multiplied by in the UNet's stages. Raises ValueError when the end is not after the start.
+    """
 
     concept: Concept
     beta: float = BETA
     temperature: float = TEMPERATURE
     strength: float = 1.0
     key_lock: float = 0.0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    down: float = 1.0
+    middle: float = 1.0
+    up: float = 1.0
+    beta_end: float | None = None
+    temperature_end: float | None = None
+    easing: str = "linear"
     training: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)  # to train on from here
+
+    def __post_init__(self) -> None:
+        if not self.start_percent < self.end_percent:
+            raise ValueError(
+                f"The use of {self.concept.name!r} ends at {self.end_percent:g} before it starts at "
+                f"{self.start_percent:g}: set end_percent above start_percent."
+            )
 
     def replace(self, **changes: Any) -> ConceptUse:
         return replace(self, **changes)
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether it changes while sampling."""
+        return (self.start_percent, self.end_percent, self.beta_end, self.temperature_end) != (0, 1, None, None)
+
+    def at(self, percent: float, stage: str) -> ConceptUse:
+        """Its beta, temperature and strength at a percent of the schedule in a stage ("down", "middle" or "up")."""
+        on = self.start_percent <= percent <= self.end_percent
+        way = (percent - self.start_percent) / (self.end_percent - self.start_percent)
+        way = EASINGS[self.easing](min(max(way, 0.0), 1.0))
+        beta_end = self.beta if self.beta_end is None else self.beta_end
+        temperature_end = self.temperature if self.temperature_end is None else self.temperature_end
+        return ConceptUse(
+            self.concept,
+            self.beta + way * (beta_end - self.beta),
+            self.temperature + way * (temperature_end - self.temperature),
+            self.strength * getattr(self, stage) * on,
+        )
 
 
 def combine(earlier: Iterable[ConceptUse], later: Iterable[ConceptUse]) -> tuple[ConceptUse, ...]:

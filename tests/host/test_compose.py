@@ -19,6 +19,7 @@ from makers import make_concept
 from test_model import encode, sample
 
 PROMPT = "a photo of a <my-toy> beside a <my-cup>, on the beach"
+SETTINGS = {"beta": 0.6, "temperature": 0.15, "key_lock": 0.0, "strength": 1.0}
 
 
 @pytest.fixture
@@ -40,13 +41,16 @@ def painted(model, clip):
 
 def test_load_combine_and_apply_give_what_loaders_in_a_row_give_in_any_order(models, files):
     model, clip, _ = models("sd1")
-    settings = {"my-toy.safetensors": (0.6, 0.15, 0.5, 1.0), "my-cup.safetensors": (0.7, 0.1, 0.0, 0.8)}
+    settings = {
+        "my-toy.safetensors": {**SETTINGS, "key_lock": 0.5},
+        "my-cup.safetensors": {"beta": 0.7, "temperature": 0.1, "key_lock": 0.0, "strength": 0.8},
+    }
     in_a_row = model, clip
     for name in files:
-        in_a_row = PerfusionLoader.execute(*in_a_row, name, *settings[name]).args
+        in_a_row = PerfusionLoader.execute(*in_a_row, name, **settings[name]).args
     expected = painted(*in_a_row)
     for order in itertools.permutations(files):
-        loaded = [PerfusionLoadConcept.execute(name, *settings[name]).args[0] for name in order]
+        loaded = [PerfusionLoadConcept.execute(name, **settings[name]).args[0] for name in order]
         together, _, _ = combined(*loaded)
         found = painted(*PerfusionApply.execute(model, clip, together, "exact").args)
         torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-3)
@@ -57,7 +61,7 @@ def test_load_combine_and_apply_give_what_loaders_in_a_row_give_in_any_order(mod
 
 def test_independent_merging_counts_what_alike_concepts_share_twice(models, files):
     model, clip, _ = models("sd1")
-    together, _, _ = combined(*(PerfusionLoadConcept.execute(name, 0.6, 0.15, 0.0, 1.0).args[0] for name in files))
+    together, _, _ = combined(*(PerfusionLoadConcept.execute(name, **SETTINGS).args[0] for name in files))
     exact, independent = (
         painted(*PerfusionApply.execute(model, clip, together, merging).args) for merging in ("exact", "independent")
     )
@@ -70,7 +74,7 @@ def test_independent_merging_counts_what_alike_concepts_share_twice(models, file
 
 
 def test_settings_hold_for_every_concept_that_passes(models, files):
-    loaded = [PerfusionLoadConcept.execute(name, 0.6, 0.15, 0.0, 1.0).args[0] for name in files]
+    loaded = [PerfusionLoadConcept.execute(name, **SETTINGS).args[0] for name in files]
     together, _, _ = combined(*loaded)
     (changed,) = PerfusionConceptSettings.execute(together, beta=0.8, temperature=0.2, key_lock=0.3, strength=0.5).args
     assert [use.concept for use in changed] == [use.concept for use in together]
@@ -78,14 +82,16 @@ def test_settings_hold_for_every_concept_that_passes(models, files):
 
 
 def test_of_the_same_trigger_twice_the_later_counts_and_empty_inputs_do_not(models, files):
-    first, second = (PerfusionLoadConcept.execute(files[0], beta, 0.15, 0.0, 1.0).args[0] for beta in (0.5, 0.8))
+    first, second = (
+        PerfusionLoadConcept.execute(files[0], **{**SETTINGS, "beta": beta}).args[0] for beta in (0.5, 0.8)
+    )
     together, _, report = combined(first, None, second)
     assert [use.beta for use in together] == [0.8]
     assert report == "<my-toy> is alone."
 
 
 def test_nothing_to_combine_is_an_error_that_says_so(models, files):
-    (off,) = PerfusionLoadConcept.execute(files[0], 0.6, 0.15, 0.0, 0.0).args
+    (off,) = PerfusionLoadConcept.execute(files[0], **{**SETTINGS, "strength": 0.0}).args
     with pytest.raises(ValueError, match="connect at least one"):
         combined(off, None)
 
@@ -113,7 +119,7 @@ def test_the_report_says_who_will_mix(models):
 
 
 def test_a_trained_set_of_two_is_not_saved_into_one_file(models, files, model_folder):
-    together, _, _ = combined(*(PerfusionLoadConcept.execute(name, 0.6, 0.15, 0.0, 1.0).args[0] for name in files))
+    together, _, _ = combined(*(PerfusionLoadConcept.execute(name, **SETTINGS).args[0] for name in files))
     before = sorted(model_folder.iterdir())
     with pytest.raises(ValueError, match="A file holds one concept, these are 2"):
         PerfusionSaveConcept.execute(together, "both", False)

@@ -155,7 +155,9 @@ def test_a_concept_changes_the_picture_and_strength_zero_nothing(demo, model_fol
     prompt = f"a photo of a {TRIGGER} on grass"
 
     def with_strength(strength: float):
-        loaded = PerfusionLoader.execute(model, clip, "toy.safetensors", 0.6, 0.15, 1.0, strength).args
+        loaded = PerfusionLoader.execute(
+            model, clip, "toy.safetensors", beta=0.6, temperature=0.15, key_lock=1.0, strength=strength
+        ).args
         return sample(*loaded, prompt)["samples"]
 
     plain = sample(model, clip, prompt)["samples"]
