@@ -15,6 +15,7 @@ from .covariance import PerfusionCovariance
 from .demo import PerfusionDemoModel
 from .host import clipseg, files, scorers
 from .load import PerfusionLoader, PerfusionSaveConcept
+from .maps import PerfusionGateMap
 from .photos import PerfusionLoadPhotos, PerfusionMasksFromText
 from .train import PerfusionTrainConcept
 
@@ -32,6 +33,7 @@ class PerfusionExtension(ComfyExtension):
             PerfusionSchedule,
             PerfusionCombineConcepts,
             PerfusionApply,
+            PerfusionGateMap,
             PerfusionLoadPhotos,
             PerfusionMasksFromText,
             PerfusionTrainConcept,

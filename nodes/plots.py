@@ -97,28 +97,26 @@ def spectrum(covariance: Covariance) -> Image.Image:
     return picture
 
 
-def heat_map(names: Sequence[str], values: Sequence[Sequence[float]]) -> Image.Image:
-    """A square of numbers in -1..1, a row and a column for each name; blue is high, red below 0."""
-    font, cell, names = ImageFont.load_default(14), 64, [_shortened(name) for name in names]
-    side = round(max(font.getlength(name) for name in names)) + 16
-    size = side + cell * len(names) + 8
-    picture = Image.new("RGB", (size, size), "white")
+def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> Image.Image:
+    """Numbers in -1..1 with a name for every row and column; blue is high, red below 0."""
+    font, cell = ImageFont.load_default(14), 48
+    rows, columns = [list(map(_shortened, names)) for names in (rows, columns)]
+    side, top = (round(max(font.getlength(name) for name in names)) + 16 for names in (rows, columns))
+    picture = Image.new("RGB", (side + cell * len(columns) + 8, top + cell * len(rows) + 8), "white")
     draw = ImageDraw.Draw(picture)
-    upright = Image.new("RGB", (cell * len(names), side), "white")
-    for i, name in enumerate(names):
-        middle = side + cell * i + cell / 2
-        draw.text((side - 8, middle), name, fill=_INK, font=font, anchor="rm")
-        label = Image.new("RGB", (side, cell), "white")
+    for j, name in enumerate(columns):
+        label = Image.new("RGB", (top, cell), "white")
         ImageDraw.Draw(label).text((8, cell / 2), name, fill=_INK, font=font, anchor="lm")
-        upright.paste(label.rotate(90, expand=True), (cell * i, 0))
+        picture.paste(label.rotate(90, expand=True), (side + cell * j, 0))
+    for i, name in enumerate(rows):
+        draw.text((side - 8, top + cell * (i + 0.5)), name, fill=_INK, font=font, anchor="rm")
         for j, value in enumerate(values[i]):
             shade = np.array(ImageColor.getrgb(_SMOOTH if value > 0 else _RED)) - 255
             colour = tuple((255 + shade * min(abs(value), 1)).astype(int).tolist())
-            x, y = side + cell * j, side + cell * i
+            x, y = side + cell * j, top + cell * i
             draw.rectangle([x, y, x + cell - 2, y + cell - 2], fill=colour)
             ink = "white" if abs(value) > 0.5 else _INK
             draw.text((x + cell / 2, y + cell / 2), f"{value:.2f}", fill=ink, font=font, anchor="mm")
-    picture.paste(upright, (side, 0))
     return picture
 
 

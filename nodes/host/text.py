@@ -19,6 +19,7 @@ from .model import ENCODING, KEYS
 from .uses import KEY, ConceptUse, combine
 
 _TRIGGER = "perfusion_trigger"  # attribute of a tensor among the tokens: whose embedding it is
+_SPECIAL = {"<|startoftext|>": "start", "<|endoftext|>": "end"}
 _ENCODERS = ("l", "h", "g")  # CLIP encoders, in the order in which the host joins their encodings
 
 
@@ -64,6 +65,13 @@ def encoders(clip) -> dict[str, torch.nn.Module]:
 def embedding_tables(clip) -> dict[str, Tensor]:
     """{encoder: (vocabulary, d_encoder)}, the input embeddings of all tokens."""
     return {name: encoder.transformer.get_input_embeddings().weight for name, encoder in encoders(clip).items()}
+
+
+def concept_uses(clip) -> tuple[ConceptUse, ...]:
+    """The concepts that a CLIP knows. Raises ValueError when it knows none."""
+    if uses := clip.patcher.get_attachment(KEY):
+        return uses
+    raise ValueError("This CLIP knows no concept. Connect the CLIP output of Perfusion Loader or Perfusion Apply.")
 
 
 def superclass_tokens(clip, superclass: str) -> dict[str, int]:
@@ -114,6 +122,26 @@ def with_triggers(tokenizer, embeddings: Mapping[str, Mapping[str, Tensor]]):
 def trigger_positions(tokens: Sequence[tuple]) -> list[int]:
     """Where in one section of weighted tokens a trigger stands."""
     return [i for i, token in enumerate(tokens) if hasattr(token[0], _TRIGGER)]
+
+
+def token_labels(clip, tokens) -> list[tuple[int, str]]:
+    """(position in the encoding, its word or part of a word) of the tokens that the CLIP made of a text, no padding.
+
+    A trigger's is the trigger, an embedding's "embedding".
+    """
+    name = next(iter(encoders(clip)))
+    plain, labels, position = _plain(getattr(clip.tokenizer, f"clip_{name}")), [], 0
+    for section in tokens[name]:
+        ended = False
+        for token, *_ in section:
+            if not ended:
+                label = getattr(token, _TRIGGER, "embedding")
+                if isinstance(token, int):
+                    label = plain.convert_ids_to_tokens(token).removesuffix("</w>")
+                    ended = token == plain.eos_token_id
+                labels.append((position, _SPECIAL.get(label, label)))
+            position += 1
+    return labels
 
 
 class _TriggerTokenizer:

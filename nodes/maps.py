@@ -1,0 +1,48 @@
+"""Nodes that show what concepts do, and on which words."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io, ui
+
+from .host.text import concept_uses, token_labels
+from .host.uses import concept_set
+from .plots import as_image, heat_map
+from .schema import CATEGORY
+
+NOTICED = 0.05  # how open a gate must be to be named
+
+
+class PerfusionGateMap(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PerfusionGateMap",
+            display_name="Perfusion Gate Map",
+            category=CATEGORY,
+            description="Shows on which words of a prompt each concept acts: how open its gate is, 0 to 1.",
+            inputs=[
+                io.Clip.Input("clip", tooltip="From Perfusion Loader or Perfusion Apply."),
+                io.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="The prompt."),
+            ],
+            outputs=[io.Image.Output(display_name="map"), io.String.Output(display_name="report")],
+        )
+
+    @classmethod
+    def execute(cls, clip, text) -> io.NodeOutput:
+        uses = concept_uses(clip)
+        tokens = clip.tokenize(text)
+        with torch.no_grad():
+            encoding = clip.encode_from_tokens(tokens)
+        positions, words = zip(*token_labels(clip, tokens), strict=True)
+        gates = concept_set(uses).gates(encoding.float().cpu())[0, list(positions)].T.tolist()  # (concepts, words)
+        triggers = [use.concept.trigger for use in uses]
+        report = "\n".join(_sentence(trigger, words, row) for trigger, row in zip(triggers, gates, strict=True))
+        return io.NodeOutput(as_image(heat_map(triggers, words, gates)), report, ui=ui.PreviewText(report))
+
+
+def _sentence(trigger: str, words: tuple[str, ...], gates: list[float]) -> str:
+    found = sorted(zip(gates, words, strict=True), reverse=True)
+    named = ", ".join(f"{word} {gate:.2f}" for gate, word in found if gate >= NOTICED)
+    missing = "" if trigger.lower() in words else " Its trigger is not in the prompt."
+    return f"{trigger} acts on {named or 'no word'}.{missing}"
