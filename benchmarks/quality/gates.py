@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from painter import Painter
+from parts import END, START
 from perfusion_core import Concept, Covariance
 from perfusion_core.captions import captions as built_in_captions
 from scenes import OBJECTS, captions, draw_scene
 
-COUNT, CONTEXT_COUNT = 4000, 200
+COUNT, CONTEXT_COUNT, CONTEXT_WEIGHT = 4000, 200, 10.0
 COVARIANCES = {  # captions, tokens, ridge
     "world, all tokens": ("world", "all", 0.01),
-    "world, to the end": ("world", "end", 0.01),
     "world, words": ("world", "words", 0.01),
     "world, all tokens, ridge 0.1": ("world", "all", 0.1),
     "world, all tokens, ridge 0.001": ("world", "all", 0.001),
@@ -32,7 +32,7 @@ UNRELATED = "a photo of a cup and a key on brick"
 
 @torch.no_grad()
 def inverse_covariance(painter: Painter, source: str = "world", tokens: str = "all", ridge: float = 0.01) -> Tensor:
-    """C^-1, (d, d), of COUNT captions; tokens: all 77, those up to the end of the text, or its words alone."""
+    """C^-1, (d, d), of COUNT captions; tokens: all 77, or the words alone."""
     width = painter.text.table.embedding_dim
     if not source:
         return torch.eye(width)
@@ -45,44 +45,53 @@ def inverse_covariance(painter: Painter, source: str = "world", tokens: str = "a
 
 
 def _counted(rows: Tensor, tokens: str) -> Tensor:
-    """Which positions count; rows 0 and 1 of the token table are the start and the end of the text."""
+    """Which positions count."""
     if tokens == "all":
         return torch.ones_like(rows, dtype=torch.bool)
-    if tokens == "words":
-        return rows > 1
-    return (rows == 1).cumsum(1) <= 1
+    return (rows != START) & (rows != END)
 
 
 @torch.no_grad()
 def calibrated(painter: Painter, concept: Concept, inverse: Tensor) -> Concept:
-    """With i* the mean of the trigger's encoding over many sentences, not over those of the training alone."""
-    target = _mean_encoding(painter, concept, concept.trigger)
-    return concept.replace(target_input=target, target_dual=inverse @ target)
+    """With i* the mean of the trigger's encoding over many sentences, in a metric that ignores what these do to it.
+
+    The dual is (C + w S)^-1 i*, S the covariance of the trigger's encodings: as in linear discriminant analysis.
+    """
+    encodings = _encodings(painter, concept, concept.trigger)
+    target = encodings.mean(0)
+    return concept.replace(target_input=target, target_dual=(_metric(inverse, encodings) @ target.double()).float())
 
 
 @torch.no_grad()
 def discriminating(painter: Painter, concept: Concept, inverse: Tensor) -> Concept:
-    """Calibrated, and with the least a (in the metric C) for which a · i* = 1, a · s = 0 and a · n = 0.
+    """Calibrated, and with the least a (in that metric) for which a · i* = 1, a · s = 0 and a · n = 0.
 
     s and n are the mean encodings of the superclass word and of what follows the trigger: the gate stays shut on both.
     """
-    target = _mean_encoding(painter, concept, concept.trigger)
-    plain = _mean_encoding(painter, concept, concept.superclass)
-    following = _mean_encoding(painter, concept, concept.trigger, 1)
-    known = torch.stack([target, plain, following]).double()
-    spread = known @ inverse.double()
+    encodings = _encodings(painter, concept, concept.trigger)
+    others = [(concept.superclass, 0), (concept.trigger, 1)]
+    known = [encodings.mean(0), *(_encodings(painter, concept, *other).mean(0) for other in others)]
+    known = torch.stack(known).double()
+    spread = known @ _metric(inverse, encodings)
     dual = spread.T @ torch.linalg.solve(spread @ known.T, torch.tensor([1.0, 0, 0], dtype=torch.float64))
-    return concept.replace(target_input=target, target_dual=dual.float())
+    return concept.replace(target_input=known[0].float(), target_dual=dual.float())
 
 
-def _mean_encoding(painter: Painter, concept: Concept, word: str, offset: int = 0) -> Tensor:
-    """(d,), over captions of the superclass with ``word`` in its place; ``offset`` tokens after it."""
+def _metric(inverse: Tensor, encodings: Tensor) -> Tensor:
+    """(C + w S)^-1, (d, d), with C in the scale of one token of these."""
+    covariance, encodings = torch.linalg.inv(inverse.double()), encodings.double()
+    scale = encodings.square().sum(1).mean() / covariance.trace()
+    return torch.linalg.inv(scale * covariance + CONTEXT_WEIGHT * torch.cov(encodings.T, correction=0))
+
+
+def _encodings(painter: Painter, concept: Concept, word: str, offset: int = 0) -> Tensor:
+    """(sentences, d) in captions of the superclass with ``word`` in its place, or ``offset`` tokens after it."""
     new = {concept.trigger: concept.token_embeddings["l"]}
     drawn = (draw_scene(np.random.default_rng((7, i)), concept.superclass).caption for i in range(CONTEXT_COUNT))
     sentences = [caption.replace(concept.superclass, concept.trigger, 1) for caption in drawn if caption]
     _, position = painter.encode(sentences, new)
     encodings, _ = painter.encode([sentence.replace(concept.trigger, word) for sentence in sentences], new)
-    return encodings[torch.arange(len(sentences)), position + offset].mean(0)
+    return encodings[torch.arange(len(sentences)), position + offset]
 
 
 @torch.no_grad()

@@ -24,9 +24,13 @@ from perfusion_core import Concept, ConceptSet, Training, TrainingSettings, Wiri
 from perfusion_core.captions import TEMPLATES
 from scenes import draw_scene
 
-BATCH, STEPS = 16, 60
-_SETTINGS = TrainingSettings(steps=STEPS, batch_size=BATCH, accumulation=1)
-TEMPERATURE = 0.15
+BATCH, STEPS = 16, 100
+_SETTINGS = TrainingSettings(
+    steps=STEPS, batch_size=BATCH, accumulation=1, learning_rate_values=0.05, learning_rate_embedding=0.01
+)
+BETAS, TEMPERATURE = (0.3, 0.5, 0.7, 0.9), 0.15
+STRENGTHS = (0.4, 0.7, 1.0, 1.3)  # where that is swept
+MARKS = (12, 25, 50, 100)  # steps, where these are
 REGULAR_SCENES = 32  # pictures of the superclass that keep Custom Diffusion and DreamBooth from forgetting it
 
 
@@ -126,11 +130,9 @@ class Perfusion:
     """Trained as the paper says; beta is swept at inference."""
 
     inverse: Tensor  # C^-1
-    betas: Sequence[float] = (0.3, 0.45, 0.6, 0.75, 0.9)
-    key_lock: float = 0.0
+    betas: Sequence[float] = BETAS
     masked: bool = True
     kind: type[Training] = Training
-    finish: Callable[[Painter, Concept, Tensor], Concept] | None = None  # what is done to the trained concept
     settings: TrainingSettings = _SETTINGS
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedConcepts:
@@ -141,10 +143,22 @@ class Perfusion:
         with training.trainee.wiring:
             for _ in range(self.settings.steps):
                 training.step()
-        concept = training.concept()
+        return LearnedConcepts([training.concept()], self.betas, gated=self.kind is not UngatedTraining)
+
+
+@dataclass(frozen=True)
+class Reused:
+    """What Perfusion learned, used in another way."""
+
+    trained: Callable[[str, int], Concept]  # of a task's name and a seed
+    key_lock: float = 0.0
+    finish: Callable[[Painter, Concept], Concept] | None = None  # what is done to the trained concept
+
+    def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedConcepts:
+        concept = self.trained(task.name, seed)
         if self.finish is not None:
-            concept = self.finish(painter, concept, self.inverse)
-        return LearnedConcepts([concept], self.betas, self.key_lock, self.kind is not UngatedTraining)
+            concept = self.finish(painter, concept)
+        return LearnedConcepts([concept], BETAS, self.key_lock)
 
 
 # What people use instead
@@ -242,8 +256,8 @@ def _size(embedding: Tensor | None, weights: Mapping[str, Tensor]) -> int:
 class TextualInversion:
     """A new word and nothing else (Gal et al. 2022)."""
 
-    rate: float = 0.02
-    marks: Sequence[int] = (10, 20, 40, 80, 120)
+    rate: float = 0.005
+    marks: Sequence[int] = MARKS
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedWeights:
         run = _Run(painter, task, seed, task.trigger, max(self.marks), task.superclass, self.rate)
@@ -261,9 +275,9 @@ class Lora:
     """A low-rank change of to_k and to_v beside a new word before the superclass; its strength is swept."""
 
     rank: int
-    rate: float = 0.01
-    embedding_rate: float = 0.01
-    strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.25)
+    rate: float = 0.001
+    embedding_rate: float = 0.006
+    strengths: Sequence[float] = STRENGTHS
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedWeights:
         phrase = f"{task.trigger} {task.superclass}"
@@ -317,7 +331,7 @@ class FineTune:
     part: str  # a pattern of module names; "" are all
     rate: float
     embedding_rate: float = 0.0
-    marks: Sequence[int] = (8, 15, 30, 60, 90)
+    marks: Sequence[int] = MARKS
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedWeights:
         phrase = f"{task.trigger} {task.superclass}"

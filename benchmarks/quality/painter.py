@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export import read_weights
-from parts import OTHER, TextEncoder, Vocabulary, as_input, as_pictures, make_unet, make_vae
+from parts import OTHER, TextEncoder, Vocabulary, as_input, as_pictures, make_unet, make_vae, word_counts
 from perfusion_core import EncodedPrompts, Wiring, cross_attention_layers, masked_mse
 from perfusion_core.captions import TEMPLATES
 from scenes import CONCEPTS, PHOTO_BACKGROUNDS, TUNING_CONCEPTS, Scene, photos
@@ -45,7 +45,8 @@ class Painter:
 
         new: {word: its input embedding (d,)}.
         """
-        embeddings = self.text.table(self.vocabulary.rows(_without(new, sentence) for sentence in sentences))
+        rows = self.vocabulary.rows(_without(new, sentence) for sentence in sentences)
+        embeddings = self.text.table(rows)
         first = [0] * len(sentences)
         for i, sentence in enumerate(sentences):
             words = sentence.split()
@@ -54,7 +55,7 @@ class Painter:
                     first[i] = 1 + sum(len(self.vocabulary.row(before)) for before in words[:j])
                     place = torch.tensor(i), torch.tensor(first[i])
                     embeddings = torch.index_put(embeddings, place, new[word])
-        return self.text.encode(embeddings), torch.tensor(first)
+        return self.text.encode(embeddings, word_counts(rows)), torch.tensor(first)
 
     def noise_loss(
         self, unet, latents: Tensor, masks: Tensor | None, encoding: Tensor, generator: torch.Generator

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,19 @@ import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from PIL import Image
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+REPO = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPO))
+from nodes.pictures import contact_sheet
+
+DOCS = REPO / "docs"
 Record = Mapping[str, Any]
 Point = tuple[float, float]  # image alignment, text alignment
 RESAMPLINGS = 2000
+SHOWN = ("teddy", "racecar", "parrot")  # concepts whose pictures are kept
+SIDE, CELL = 64, 112  # pixels of a picture, and of its place in a contact sheet
+UNCHANGED = "perfusion as above"
 
 
 def main() -> None:
@@ -33,18 +42,28 @@ def main() -> None:
     figures = summary(found, trained)
     (DOCS / "quality.json").write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
     pareto(figures, DOCS / "quality-pareto.png")
+    for concept in SHOWN:
+        rows = [("photos", cells(options.folder / f"photos - {concept}.png", 0))]
+        for name, curve in figures["curves"].items():
+            best = max(range(len(curve)), key=lambda i: harmonic_mean(curve[i]["image"], curve[i]["text"]))
+            label = f"{name}, at {curve[best]['setting']:g}"
+            rows.append((label, cells(options.folder / f"{name} - {concept}.png", best)))
+        contact_sheet(found["prompts"], rows, CELL).save(DOCS / f"quality-{concept}.jpg", quality=88)
     findings = Path(__file__).with_name("findings.md").read_text(encoding="utf-8")
     (DOCS / "quality.md").write_text(document(figures, findings), encoding="utf-8")
     print(methods_table(figures))
 
 
 def summary(found: Mapping[str, Any], trained: Sequence[Record]) -> dict[str, Any]:
-    methods = defaultdict(list)
+    methods, ablations, anchors = defaultdict(list), defaultdict(list), found["anchors"]
     for record in trained:
         methods[record["method"]].append(record)
-    volumes = {
-        name: [hypervolume(points(record, found["anchors"])) for record in records] for name, records in methods.items()
-    }
+    whole = max(map(len, methods.values()))
+    for name in [name for name, records in methods.items() if len(records) < whole]:
+        ablations[name] = methods.pop(name)
+    compared = {(record["concept"], record["seed"]) for records in ablations.values() for record in records}
+    ablations[UNCHANGED] = [r for r in methods["perfusion"] if (r["concept"], r["seed"]) in compared]
+    volumes = {name: [hypervolume(points(record, anchors)) for record in records] for name, records in methods.items()}
     return {
         "demo_model": found["demo model"],
         "hypervolume": {name: float(np.mean(values)) for name, values in volumes.items()},
@@ -52,11 +71,19 @@ def summary(found: Mapping[str, Any], trained: Sequence[Record]) -> dict[str, An
         "trainings": {name: len(records) for name, records in methods.items()},
         "bytes": {name: int(np.mean([record["bytes"] for record in records])) for name, records in methods.items()},
         "seconds": {name: float(np.median([r["seconds"] for r in records])) for name, records in methods.items()},
-        "curves": {name: mean_curve(records, found["anchors"]) for name, records in methods.items()},
+        "curves": {name: mean_curve(records, anchors) for name, records in methods.items()},
+        "ablations": {name: ablation(records, anchors) for name, records in sorted(ablations.items())},
         "two_concepts": together(found, 2),
         "three_concepts": together(found, 3),
         "gates": gates(found),
     }
+
+
+def ablation(records: Sequence[Record], anchors: Record) -> dict[str, float]:
+    """Means over the trainings and, but for the hypervolume, over the curve."""
+    curve, shown = mean_curve(records, anchors), ("image", "text", "concept", "superclass", "prompt_hits")
+    volume = float(np.mean([hypervolume(points(record, anchors)) for record in records]))
+    return {"hypervolume": volume, **{name: float(np.mean([at[name] for at in curve])) for name in shown}}
 
 
 def points(record: Record, anchors: Record) -> list[Point]:
@@ -140,8 +167,6 @@ def pareto(figures: Mapping[str, Any], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6), layout="constrained")
     for i, (name, volume) in enumerate(sorted(figures["hypervolume"].items(), key=lambda item: -item[1])):
         curve, colour = figures["curves"][name], plt.get_cmap("tab20")(i)
-        if figures["trainings"][name] < max(figures["trainings"].values()) / 2:
-            continue  # the ablations have a table
         line = {"color": colour, "marker": "o", "linewidth": 2.5 if name.startswith("perfusion") else 1}
         x, y = np.array([at["image"] for at in curve]), np.array([at["text"] for at in curve])
         spread = [
@@ -162,6 +187,17 @@ def pareto(figures: Mapping[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+def harmonic_mean(image: float, text: float) -> float:
+    return 2 / (1 / image + 1 / text) if image > 0 and text > 0 else 0.0
+
+
+def cells(path: Path, row: int) -> list[Image.Image]:
+    """One row of a sheet of run.py's, enlarged."""
+    picture = Image.open(path)
+    corners = [(left, row * SIDE) for left in range(0, picture.width, SIDE)]
+    return [picture.crop((x, y, x + SIDE, y + SIDE)).resize((CELL, CELL), Image.Resampling.LANCZOS) for x, y in corners]
+
+
 def document(figures: Mapping[str, Any], findings: str) -> str:
     """docs/quality.md: the findings, which are written by hand, with the tables where they name them."""
     tables = {
@@ -170,7 +206,9 @@ def document(figures: Mapping[str, Any], findings: str) -> str:
         "two concepts": together_table(figures["two_concepts"]),
         "three concepts": together_table(figures["three_concepts"]),
         "demo model": table({"64 prompts": figures["demo_model"]}, ""),
-        "perfusion": curve_table(figures["curves"].get("perfusion", [])),
+        "perfusion": curve_table(figures["curves"]["perfusion"]),
+        "global lock": curve_table(figures["curves"]["perfusion, global lock"]),
+        "ablations": table(figures["ablations"], "change"),
     }
     for name, lines in tables.items():
         findings = findings.replace(f"[table: {name}]", lines)

@@ -12,8 +12,9 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from torch import Tensor
 REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO), str(REPO / "benchmarks" / "world")]
 
-from evaluation import Judges, anchors, combined_scores, evaluate, model_scores, noise
+from evaluation import PROMPTS, Judges, anchors, combined_scores, evaluate, model_scores, noise
 from gates import COVARIANCES, calibrated, discriminating, gate_responses, inverse_covariance
 from methods import (
     STEPS,
+    STRENGTHS,
     FineTune,
     FreeKeyTraining,
     Learned,
@@ -36,12 +38,13 @@ from methods import (
     Lora,
     Method,
     Perfusion,
+    Reused,
     TextualInversion,
     UngatedTraining,
     summed,
 )
 from painter import Painter, task
-from perfusion_core import load_concept, save_concept
+from perfusion_core import Concept, load_concept, save_concept
 from scenes import CONCEPTS, sheet
 
 SEEDS = (0, 1, 2)
@@ -49,25 +52,25 @@ LORA = "lora, rank 4"
 PAIRED = ("a photo of a {} and a {} on grass", "a photo of a {} and a {} on snow", "a {} and a {} on wood",
           "a photo of a {} and a {} on pink")  # fmt: skip
 THREE = ("a photo of a {} and a {} and a {} on grass", "a {} and a {} and a {} on snow")
-COMBINED_BETA = 0.6
+COMBINED_BETA = 0.5
 
 
-def methods(inverse: Tensor) -> dict[str, Method]:
-    """inverse: C^-1, (d, d)."""
+def methods(inverse: Tensor, trained: Callable[[str, int], Concept]) -> dict[str, Method]:
+    """inverse: C^-1, (d, d). trained: what the first method learned of a concept with a seed."""
     plain = Perfusion(inverse)
     return {
         "perfusion": plain,
-        "perfusion, global lock": replace(plain, key_lock=1.0),
+        "perfusion, global lock": Reused(trained, key_lock=1.0),
+        "perfusion, calibrated": Reused(trained, finish=partial(calibrated, inverse=inverse)),
+        "perfusion, discriminating": Reused(trained, finish=partial(discriminating, inverse=inverse)),
         "perfusion, trained keys": replace(plain, kind=FreeKeyTraining),
-        "perfusion, calibrated": replace(plain, finish=calibrated),
-        "perfusion, discriminating": replace(plain, finish=discriminating),
         "perfusion, no mask": replace(plain, masked=False),
-        "perfusion, no gate": replace(plain, betas=(0.25, 0.5, 0.75, 1.0, 1.25), kind=UngatedTraining),
+        "perfusion, no gate": replace(plain, betas=STRENGTHS, kind=UngatedTraining),
         "textual inversion": TextualInversion(),
         "lora, rank 1": Lora(1),
         LORA: Lora(4),
-        "custom diffusion": FineTune(r"attn2\.to_[kv]\.", 1e-3, embedding_rate=0.01),
-        "dreambooth": FineTune("", 2e-4),
+        "custom diffusion": FineTune(r"attn2\.to_[kv]\.", 4e-4, embedding_rate=0.006),
+        "dreambooth": FineTune("", 6e-4),
     }
 
 
@@ -80,6 +83,7 @@ def ablations(inverse: Tensor) -> dict[str, Method]:
         "temperature 0.05 in training": {"temperature": 0.05},
         "temperature 0.30 in training": {"temperature": 0.30},
         "gradient through i*": {"target_gradient": True},
+        "the paper's learning rates": {"learning_rate_values": 0.03, "learning_rate_embedding": 0.006},
         "half the steps": {"steps": STEPS // 2},
         "twice the steps": {"steps": 2 * STEPS},
     }
@@ -91,9 +95,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--judges", type=Path, required=True)
     parser.add_argument("--only", nargs="*", help="names of methods; nothing else is done")
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS, help="fewer make an early report")
+    parser.add_argument(
+        "--share", nargs=2, type=int, default=(0, 1), metavar=("K", "N"),
+        help="only every N-th concept from the K-th, beside other runs; run without it at last",
+    )  # fmt: skip
     options = parser.parse_args()
     torch.set_flush_denormal(True)
-    Bench(options.folder, Judges.load(options.judges)).run(options.only)
+    Bench(options.folder, Judges.load(options.judges)).run(
+        options.only, options.seeds, slice(options.share[0], None, options.share[1])
+    )
 
 
 class Bench:
@@ -102,27 +113,33 @@ class Bench:
         self.inverse = inverse_covariance(self.painter)
         (folder / "learned").mkdir(parents=True, exist_ok=True)
 
-    def run(self, only: list[str] | None) -> None:
-        chosen = {name: method for name, method in methods(self.inverse).items() if not only or name in only}
-        if not only:
-            self.once("demo model", lambda: model_scores(self.painter, self.judges, SEEDS))
-            self.once(
-                "anchors", lambda: {name: anchors(self.painter, self.judges, task(name), SEEDS) for name in CONCEPTS}
-            )
-        for seed in SEEDS:
-            for name, (label, method) in itertools.product(CONCEPTS, chosen.items()):
-                self.once(f"{label} - {name} - {seed}", lambda: self.train(label, method, name, seed))  # noqa: B023
-            if only:
-                continue
+    def run(self, only: list[str] | None, seeds: Sequence[int], share: slice) -> None:
+        """``only``: names of methods; ``share``: of the concepts. Without either also what needs them all."""
+        chosen = methods(self.inverse, self.concept)
+        if unknown := set(only or ()) - set(chosen):
+            raise SystemExit(f"There is no method {', '.join(sorted(unknown))}. There are: {'; '.join(chosen)}.")
+        names = list(CONCEPTS)[share]
+        for seed, name, label in itertools.product(seeds, names, only or chosen):
+            self.once(f"{label} - {name} - {seed}", lambda: self.train(label, chosen[label], name, seed))  # noqa: B023
+        if only:
+            return
+        for name in (name for name in list(CONCEPTS)[::5] if name in names):
+            for label, method in ablations(self.inverse).items():
+                self.once(f"{label} - {name} - 0", lambda: self.train(label, method, name, 0))  # noqa: B023
+            one = Perfusion(self.inverse)
+            self.once(f"one photo - {name} - 0", lambda: self.train("one photo", one, name, 0, photos=1))  # noqa: B023
+        if len(names) < len(CONCEPTS):
+            return
+        self.once("prompts", lambda: [prompt.sentence for prompt in PROMPTS])
+        for name in CONCEPTS:
+            shown = [scene.image for scene in task(name).photos]
+            sheet(shown, len(shown), scale=1).save(self.folder / f"photos - {name}.png")
+        self.once("demo model", lambda: model_scores(self.painter, self.judges, SEEDS))
+        self.once("anchors", lambda: {name: anchors(self.painter, self.judges, task(name), SEEDS) for name in CONCEPTS})
+        for seed in seeds:
             self.once(f"gates - {seed}", lambda: self.gates(seed))  # noqa: B023
             for count in (2, 3):
                 self.once(f"combined {count} - {seed}", lambda: self.combine(count, seed))  # noqa: B023
-        if not only:
-            for name, (label, method) in itertools.product(list(CONCEPTS)[::2], ablations(self.inverse).items()):
-                self.once(f"{label} - {name} - 0", lambda: self.train(label, method, name, 0))  # noqa: B023
-            for name in list(CONCEPTS)[::2]:
-                one = Perfusion(self.inverse)
-                self.once(f"one photo - {name} - 0", lambda: self.train("one photo", one, name, 0, photos=1))  # noqa: B023
 
     def once(self, title: str, piece: Callable[[], Any]) -> None:
         path = self.folder / f"{title}.json"
@@ -138,6 +155,8 @@ class Bench:
         start = time.monotonic()
         learned = method(self.painter, task(name, photos), seed)
         seconds = time.monotonic() - start
+        if isinstance(method, Reused):
+            seconds += json.loads((self.folder / f"perfusion - {name} - {seed}.json").read_text())["seconds"]
         self.keep(label, name, seed, learned)
         scores, pictures = evaluate(self.painter, self.judges, learned, task(name), seed)
         if seed == 0:
@@ -155,7 +174,7 @@ class Bench:
             embedding, weights = learned.versions[1.0]
             save_file({"embedding": embedding, **weights}, path.with_name(f"{path.name}.lora.safetensors"))
 
-    def concept(self, name: str, seed: int):
+    def concept(self, name: str, seed: int) -> Concept:
         return load_concept(self.folder / "learned" / f"{name} - {seed}.safetensors")
 
     def gates(self, seed: int) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ import comfy.ldm.modules.attention
 import comfy.ops
 import numpy as np
 import torch
+import torch.nn.functional as F
 from comfy.clip_model import CLIPTextModel_
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -41,6 +42,7 @@ VAE = {
     "ch_mult": [1, 1, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
 }  # fmt: skip
 TOKENS = TEXT["max_position_embeddings"]
+START, END = 0, 1  # rows of the token table
 OTHER = "*"  # in a caption: a word without a row of its own
 
 
@@ -74,7 +76,7 @@ class Vocabulary:
         return self._tokenizer.tokenizer(text)["input_ids"][1:-1]
 
     def _padded(self, rows: Sequence[int]) -> list[int]:
-        return ([0, *rows[: TOKENS - 2]] + [1] * TOKENS)[:TOKENS]
+        return ([START, *rows[: TOKENS - 2]] + [END] * TOKENS)[:TOKENS]
 
 
 def make_unet() -> UNetModel:
@@ -82,7 +84,11 @@ def make_unet() -> UNetModel:
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text transformer with a row of the token table for each word of the world."""
+    """CLIP's text transformer with a row of the token table for each word of the world.
+
+    What it gives for the end of the text and the padding is zero. Otherwise a model of this size puts all that it knows
+    of the prompt there, 70 times over, and its UNet does not look at the words.
+    """
 
     def __init__(self, words: int):
         super().__init__()
@@ -92,12 +98,20 @@ class TextEncoder(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """(captions, 77) -> (captions, 77, d)."""
-        return self.encode(self.table(rows))
+        return self.encode(self.table(rows), word_counts(rows))
 
-    def encode(self, embeddings: Tensor) -> Tensor:
-        """(captions, 77, d) -> the same shape."""
-        ends = [TOKENS] * len(embeddings)  # where the pooled output is read, which nothing uses
-        return self.transformer(embeds=embeddings, num_tokens=ends, dtype=embeddings.dtype)[0]
+    def encode(self, embeddings: Tensor, counts: Tensor) -> Tensor:
+        """Embeddings (captions, 77, d) -> the same shape; ``counts`` (captions,): see word_counts."""
+        longest, part = int(counts.max()), self.transformer
+        x = embeddings[:, :longest] + part.embeddings.position_embedding.weight[:longest]
+        mask = torch.full((longest, longest), -torch.finfo(x.dtype).max, dtype=x.dtype).triu(1)
+        x = part.final_layer_norm(part.encoder(x, mask)[0])
+        return F.pad(x * (torch.arange(longest) < counts[:, None])[..., None], (0, 0, 0, TOKENS - longest))
+
+
+def word_counts(rows: Tensor) -> Tensor:
+    """(captions,): the tokens before the end of each text, its start among them."""
+    return (rows != END).sum(1)
 
 
 def make_vae() -> AutoencoderKL:

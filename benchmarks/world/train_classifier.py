@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--autoencoder", type=Path, required=True, help="where train_autoencoder.py left it")
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=6000)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     path, result = options.folder / "classifier.pt", options.folder / "classifier.safetensors"

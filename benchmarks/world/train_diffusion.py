@@ -26,7 +26,8 @@ from train_autoencoder import moments, trained_vae
 SCENES, BATCH, RATE, SAVE_EVERY, SHOW_EVERY = 60_000, 64, 1.5e-3, 100, 400
 FALL = 0.25  # of the steps, the last ones, in which the learning rate falls to 0; --steps may change before that
 GAMMA, ON_OBJECT = 5.0, 1.5  # of the min-SNR weights; what the object's error counts beyond the background's
-PLAIN_STEPS, PLAIN_COUNTS = range(800, 3600), 4.0  # then plain scenes come more often: shapes are the hardest
+PLAIN_FROM, PLAIN_TO, PLAIN_COUNTS = 0.17, 0.78, 4.0  # of the steps: more plain scenes there, shapes are the hardest
+LIKE_NOISE = 0.5  # of the other row's standard deviation
 ODD_WORDS = 0.06  # share of captions with a word that has no row of its own
 TIMESTEPS = 1000
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float64) ** 2, 0).float()
@@ -44,6 +45,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=4600)
+    parser.add_argument(
+        "--like", nargs=2, action="append", default=[], metavar=("WORD", "OTHER"),
+        help="of a restored model: a word that it does not look at starts again near one that it does",
+    )  # fmt: skip
     options = parser.parse_args()
     path = options.folder / "diffusion.pt"
 
@@ -56,6 +61,9 @@ def main() -> None:
     if (options.folder / "start.pt").exists():  # see export.py --restore
         for model, state in zip((text, unet), torch.load(options.folder / "start.pt")["models"], strict=True):
             model.load_state_dict(state)
+        for (word,), (other,) in (map(vocabulary.row, pair) for pair in options.like):
+            start = text.table.weight.data[other]
+            text.table.weight.data[word] = start + LIKE_NOISE * start.std() * torch.randn_like(start)
     training = HalfPrecision([text, unet], RATE, decay=0.01, average=0.9985)
     vae = trained_vae(options.folder)
     latents, masks, captions = scenes(options.folder, vae)
@@ -67,7 +75,8 @@ def main() -> None:
     done, start, losses = training.steps, time.monotonic(), []
     for step in range(done, options.steps):
         generator = torch.Generator().manual_seed(step)
-        weights = torch.where(plain, PLAIN_COUNTS if step in PLAIN_STEPS else 1.0, 1.0)
+        more_plain = PLAIN_FROM < step / options.steps < PLAIN_TO
+        weights = torch.where(plain, PLAIN_COUNTS if more_plain else 1.0, 1.0)
         chosen = torch.multinomial(weights, BATCH, replacement=True, generator=generator)
         loss = denoising_loss(unet, text(rows[chosen]), latents[chosen].float(), masks[chosen], generator)
         training.step(loss, min(1, (step + 1) / 300, (options.steps - step) / (FALL * options.steps)))

@@ -19,7 +19,7 @@ import comfy.sd
 import comfy.supported_models
 import comfy.utils
 import folder_paths
-from comfy.sd1_clip import SDTokenizer
+from comfy.sd1_clip import SDClipModel, SDTokenizer
 from safetensors import safe_open
 from torch import Tensor
 
@@ -33,6 +33,10 @@ class _Config(comfy.supported_models.SD15):
 
     unet_extra_config = {}
     latent_format = comfy.latent_formats.LatentFormat
+
+
+# Encodings of the end of the text and of the padding are zero: the host leaves what stands before the first "pad".
+_TextEncoder = partial(SDClipModel, zero_out_masked=True, special_tokens={"start": 49406, "pad": 49407})
 
 
 def load_demo_model(path: Path = FILE, disable_dynamic: bool = False) -> tuple[Any, comfy.sd.CLIP, comfy.sd.VAE]:
@@ -83,7 +87,7 @@ def _load_text(config: _Config, text: dict[str, Any], tensors: dict[str, Tensor]
         tokenizer_data={"clip_l_tokenizer_class": partial(SDTokenizer, embedding_size=text["hidden_size"])},
         parameters=comfy.utils.calculate_parameters(weights),
         state_dict={f"clip_l.transformer.text_model.{name}": weight for name, weight in weights.items()},
-        model_options={"clip_l_model_config": text},
+        model_options={"clip_l_model_config": text, "clip_l_class": _TextEncoder},
         disable_dynamic=disable_dynamic,
     )
 

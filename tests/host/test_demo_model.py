@@ -101,6 +101,8 @@ def test_prompts_are_encoded_as_in_training(demo, reference):
     encodings = [encode(demo[1], caption)[0][0] for caption in CAPTIONS]
     assert {tuple(encoding.shape) for encoding in encodings} == {(1, 77, 192)}
     assert close(torch.cat(encodings), reference["encodings"])
+    words = encodings[0][0].abs().sum(-1)
+    assert words[:8].all() and not words[8:].any()  # the end of the text and the padding
 
 
 def test_the_unet_predicts_as_in_training(demo, reference):
