@@ -95,7 +95,13 @@ class PerfusionCombineConcepts(io.ComfyNode):
             category=CATEGORY,
             description="Puts concepts together for one Perfusion Apply, and tells which of them are alike enough to "
             "mix. The order does not matter; of two with the same trigger the later one counts.",
-            inputs=[io.Autogrow.Input("sets", template=io.Autogrow.TemplatePrefix(one, "concepts_", min=2, max=MANY))],
+            inputs=[
+                io.Autogrow.Input(
+                    "sets",
+                    template=io.Autogrow.TemplatePrefix(one, "concepts_", min=2, max=MANY),
+                    tooltip="Another input appears when the last one is connected.",
+                )
+            ],
             outputs=[
                 Concepts.Output(display_name="concepts"),
                 io.Image.Output(display_name="overlap", tooltip="How alike each two are: 1 is the same, 0 unrelated."),

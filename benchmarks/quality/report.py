@@ -21,9 +21,6 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 REPO = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPO))
-from nodes.pictures import contact_sheet
-
 DOCS = REPO / "docs"
 Record = Mapping[str, Any]
 Point = tuple[float, float]  # image alignment, text alignment
@@ -37,6 +34,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
+    sys.path.insert(0, str(REPO))  # only here: ComfyUI has a module of the same name
+    from nodes.pictures import contact_sheet
+
     found = {path.stem: json.loads(path.read_text()) for path in sorted(options.folder.glob("*.json"))}
     trained = [record for record in found.values() if isinstance(record, dict) and "curve" in record]
     figures = summary(found, trained)
