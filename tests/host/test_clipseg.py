@@ -169,9 +169,8 @@ def test_the_old_file_of_weights_gives_the_same_masks(folder):
     with pytest.raises(ValueError, match="no CLIPSeg model that can be read"):
         masks_of([noise(1, 32, 32, 3)])  # the safe file comes first
     weights.unlink()
-    torch.testing.assert_close(
-        masks_of([noise(1, 32, 32, 3)])[0][0], want
-    )  # bits depend on where in memory weights lie
+    found = masks_of([noise(1, 32, 32, 3)])[0][0]
+    torch.testing.assert_close(found, want)  # bits depend on where in memory weights lie
 
 
 def test_a_list_of_parts_is_not_followed_out_of_the_folder(folder, tmp_path):
@@ -190,9 +189,8 @@ def test_a_folder_as_todays_transformers_saves_it_serves_too(folder):
     for name in ("preprocessor_config.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
         (folder / name).unlink()
     processor.save_pretrained(folder)
-    torch.testing.assert_close(
-        masks_of([noise(1, 32, 32, 3)])[0][0], want
-    )  # bits depend on where in memory weights lie
+    found = masks_of([noise(1, 32, 32, 3)])[0][0]
+    torch.testing.assert_close(found, want)  # bits depend on where in memory weights lie
 
 
 class Payload:
@@ -216,9 +214,8 @@ def test_code_in_a_folder_does_not_run(folder, tmp_path):
         content = json.loads((folder / name).read_text())
         content |= {"auto_map": classes, "attn_implementation": "evil/code", "tokenizer_class": "A"}
         (folder / name).write_text(json.dumps(content))
-    torch.testing.assert_close(
-        masks_of([noise(1, 32, 32, 3)])[0][0], want
-    )  # bits depend on where in memory weights lie
+    found = masks_of([noise(1, 32, 32, 3)])[0][0]
+    torch.testing.assert_close(found, want)  # bits depend on where in memory weights lie
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(mark), protocol=2))
     with pytest.raises(ValueError, match="no CLIPSeg model that can be read"):
