@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..perfusion_core import ConceptSet, load_concept
 from ..perfusion_core.edit import BETA, TEMPERATURE
-from .host.files import concept_path
+from .host.files import concept_path, concept_stamp
 from .host.model import apply_to_model
 from .host.text import apply_to_clip
 from .host.uses import EASINGS, ConceptUse, combine, concept_set
@@ -32,8 +32,7 @@ class PerfusionLoadConcept(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, concept: str, **kwargs) -> str:
-        stat = concept_path(concept).stat()
-        return f"{stat.st_mtime_ns} {stat.st_size}"
+        return concept_stamp(concept)
 
     @classmethod
     def execute(cls, concept, **settings) -> io.NodeOutput:

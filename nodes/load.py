@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..perfusion_core import load_concept, save_concept
-from .host.files import FOLDER, concept_path, path_to_save, save_with_training
+from .host.files import FOLDER, concept_path, concept_stamp, path_to_save, save_with_training
 from .host.model import apply_to_model
 from .host.text import apply_to_clip
 from .host.uses import ConceptUse
@@ -37,8 +37,7 @@ class PerfusionLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, concept: str, **kwargs) -> str:
-        stat = concept_path(concept).stat()
-        return f"{stat.st_mtime_ns} {stat.st_size}"
+        return concept_stamp(concept)
 
     @classmethod
     def execute(cls, model, clip, concept, **settings) -> io.NodeOutput:

@@ -15,7 +15,7 @@ from ..perfusion_core.captions import TEMPLATES
 from ..perfusion_core.concept import trigger_problem
 from .host import text
 from .host.encoder_covariance import CAPTIONS, cached_covariance, fingerprint
-from .host.files import concept_names, concept_path
+from .host.files import concept_names, concept_stamp
 from .host.memory import is_out_of_memory, release_memory
 from .host.model import base_model, default_resolution, encoding_width
 from .host.photos import caption_texts, prepare_photos
@@ -232,8 +232,7 @@ class PerfusionTrainConcept(io.ComfyNode):
     def fingerprint_inputs(cls, continue_from=(_NONE,), **kwargs) -> str:
         if continue_from[0] == _NONE:
             return ""
-        stat = concept_path(continue_from[0]).stat()
-        return f"{stat.st_mtime_ns} {stat.st_size}"
+        return concept_stamp(continue_from[0])
 
     @classmethod
     def execute(

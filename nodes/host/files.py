@@ -56,6 +56,12 @@ def concept_path(name: str) -> Path:
     return Path(found)
 
 
+def concept_stamp(name: str) -> str:
+    """Changes when the file of a chosen concept does."""
+    stat = concept_path(name).stat()
+    return f"{stat.st_mtime_ns} {stat.st_size}"
+
+
 def covariance_path(fingerprint: str) -> Path:
     """Where the covariance of a text encoder is kept."""
     return _home() / _COVARIANCES / f"{fingerprint}.safetensors"
