@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import comfy.samplers
 from comfy_api.latest import io
 
 from ..perfusion_core.edit import BETA, TEMPERATURE
@@ -77,6 +78,34 @@ def use_inputs() -> list[io.Input]:
             for stage, place in (("down", "first half"), ("middle", "middle"), ("up", "second half"))
         ),
     ]
+
+
+def sampling_inputs() -> list[io.Input]:
+    """How a node that samples by itself does so: the seed and the settings of a ``Sampling``."""
+    return [
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=io.ControlAfterGenerate.fixed,
+            tooltip="Of the noise that all pictures start from.",
+        ),
+        io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps of each picture."),
+        io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance, as in KSampler."),
+        io.Combo.Input(
+            "sampler", options=list(comfy.samplers.KSampler.SAMPLERS), default="dpmpp_2m",
+            tooltip="As in KSampler.", **ADVANCED,
+        ),
+        io.Combo.Input(
+            "scheduler", options=list(comfy.samplers.KSampler.SCHEDULERS), default="karras",
+            tooltip="As in KSampler.", **ADVANCED,
+        ),
+        io.Int.Input(
+            "resolution", default=0, min=0, max=4096, step=64,
+            tooltip="Pixels on a side. 0 is what the model is made for: 512, SDXL 1024.", **ADVANCED,
+        ),
+    ]  # fmt: skip
 
 
 def span_inputs(**options) -> list[io.Input]:
