@@ -45,6 +45,12 @@ class Concept:
         """d, the width of the text encoding."""
         return self.target_input.shape[0]
 
+    @property
+    def superclass_similarity(self) -> float:
+        """s C^-1 i* / i* C^-1 i*: where the superclass word stands on the scale on which the gate opens, i* at 1."""
+        dual = self.target_dual.double()
+        return (self.superclass_input.double() @ dual / (self.target_input.double() @ dual)).item()
+
     def replace(self, **changes) -> Concept:
         return dataclasses.replace(self, **changes)
 

@@ -35,20 +35,30 @@ class ConceptFileError(ValueError):
 def load_concept(path: str | os.PathLike[str]) -> Concept:
     """Reads and checks a concept file. Raises ConceptFileError for anything unusable."""
     path = Path(path)
-    tensors, metadata = _read(path)
-    if metadata.get("format") != FORMAT:
-        kind = "a LoRA" if any("lora" in name for name in tensors) else "another kind of safetensors file"
-        raise ConceptFileError(f"{path.name} is {kind}, not a Perfusion concept. Load it with the node made for it.")
-    version = metadata.get("format_version", "")
-    if version != str(FORMAT_VERSION):
-        raise ConceptFileError(
-            f"{path.name} is written in format version {version[:20] or '(none)'}; this version of ComfyUI-Perfusion "
-            f"reads version {FORMAT_VERSION}. Update ComfyUI-Perfusion."
-        )
-    concept = _assemble(path.name, tensors, metadata)
+    concept = _assemble(path.name, *_read(path))
     if problem := concept.problem():
         raise ConceptFileError(f"{path.name} cannot be used: {problem}. Train the concept again or get the file anew.")
     return concept
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """All metadata of a concept file; its tensors are not read. Raises ConceptFileError for what is no such file."""
+    return _read(Path(path), with_tensors=False)[1]
+
+
+def edit_metadata(path: str | os.PathLike[str], changes: Mapping[str, str]) -> Concept:
+    """Changes metadata of a concept file, name and trigger among them; its tensors keep every bit. Returns the result.
+
+    Written as ``save_concept`` does. Raises ConceptFileError for an unusable file or result, OSError for the disk.
+    """
+    path = Path(path)
+    concept, metadata = load_concept(path), {**read_metadata(path), **changes}
+    metadata |= _common_keys(metadata)
+    changed = _assemble(path.name, concept.tensors(), metadata)
+    if problem := changed.problem():
+        raise ConceptFileError(f"{path.name} is not changed: {problem}.")
+    write_atomically(path, _with_metadata(path.read_bytes(), metadata))
+    return changed
 
 
 def save_concept(concept: Concept, path: str | os.PathLike[str]) -> None:
@@ -75,8 +85,7 @@ def save_concept(concept: Concept, path: str | os.PathLike[str]) -> None:
         "modelspec.architecture": f"{concept.base_model}/perfusion",
         **concept.metadata,
         **own,
-        "modelspec.title": concept.name,
-        "modelspec.trigger_phrase": concept.trigger,
+        **_common_keys(own),
     }
     write_atomically(Path(path), safetensors_bytes(tensors, metadata))
 
@@ -88,7 +97,33 @@ def stored_tensors(concept: Concept) -> dict[str, Tensor]:
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """A safetensors file in which equal contents give equal bytes; the library orders metadata at random."""
-    content = save(dict(tensors), dict(metadata))
+    return _with_metadata(save(dict(tensors), dict(metadata)), metadata)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes beside ``path`` and moves the result over it once it is on the disk. Raises OSError."""
+    write_together({path: content})
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Writes beside each path and moves the results over them once all are on the disk. Raises OSError."""
+    parts = {path: path.with_name(f".{path.stem[:40]}-{secrets.token_hex(4)}.part") for path in files}
+    try:
+        for path, part in parts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("xb") as file:
+                file.write(files[path])
+                file.flush()
+                os.fsync(file.fileno())
+        for path, part in parts.items():
+            part.replace(path)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+def _with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
+    """The safetensors file ``content`` with this metadata in order, and the tensors as they are."""
     data = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:data])
     header["__metadata__"] = dict(sorted(metadata.items()))
@@ -97,21 +132,12 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     return len(text).to_bytes(8, "little") + text + content[data:]
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes beside ``path`` and moves the result over it once it is on the disk. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(4)}.part")
-    try:
-        with part.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+def _common_keys(own: Mapping[str, str]) -> dict[str, str]:
+    """Name and trigger once more, where other tools look for them."""
+    return {"modelspec.title": own["name"], "modelspec.trigger_phrase": own["trigger"]}
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: Path, with_tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         size = path.stat().st_size if path.is_file() else None
     except (OSError, ValueError):  # ValueError: a null byte in the name
@@ -120,17 +146,25 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ConceptFileError(f"{path.name!r} is not a file. Choose a concept file.")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            names = list(file.keys())
-            if size > MAX_BYTES and metadata.get("format") != FORMAT:
-                return dict.fromkeys(names, torch.empty(0)), metadata  # the names tell what it is instead
-            if size <= MAX_BYTES:
-                return {name: _as_float(file.get_tensor(name)) for name in names}, metadata
+            names, metadata = list(file.keys()), file.metadata() or {}
+            wanted = names if with_tensors and size <= MAX_BYTES and metadata.get("format") == FORMAT else ()
+            tensors = {name: _as_float(file.get_tensor(name)) for name in wanted}
     except Exception as error:  # damaged headers make the library raise nearly anything
         raise ConceptFileError(
             f"{path.name} is not a safetensors file or is damaged ({error}). Copy or download it again."
         ) from error
-    raise ConceptFileError(f"{path.name} has {size / 2**20:.0f} MiB, which no concept needs. Get the file anew.")
+    if metadata.get("format") != FORMAT:
+        kind = "a LoRA" if any("lora" in name for name in names) else "another kind of safetensors file"
+        raise ConceptFileError(f"{path.name} is {kind}, not a Perfusion concept. Load it with the node made for it.")
+    if size > MAX_BYTES:
+        raise ConceptFileError(f"{path.name} has {size / 2**20:.0f} MiB, which no concept needs. Get the file anew.")
+    version = metadata.get("format_version", "")
+    if version != str(FORMAT_VERSION):
+        raise ConceptFileError(
+            f"{path.name} is written in format version {version[:20] or '(none)'}; this version of ComfyUI-Perfusion "
+            f"reads version {FORMAT_VERSION}. Update ComfyUI-Perfusion."
+        )
+    return tensors, metadata
 
 
 def _assemble(file_name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Concept:

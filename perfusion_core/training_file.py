@@ -45,8 +45,11 @@ def load_training(path: str | os.PathLike[str], concept: Concept) -> dict[str, T
 
 
 def digest(concept: Concept) -> str:
-    """32 hexadecimal digits, the same for a concept in training and for what was saved of it under whatever name."""
-    found = hashlib.blake2b(f"{concept.trigger} {concept.superclass}".encode(), digest_size=16)
+    """32 hexadecimal digits, the same for a concept in training and for what was saved of it under whatever name.
+
+    They do not depend on what can be edited in a file, the trigger included.
+    """
+    found = hashlib.blake2b(concept.superclass.encode(), digest_size=16)
     for name, tensor in sorted(stored_tensors(concept).items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
