@@ -24,13 +24,14 @@ from perfusion_core import Concept, ConceptSet, Training, TrainingSettings, Wiri
 from perfusion_core.captions import TEMPLATES
 from scenes import draw_scene
 
-BATCH, STEPS = 16, 100
+PICTURES = 1600  # that every method trains on, in batches that suit it
 _SETTINGS = TrainingSettings(
-    steps=STEPS, batch_size=BATCH, accumulation=1, learning_rate_values=0.05, learning_rate_embedding=0.01
-)
+    steps=400, batch_size=4, accumulation=1, learning_rate_values=0.05, learning_rate_embedding=0.01,
+    target_gradient=True,
+)  # fmt: skip
 BETAS, TEMPERATURE = (0.3, 0.5, 0.7, 0.9), 0.15
 STRENGTHS = (0.4, 0.7, 1.0, 1.3)  # where that is swept
-MARKS = (12, 25, 50, 100)  # steps, where these are
+MARKS = (0.125, 0.25, 0.5, 1.0)  # shares of the steps, where these are
 REGULAR_SCENES = 32  # pictures of the superclass that keep Custom Diffusion and DreamBooth from forgetting it
 
 
@@ -205,7 +206,7 @@ class _Run:
     task: Task
     seed: int
     phrase: str
-    steps: int
+    batch: int
     start: str  # the word the embedding starts from
     rate: float = 0.0  # of the embedding; 0 leaves it
     regular: bool = False  # half of each batch are other things of the superclass
@@ -222,20 +223,29 @@ class _Run:
             ]
             self.scene_latents, _ = self.painter.latents(self.scenes)
 
+    @property
+    def steps(self) -> int:
+        return PICTURES // self.batch
+
+    @property
+    def marks(self) -> list[int]:
+        """Steps after which a version is kept, where these are swept."""
+        return [int(mark * self.steps) for mark in MARKS]
+
     def losses(self, unet) -> Iterator[tuple[int, Tensor]]:
         """(steps after this one, its loss)."""
         adam = torch.optim.Adam([self.embedding], self.rate) if self.rate else None
         for step in range(1, self.steps + 1):
-            own = BATCH // 2 if self.regular else BATCH
+            own = self.batch // 2 if self.regular else self.batch
             photos = torch.randint(len(self.latents), (own,), generator=self.generator)
             templates = torch.randint(len(TEMPLATES), (own,), generator=self.generator)
             sentences = [TEMPLATES[i].replace("{}", self.phrase) for i in templates]
             latents, masks = self.latents[photos], self.masks[photos]
             if self.regular:
-                chosen = torch.randint(REGULAR_SCENES, (BATCH - own,), generator=self.generator)
+                chosen = torch.randint(REGULAR_SCENES, (self.batch - own,), generator=self.generator)
                 sentences += [self.scenes[i].caption for i in chosen]
                 latents = torch.cat([latents, self.scene_latents[chosen]])
-                masks = torch.cat([masks, torch.ones_like(masks[: BATCH - own])])
+                masks = torch.cat([masks, torch.ones_like(masks[: self.batch - own])])
             encoding, _ = self.painter.encode(sentences, {self.task.trigger: self.embedding})
             if adam is not None:
                 adam.zero_grad()
@@ -257,16 +267,16 @@ class TextualInversion:
     """A new word and nothing else (Gal et al. 2022)."""
 
     rate: float = 0.005
-    marks: Sequence[int] = MARKS
+    batch: int = 8
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedWeights:
-        run = _Run(painter, task, seed, task.trigger, max(self.marks), task.superclass, self.rate)
+        run = _Run(painter, task, seed, task.trigger, self.batch, task.superclass, self.rate)
         versions = {}
         for step, loss in run.losses(painter.unet):
             loss.backward()
-            if step - 1 in self.marks:
+            if step - 1 in run.marks:
                 versions[step - 1] = run.kept()
-        versions[max(self.marks)] = run.kept()
+        versions[run.steps] = run.kept()
         return LearnedWeights(task.trigger, task.trigger, _size(run.embedding.detach(), {}), versions)
 
 
@@ -277,11 +287,12 @@ class Lora:
     rank: int
     rate: float = 0.001
     embedding_rate: float = 0.006
+    batch: int = 16
     strengths: Sequence[float] = STRENGTHS
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedWeights:
         phrase = f"{task.trigger} {task.superclass}"
-        run = _Run(painter, task, seed, phrase, STEPS, task.superclass, self.embedding_rate)
+        run = _Run(painter, task, seed, phrase, self.batch, task.superclass, self.embedding_rate)
         modules = {
             f"{layer}.{projection}": painter.unet.get_submodule(f"{layer}.{projection}")
             for layer in cross_attention_layers(painter.unet)
@@ -331,12 +342,12 @@ class FineTune:
     part: str  # a pattern of module names; "" are all
     rate: float
     embedding_rate: float = 0.0
-    marks: Sequence[int] = MARKS
+    batch: int = 16
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedWeights:
         phrase = f"{task.trigger} {task.superclass}"
         start = task.superclass if self.embedding_rate else "nice"
-        run = _Run(painter, task, seed, phrase, max(self.marks), start, self.embedding_rate, regular=True)
+        run = _Run(painter, task, seed, phrase, self.batch, start, self.embedding_rate, regular=True)
         unet = copy.deepcopy(painter.unet)
         chosen = {
             name: module for name, module in unet.named_modules()
@@ -350,10 +361,10 @@ class FineTune:
         versions = {}
         for step, loss in run.losses(unet):
             training.step(loss, 1.0)
-            if step in self.marks:
+            if step in run.marks:
                 versions[step] = run.kept({name: unet.get_parameter(name).detach() for name in names})
         embedding = run.embedding.detach() if self.embedding_rate else None
-        return LearnedWeights(phrase, task.trigger, _size(embedding, versions[max(self.marks)][1]), versions)
+        return LearnedWeights(phrase, task.trigger, _size(embedding, versions[run.steps][1]), versions)
 
 
 def summed(painter: Painter, learned: Sequence[LearnedWeights]) -> LearnedSum:

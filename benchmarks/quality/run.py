@@ -28,7 +28,6 @@ sys.path[:0] = [str(REPO), str(REPO / "benchmarks" / "world")]
 from evaluation import PROMPTS, Judges, anchors, combined_scores, evaluate, model_scores, noise
 from gates import COVARIANCES, calibrated, discriminating, gate_responses, inverse_covariance
 from methods import (
-    STEPS,
     STRENGTHS,
     FineTune,
     FreeKeyTraining,
@@ -64,6 +63,7 @@ def methods(inverse: Tensor, trained: Callable[[str, int], Concept]) -> dict[str
         "perfusion, calibrated": Reused(trained, finish=partial(calibrated, inverse=inverse)),
         "perfusion, discriminating": Reused(trained, finish=partial(discriminating, inverse=inverse)),
         "perfusion, trained keys": replace(plain, kind=FreeKeyTraining),
+        "perfusion, target without gradient": replace(plain, settings=replace(plain.settings, target_gradient=False)),
         "perfusion, no mask": replace(plain, masked=False),
         "perfusion, no gate": replace(plain, betas=STRENGTHS, kind=UngatedTraining),
         "textual inversion": TextualInversion(),
@@ -82,10 +82,10 @@ def ablations(inverse: Tensor) -> dict[str, Method]:
         "beta 0.90 in training": {"beta": 0.90},
         "temperature 0.05 in training": {"temperature": 0.05},
         "temperature 0.30 in training": {"temperature": 0.30},
-        "gradient through i*": {"target_gradient": True},
         "the paper's learning rates": {"learning_rate_values": 0.03, "learning_rate_embedding": 0.006},
-        "half the steps": {"steps": STEPS // 2},
-        "twice the steps": {"steps": 2 * STEPS},
+        "half the steps": {"steps": plain.settings.steps // 2},
+        "twice the steps": {"steps": 2 * plain.settings.steps},
+        "100 steps of 16 pictures": {"steps": 100, "batch_size": 16},
     }
     return {name: replace(plain, settings=replace(plain.settings, **change)) for name, change in changed.items()}
 
