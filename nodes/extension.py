@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .attention import PerfusionAttentionMap
 from .compose import (
     PerfusionApply,
     PerfusionCombineConcepts,
@@ -11,13 +12,17 @@ from .compose import (
     PerfusionLoadConcept,
     PerfusionSchedule,
 )
-from .covariance import PerfusionCovariance
+from .covariance import PerfusionCovariance, PerfusionImportCovariance
 from .demo import PerfusionDemoModel
+from .exchange import PerfusionExportLoRA, PerfusionImportConcept
 from .host import clipseg, files, scorers
 from .load import PerfusionLoader, PerfusionSaveConcept
 from .maps import PerfusionGateMap
 from .photos import PerfusionLoadPhotos, PerfusionMasksFromText
+from .score import PerfusionScore
+from .sweep import PerfusionSweep
 from .train import PerfusionTrainConcept
+from .tune import PerfusionTune
 
 
 class PerfusionExtension(ComfyExtension):
@@ -34,10 +39,17 @@ class PerfusionExtension(ComfyExtension):
             PerfusionCombineConcepts,
             PerfusionApply,
             PerfusionGateMap,
+            PerfusionAttentionMap,
             PerfusionLoadPhotos,
             PerfusionMasksFromText,
             PerfusionTrainConcept,
             PerfusionCovariance,
+            PerfusionImportCovariance,
             PerfusionSaveConcept,
+            PerfusionImportConcept,
+            PerfusionExportLoRA,
+            PerfusionSweep,
+            PerfusionScore,
+            PerfusionTune,
             PerfusionDemoModel,
         ]

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
 from ..perfusion_core import Covariance
+from ..perfusion_core.checkpoints import harmonic_mean
 
 _WIDTH, _HEIGHT = 720, 400
 _LEFT, _TOP, _RIGHT, _BOTTOM = 72, 40, 20, 48  # margins
@@ -97,6 +98,47 @@ def spectrum(covariance: Covariance) -> Image.Image:
     return picture
 
 
+def similarities(points: Sequence[tuple[float, float]], best: int, words: str) -> Image.Image:
+    """(CLIP-I, CLIP-T) of what was tried, the first a ring, and ``words`` on the best one, a picture 720 x 400.
+
+    A curve goes through all that is as good as the best, by the harmonic mean.
+    """
+    picture = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(14)
+    corners = np.array([np.min(points, axis=0), np.max(points, axis=0)])
+    margin = np.maximum((corners[1] - corners[0]) * 0.08, 0.002)
+    (left, low), (right, high) = corners[0] - margin, corners[1] + margin
+
+    def at(image: float, text: float) -> tuple[float, float]:
+        return (
+            _LEFT + (image - left) / (right - left) * (_WIDTH - _LEFT - _RIGHT),
+            _TOP + (high - text) / (high - low) * (_HEIGHT - _TOP - _BOTTOM),
+        )
+
+    for text in np.linspace(low, high, 5):
+        (x0, y), (x1, _) = at(left, text), at(right, text)
+        draw.line([(x0, y), (x1, y)], fill=_GRID)
+        draw.text((x0 - 8, y), f"{text:.3f}", fill=_INK, font=font, anchor="rm")
+    for image in np.linspace(left, right, 6):
+        draw.text((at(image, low)[0], _HEIGHT - _BOTTOM + 8), f"{image:.3f}", fill=_INK, font=font, anchor="mt")
+    draw.text((_WIDTH / 2, _HEIGHT - 6), "CLIP-I, to the photos", fill=_INK, font=font, anchor="mb")
+    draw.text((_LEFT, 12), "CLIP-T, to the prompts", fill=_INK, font=font)
+    draw.text((_WIDTH - _RIGHT, 12), words, fill=_RED, font=font, anchor="ra")
+    if (mean := harmonic_mean(*points[best])) > 0:
+        alike = [
+            (image, mean * image / (2 * image - mean)) for image in np.linspace(left, right, 200) if image > mean / 2
+        ]
+        draw.line([at(*pair) for pair in alike if low <= pair[1] <= high], fill=_RAW, width=2)
+    for number, pair in enumerate(points):
+        x, y = at(*pair)
+        box = [x - 4, y - 4, x + 4, y + 4]
+        draw.ellipse(box, fill="white" if number == 0 else _SMOOTH, outline=_SMOOTH, width=2)
+    x, y = at(*points[best])
+    draw.ellipse([x - 7, y - 7, x + 7, y + 7], outline=_RED, width=2)
+    return picture
+
+
 def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> Image.Image:
     """Numbers in -1..1 with a name for every row and column; blue is high, red below 0."""
     font, cell = ImageFont.load_default(14), 48
@@ -118,6 +160,13 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seque
             ink = "white" if abs(value) > 0.5 else _INK
             draw.text((x + cell / 2, y + cell / 2), f"{value:.2f}", fill=ink, font=font, anchor="mm")
     return picture
+
+
+def heat_overlay(picture: Image.Image, heat: torch.Tensor) -> Image.Image:
+    """A picture in grey under ``heat`` (height, width) in 0..1: blue is low, red in the middle, yellow high."""
+    shade = Image.fromarray(heat.mul(255).round().byte().numpy()).resize(picture.size, Image.Resampling.BILINEAR)
+    colours = ImageOps.colorize(shade, black="#10206b", mid=_RED, white="#fde725")
+    return Image.blend(picture.convert("L").convert("RGB"), colours, 0.5)
 
 
 def _shortened(name: str, longest: int = 24) -> str:

@@ -107,8 +107,23 @@ def encode_rows(clip, rows: Mapping[str, list[list]]) -> tuple[Tensor, Tensor | 
     return torch.cat([encoding for encoding, _ in outputs], dim=-1), outputs[-1][1]
 
 
-def with_triggers(tokenizer, embeddings: Mapping[str, Mapping[str, Tensor]]):
-    """A copy of the host's tokenizer in which {trigger: {encoder: (d_encoder,)}} stand for themselves."""
+def in_superclass_words(clip):
+    """A clone of the CLIP without its concepts, which reads every trigger as all of its concept's superclass words."""
+    uses = concept_uses(clip)
+    clip = apply_to_clip(clip, [use.replace(strength=0.0) for use in uses])
+    words = {
+        use.concept.trigger: {name: _word_tokens(clip, name, use.concept.superclass) for name in encoders(clip)}
+        for use in uses
+    }
+    clip.tokenizer = with_triggers(clip.tokenizer, words)
+    return clip
+
+
+def with_triggers(tokenizer, embeddings: Mapping[str, Mapping[str, Tensor | Sequence[int]]]):
+    """A copy of the host's tokenizer in which {trigger: {encoder: (d_encoder,)}} stand for themselves.
+
+    In place of an embedding there may be tokens, which are then read where the trigger stands.
+    """
     tokenizer = copy.copy(tokenizer)
     for name in tokenizer.tokenize_with_weights(""):
         part = copy.copy(getattr(tokenizer, f"clip_{name}"))
@@ -122,6 +137,16 @@ def with_triggers(tokenizer, embeddings: Mapping[str, Mapping[str, Tensor]]):
 def trigger_positions(tokens: Sequence[tuple]) -> list[int]:
     """Where in one section of weighted tokens a trigger stands."""
     return [i for i, token in enumerate(tokens) if hasattr(token[0], _TRIGGER)]
+
+
+def trigger_places(tokens) -> dict[str, list[int]]:
+    """{trigger, in lower case: positions in the encoding} of the tokens that a CLIP made of a text."""
+    places: dict[str, list[int]] = {}
+    sections = next(iter(tokens.values()))
+    for position, (token, *_) in enumerate(token for section in sections for token in section):
+        if hasattr(token, _TRIGGER):
+            places.setdefault(getattr(token, _TRIGGER), []).append(position)
+    return places
 
 
 def token_labels(clip, tokens) -> list[tuple[int, str]]:
@@ -144,15 +169,22 @@ def token_labels(clip, tokens) -> list[tuple[int, str]]:
     return labels
 
 
-class _TriggerTokenizer:
-    """In front of a Hugging Face tokenizer: text between triggers goes to it, triggers become embeddings."""
+class _Token(int):
+    """A token that can carry a mark, as tensors can."""
 
-    def __init__(self, plain, embeddings: Mapping[str, Tensor]):
+
+class _TriggerTokenizer:
+    """In front of a Hugging Face tokenizer: text between triggers goes to it, triggers become embeddings or tokens."""
+
+    def __init__(self, plain, embeddings: Mapping[str, Tensor | Sequence[int]]):
         self.plain = plain
         longest_first = sorted(embeddings, key=len, reverse=True)
-        self._embeddings = [embeddings[trigger].detach().clone() for trigger in longest_first]
-        for trigger, embedding in zip(longest_first, self._embeddings, strict=True):
-            setattr(embedding, _TRIGGER, trigger.lower())
+        self._tokens: list[list] = []
+        for trigger in longest_first:
+            given = embeddings[trigger]
+            self._tokens.append([given.detach().clone()] if isinstance(given, Tensor) else list(map(_Token, given)))
+            for token in self._tokens[-1]:
+                setattr(token, _TRIGGER, trigger.lower())
         self._pattern = re.compile("|".join(map(_whole_word, longest_first)), re.IGNORECASE)
 
     def __call__(self, text: str, *args, **kwargs):
@@ -163,7 +195,7 @@ class _TriggerTokenizer:
         tokens, done = [start], 0
         for match in found:
             tokens += self._between(text[done : match.start()])
-            tokens.append(self._embeddings[match.lastindex - 1])
+            tokens += self._tokens[match.lastindex - 1]
             done = match.end()
         return {"input_ids": [*tokens, *self._between(text[done:]), end]}
 
