@@ -8,13 +8,27 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 _CELL, _GAP, _SIDE, _HEAD = 256, 6, 96, 52  # pixels; room for the labels at the side and above
+_SMALL, _LARGE = 192, 512  # of a picture that is shown pixel by pixel
 _INK, _PAPER = "#202124", "white"
 
 
 def thumbnails(images: Tensor) -> list[Image.Image]:
     """Pictures for a cell of a sheet, of an IMAGE batch (n, height, width, 3) in 0..1."""
-    pictures = [Image.fromarray(image.mul(255).round().byte().cpu().numpy()) for image in images.clamp(0, 1)]
-    return [ImageOps.contain(picture, (_CELL, _CELL)) for picture in pictures]
+    return [ImageOps.contain(picture, (_CELL, _CELL)) for picture in _pictures(images)]
+
+
+def native(images: Tensor) -> list[Image.Image]:
+    """The pictures of an IMAGE batch pixel by pixel; small ones a whole number of times as large, huge ones reduced."""
+    pictures = _pictures(images)
+    longest = max(pictures[0].size)
+    if longest > _LARGE:
+        return [ImageOps.contain(picture, (_LARGE, _LARGE)) for picture in pictures]
+    times = -(-_SMALL // longest)
+    return [ImageOps.scale(picture, times, Image.Resampling.NEAREST) for picture in pictures]
+
+
+def _pictures(images: Tensor) -> list[Image.Image]:
+    return [Image.fromarray(image.mul(255).round().byte().cpu().numpy()) for image in images.clamp(0, 1)]
 
 
 def contact_sheet(

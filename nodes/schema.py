@@ -92,7 +92,9 @@ def sampling_inputs() -> list[io.Input]:
             tooltip="Of the noise that all pictures start from.",
         ),
         io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps of each picture."),
-        io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance, as in KSampler."),
+        io.Float.Input(
+            "cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance, as in KSampler.", **ADVANCED
+        ),
         io.Combo.Input(
             "sampler", options=list(comfy.samplers.KSampler.SAMPLERS), default="dpmpp_2m",
             tooltip="As in KSampler.", **ADVANCED,

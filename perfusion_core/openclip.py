@@ -220,12 +220,13 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
         content = content["state_dict"]
     items = content.items() if isinstance(content, dict) else ()
     weights = {str(name).removeprefix("module."): part for name, part in items if isinstance(part, Tensor)}
-    if other := _other_kind(weights):
+    if other := other_kind(weights):
         raise ImageTextModelError(f"{file.name} is {other}, not an image-text model of open_clip's. {_ADVICE}")
     return weights
 
 
-def _other_kind(names: Iterable[str]) -> str | None:
+def other_kind(names: Iterable[str]) -> str | None:
+    """What a file with weights of these names is in place of an image-text model; None for one."""
     every = "\n".join(names)
     images, texts = re.search("visual|vision_model", every), "token_embedding" in every
     if "lora" in every:

@@ -79,7 +79,7 @@ def caption_texts(captions: Sequence[str], count: int, trigger: str, superclass:
         return [[] for _ in range(count)]
     if len(captions) != count:
         raise ValueError(f"There are {len(captions)} captions for {count} photos. Give one per photo, or none.")
-    own, word = _whole_word(trigger), _whole_word(superclass)
+    own, word = whole_word(trigger), whole_word(superclass)
     texts = []
     for number, caption in enumerate(captions, 1):
         sentences = []
@@ -166,7 +166,7 @@ def _square(picture: Tensor, place: float, size: int) -> Tensor:
     return comfy.utils.common_upscale(picture, size, size, method, "center").clamp(0, 1)  # bicubic overshoots
 
 
-def _whole_word(words: str) -> re.Pattern:
+def whole_word(words: str) -> re.Pattern:
     """Finds words as prompts find triggers: in any case, but letters at their ends not within a longer word."""
     return re.compile(r"(?!\B\w)" + r"\s+".join(map(re.escape, words.split())) + r"(?<!\w\B)", re.IGNORECASE)
 

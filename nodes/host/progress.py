@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 import comfy.model_management
 import comfy.utils
 from PIL import Image
+
+Cancelled = comfy.model_management.InterruptProcessingException  # by the user; the host forgets it when it is raised
+_cut_short: Counter[str | None] = Counter()
 
 
 class Progress:
@@ -30,6 +34,16 @@ class Progress:
         if text:
             left = (time.monotonic() - self._start) / max(done - self._first, 1) * (self._total - done)
             _show_text(f"{text}, {_minutes(left)} left" if done < self._total else text, self._node_id)
+
+
+def cut_short(node_id: str | None) -> None:
+    """Tells that the running node was cancelled and gives what it has all the same."""
+    _cut_short[node_id] += 1
+
+
+def times_cut_short(node_id: str | None) -> int:
+    """In the fingerprint of such a node, or the host would keep its unfinished result for the next run."""
+    return _cut_short[node_id]
 
 
 def _minutes(seconds: float) -> str:
