@@ -133,12 +133,12 @@ def task(name: str, count: int = len(PHOTO_BACKGROUNDS)) -> Task:
 
 
 class PainterTrainee:
-    """The demo model and a concept's photos, as perfusion_core trains them."""
+    """The demo model and a concept's photos, as perfusion_core trains them. outside: what counts off the masks, 0..1."""
 
-    def __init__(self, painter: Painter, task: Task, masked: bool = True):
+    def __init__(self, painter: Painter, task: Task, outside: float):
         self.painter, self.task = painter, task
         self._latents, masks = painter.latents(task.photos)
-        self._masks = masks if masked else None
+        self._masks = masks.clamp_min(outside)
         self.templates = [list(range(len(TEMPLATES)))] * len(task.photos)
         self.wiring = Wiring(painter.unet, cross_attention_layers(painter.unet))
 
@@ -152,5 +152,5 @@ class PainterTrainee:
     def loss(self, photos: Tensor, prompts: EncodedPrompts, generator: torch.Generator) -> Tensor:
         context = prompts.encodings.bfloat16()
         self.wiring.prepare(context)
-        masks = None if self._masks is None else self._masks[photos]
-        return self.painter.noise_loss(self.painter.unet, self._latents[photos], masks, context, generator)
+        latents, masks = self._latents[photos], self._masks[photos]
+        return self.painter.noise_loss(self.painter.unet, latents, masks, context, generator)

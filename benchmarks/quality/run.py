@@ -63,8 +63,7 @@ def methods(inverse: Tensor, trained: Callable[[str, int], Concept]) -> dict[str
         "perfusion, calibrated": Reused(trained, finish=partial(calibrated, inverse=inverse)),
         "perfusion, discriminating": Reused(trained, finish=partial(discriminating, inverse=inverse)),
         "perfusion, trained keys": replace(plain, kind=FreeKeyTraining),
-        "perfusion, target without gradient": replace(plain, settings=replace(plain.settings, target_gradient=False)),
-        "perfusion, no mask": replace(plain, masked=False),
+        "perfusion, no mask": replace(plain, outside=1.0),
         "perfusion, no gate": replace(plain, betas=STRENGTHS, kind=UngatedTraining),
         "textual inversion": TextualInversion(),
         "lora, rank 1": Lora(1),
@@ -75,7 +74,7 @@ def methods(inverse: Tensor, trained: Callable[[str, int], Concept]) -> dict[str
 
 
 def ablations(inverse: Tensor) -> dict[str, Method]:
-    """Of the paper: what beta and temperature do in training, how many photos are needed, gradient through i*."""
+    """What the settings of training do: the paper's beta and temperature, and what it leaves open."""
     plain = Perfusion(inverse)
     changed = {
         "beta 0.60 in training": {"beta": 0.60},
@@ -83,11 +82,13 @@ def ablations(inverse: Tensor) -> dict[str, Method]:
         "temperature 0.05 in training": {"temperature": 0.05},
         "temperature 0.30 in training": {"temperature": 0.30},
         "the paper's learning rates": {"learning_rate_values": 0.03, "learning_rate_embedding": 0.006},
+        "no gradient through i*": {"target_gradient": False},
         "half the steps": {"steps": plain.settings.steps // 2},
         "twice the steps": {"steps": 2 * plain.settings.steps},
         "100 steps of 16 pictures": {"steps": 100, "batch_size": 16},
     }
-    return {name: replace(plain, settings=replace(plain.settings, **change)) for name, change in changed.items()}
+    settings = {name: replace(plain, settings=replace(plain.settings, **change)) for name, change in changed.items()}
+    return {"nothing counts outside the mask": replace(plain, outside=0.0), **settings}
 
 
 def main() -> None:
