@@ -133,7 +133,7 @@ def task(name: str, count: int = len(PHOTO_BACKGROUNDS)) -> Task:
 
 
 class PainterTrainee:
-    """The demo model and a concept's photos, as perfusion_core trains them. outside: what counts off the masks, 0..1."""
+    """The demo model and photos, as perfusion_core trains them. outside: what counts off the masks, 0..1."""
 
     def __init__(self, painter: Painter, task: Task, outside: float):
         self.painter, self.task = painter, task
