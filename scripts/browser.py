@@ -13,6 +13,7 @@ from typing import Any
 from playwright.sync_api import APIResponse, ConsoleMessage, Page, Request, sync_playwright
 
 from comfyui import REPO
+from sample_concepts import write_sample_concepts
 
 # Nothing but 127.0.0.1 can be reached, whatever the page tries
 OPTIONS = [
@@ -30,14 +31,11 @@ def workflow(name: str) -> dict[str, Any]:
 
 
 def add_stand_ins(base: Path) -> None:
-    """Empty files under the names that workflows/ choose: their lists offer these, running them would fail."""
-    for name in (
-        "models/checkpoints/v1-5-pruned-emaonly-fp16.safetensors",
-        "models/perfusion/my-teddy.safetensors",
-        "input/my_photos/1.png",
-    ):
+    """What workflows/ choose, so that their lists offer it; running them would fail."""
+    for name in ("models/checkpoints/v1-5-pruned-emaonly-fp16.safetensors", "input/my_photos/1.png"):
         (base / name).parent.mkdir(parents=True, exist_ok=True)
         (base / name).touch()
+    write_sample_concepts(base / "models" / "perfusion")
 
 
 class Frontend:

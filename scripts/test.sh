@@ -8,6 +8,7 @@ export PYTHONDONTWRITEBYTECODE=1
 missing=()
 command -v chromium >/dev/null || missing+=(chromium)
 [ -e /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf ] || missing+=(fonts-noto-color-emoji)
+command -v npm >/dev/null || missing+=(nodejs npm)
 if [ ${#missing[@]} -gt 0 ] && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
     echo "Installing ${missing[*]} for the tests ..."
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}"; } >/dev/null 2>&1 ||
@@ -19,5 +20,6 @@ failed=0
 bash scripts/env.sh ruff format --check || failed=1
 bash scripts/env.sh ruff check || failed=1
 bash scripts/env.sh mypy perfusion_core || failed=1
+bash scripts/check_web.sh || failed=1
 bash scripts/env.sh python -m pytest "$@" || failed=1
 exit $failed

@@ -1,13 +1,17 @@
 import { app } from "../../scripts/app.js";
 
-// The classic canvas hides a widget by its own flag, which the frontend does not set from the schema.
-// Its node menu then offers "Show Advanced"; the other renderer folds such widgets by itself.
+// The classic canvas folds a widget by its own flags, which the frontend does not set from the schema: "advanced" for
+// the node menu's "Show Advanced", "hidden" for the room it takes. The other renderer folds such widgets by itself.
 app.registerExtension({
   name: "perfusion.advanced",
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("Perfusion")) return;
     const rare = (node.widgets ?? []).filter((widget) => widget.options?.advanced);
-    for (const widget of rare) widget.advanced = true;
+    for (const widget of rare) {
+      widget.advanced = true;
+      const hidden = () => !node.showAdvanced && !window.LiteGraph.vueNodesMode;
+      Object.defineProperty(widget, "hidden", { configurable: true, get: hidden, set() {} });
+    }
     if (rare.length) node.setSize(node.computeSize());
   },
 });

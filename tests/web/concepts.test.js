@@ -1,0 +1,82 @@
+import { describe, expect, test } from "vitest";
+import { familyOfCheckpoint, search, size, summary } from "../../web/concepts.js";
+
+const teddy = {
+  file: "my-teddy.safetensors",
+  name: "My teddy",
+  trigger: "<ted>",
+  superclass: "teddy",
+  base_model: "sd1",
+  modified: 1,
+};
+const tiger = {
+  file: "toys/tiger.safetensors",
+  name: "Tiger 2",
+  trigger: "<tiger>",
+  superclass: "cat",
+  base_model: "sdxl",
+  modified: 3,
+  notes: "Striped",
+};
+const other = {
+  file: "toys/tiger10.safetensors",
+  name: "Tiger 10",
+  trigger: "<tiger10>",
+  superclass: "cat",
+  base_model: "sd1",
+  modified: 2,
+};
+const broken = { file: "broken.safetensors", name: "broken", error: "It is damaged." };
+const all = [teddy, tiger, other, broken];
+const names = (found) => found.map(({ name }) => name);
+
+describe("search", () => {
+  test("finds all without words, the newest first", () => {
+    expect(names(search(all, " ", "newest"))).toEqual(["Tiger 2", "Tiger 10", "My teddy", "broken"]);
+  });
+
+  test.each([
+    ["TOYS", ["Tiger 10", "Tiger 2"].reverse()],
+    ["cat sdxl", ["Tiger 2"]],
+    ["striped", ["Tiger 2"]],
+    ["<ted>", ["My teddy"]],
+    ["sd 1.x tiger", ["Tiger 10"]],
+    ["giraffe", []],
+  ])("%s finds %j", (words, found) => expect(names(search(all, words, "newest"))).toEqual(found));
+
+  test("sorts numbers in names as numbers", () => {
+    expect(names(search(all, "tiger", "name"))).toEqual(["Tiger 2", "Tiger 10"]);
+  });
+
+  test("sorts by model, then by name", () => {
+    expect(names(search([tiger, other, teddy], "", "model"))).toEqual(["My teddy", "Tiger 10", "Tiger 2"]);
+  });
+
+  test("leaves the list itself as it was", () => {
+    const list = [...all];
+    search(list, "", "name");
+    expect(list).toEqual(all);
+  });
+});
+
+test.each([
+  ["v1-5-pruned-emaonly-fp16.safetensors", "sd1"],
+  ["sd15/dreamlike_SD1.5.safetensors", "sd1"],
+  ["v2-1_768-ema-pruned.safetensors", "sd2"],
+  ["sd_xl_base_1.0.safetensors", "sdxl"],
+  ["juggernautXL_v9.safetensors", "sdxl"],
+  ["dreamshaper_8.safetensors", undefined],
+])("%s looks like %s", (checkpoint, family) => expect(familyOfCheckpoint(checkpoint)).toBe(family));
+
+test.each([
+  [999, "999 bytes"],
+  [40_300, "40 KB"],
+  [999_600, "1.0 MB"],
+])("%i is written %s", (bytes, words) => expect(size(bytes)).toBe(words));
+
+test("the summary leaves out what is not known", () => {
+  expect(summary({ file: "a", name: "a", superclass: "vase", base_model: "other", date: "no date" })).toBe(
+    "vase · other · no date",
+  );
+  expect(summary(broken)).toBe("");
+});

@@ -1,0 +1,87 @@
+// Concept files as the server lists them: to find, to sort and to describe. Pure: nothing of the page.
+
+/**
+ * @typedef {object} Concept
+ * @property {string} file relative to the model folder, as the Loader names it
+ * @property {string} name
+ * @property {number} [bytes]
+ * @property {number} [modified] seconds since 1970
+ * @property {string} [trigger]
+ * @property {string} [superclass]
+ * @property {string} [base_model] "sd1", "sd2", "sdxl", "demo" or free text
+ * @property {string} [date]
+ * @property {string} [notes]
+ * @property {import("./gate.js").Settings | null} [recommended]
+ * @property {boolean} [has_thumbnail]
+ * @property {number} [superclass_similarity] where the superclass word stands on the gate's scale
+ * @property {string} [error] why the file cannot be read
+ */
+
+const FAMILIES = { sd1: "SD 1.x", sd2: "SD 2.x", sdxl: "SDXL", demo: "demo model" };
+
+/** Names by which checkpoints usually tell their family; the first that is found counts. */
+const FAMILY_OF_NAME = [
+  [/xl|illustrious|pony|noob/, "sdxl"],
+  [/sd[-_. ]?2|v2[-_.][01]|stable-diffusion-2/, "sd2"],
+  [/sd[-_. ]?1|v1[-_.][1-5]|stable-diffusion-v?1/, "sd1"],
+];
+
+/** @type {Record<string, (one: Concept, other: Concept) => number>} */
+export const ORDERS = {
+  newest: (one, other) => (other.modified ?? 0) - (one.modified ?? 0),
+  name: (one, other) => one.name.localeCompare(other.name, undefined, { numeric: true }),
+  trigger: (one, other) => (one.trigger ?? "").localeCompare(other.trigger ?? "", undefined, { numeric: true }),
+  model: (one, other) => family(one.base_model).localeCompare(family(other.base_model)) || ORDERS.name(one, other),
+};
+
+/**
+ * The concepts in which every word is found somewhere, in order.
+ * @param {Concept[]} concepts
+ * @param {string} words
+ * @param {string} order one of ORDERS
+ */
+export function search(concepts, words, order) {
+  const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);
+  const found = concepts.filter((concept) => {
+    const { file, name, trigger, superclass, base_model, notes } = concept;
+    const all = [file, name, trigger, superclass, base_model, family(base_model), notes].join("\n").toLowerCase();
+    return wanted.every((word) => all.includes(word));
+  });
+  return found.sort(ORDERS[order] ?? ORDERS.newest);
+}
+
+/** @param {string} [base_model] */
+export const family = (base_model = "") => FAMILIES[base_model] ?? base_model;
+
+/**
+ * The base_model that a checkpoint's name tells of, or undefined.
+ * @param {string} checkpoint
+ */
+export function familyOfCheckpoint(checkpoint) {
+  return FAMILY_OF_NAME.find(([pattern]) => pattern.test(checkpoint.toLowerCase()))?.[1];
+}
+
+/** @param {number} bytes */
+export function size(bytes) {
+  if (bytes < 1000) return `${bytes} bytes`;
+  return bytes < 999_500 ? `${Math.round(bytes / 1000)} KB` : `${(bytes / 1e6).toFixed(1)} MB`;
+}
+
+/**
+ * The day a concept was made, in the reader's way to write it.
+ * @param {Concept} concept
+ */
+export function day({ date, modified }) {
+  const made = new Date(date || (modified ?? 0) * 1000);
+  if (Number.isNaN(made.getTime())) return date ?? "";
+  return made.getTime() ? made.toLocaleDateString(undefined, { dateStyle: "medium" }) : "";
+}
+
+/**
+ * One line: what it is, for which model, how large, and when it was made.
+ * @param {Concept} concept
+ */
+export function summary(concept) {
+  const { superclass, base_model, bytes } = concept;
+  return [superclass, family(base_model), bytes ? size(bytes) : "", day(concept)].filter(Boolean).join(" · ");
+}

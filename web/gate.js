@@ -1,0 +1,66 @@
+// What a concept's settings mean: the gate σ((x − β) / τ) and the presets. Pure maths, nothing of the page.
+
+/** @typedef {{beta: number, temperature: number, key_lock: number}} Settings */
+/** @typedef {Settings & {name: string, meaning: string}} Preset */
+
+/** Above this share the concept visibly changes words that have nothing to do with it. */
+export const LEAK_LIMIT = 0.05;
+
+/** @type {Preset[]} */
+export const PRESETS = [
+  { name: "Paper local", beta: 0.7, temperature: 0.15, key_lock: 0, meaning: "the paper's, with local key lock" },
+  { name: "Paper global", beta: 0.5, temperature: 0.15, key_lock: 1, meaning: "the paper's, with global key lock" },
+  { name: "Faithful", beta: 0.6, temperature: 0.15, key_lock: 0, meaning: "closer to the photos" },
+  { name: "Editable", beta: 0.75, temperature: 0.15, key_lock: 0, meaning: "more room for the rest of the prompt" },
+];
+
+/**
+ * How far the concept takes a word over, 0 to 1.
+ * @param {number} similarity of the word to the concept; 1 is the concept's own token, 0 unrelated
+ * @param {number} beta
+ * @param {number} temperature
+ */
+export const gate = (similarity, beta, temperature) => 1 / (1 + Math.exp((beta - similarity) / temperature));
+
+/**
+ * The gate's curve as points of an SVG path.
+ * @param {Settings} settings
+ * @param {(similarity: number) => number} x
+ * @param {(share: number) => number} y
+ * @param {[number, number]} span of similarities
+ */
+export function gatePath({ beta, temperature }, x, y, [from, to], pieces = 80) {
+  const points = Array.from({ length: pieces + 1 }, (_, piece) => from + ((to - from) * piece) / pieces);
+  return `M${points.map((at) => `${x(at).toFixed(1)} ${y(gate(at, beta, temperature)).toFixed(1)}`).join("L")}`;
+}
+
+/**
+ * The presets for a concept: ours, and its own where its file recommends something else.
+ * @param {Settings | null} [recommended]
+ * @returns {Preset[]}
+ */
+export function presetsOf(recommended) {
+  if (!recommended || presetLike(recommended, PRESETS)) return PRESETS;
+  return [...PRESETS, { name: "Its own", meaning: "what its file recommends", ...recommended }];
+}
+
+/**
+ * The preset that has these settings.
+ * @param {Settings} settings
+ * @param {Preset[]} presets
+ */
+export function presetLike(settings, presets) {
+  const same = (/** @type {number} */ one, /** @type {number} */ other) => Math.abs(one - other) < 1e-6;
+  return presets.find(
+    (preset) =>
+      same(preset.beta, settings.beta) &&
+      same(preset.temperature, settings.temperature) &&
+      same(preset.key_lock, settings.key_lock),
+  );
+}
+
+/** @param {number} share 0 to 1 */
+export function percent(share) {
+  const number = share * 100;
+  return `${number > 0 && number < 9.95 ? number.toFixed(1) : Math.round(number)} %`;
+}

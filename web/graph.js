@@ -1,0 +1,86 @@
+// What the graph says: its nodes, its prompts, where a model comes from.
+
+import { app } from "../../scripts/app.js";
+import { familyOfCheckpoint } from "./concepts.js";
+import { mentions } from "./words.js";
+
+export const LOADERS = ["PerfusionLoader", "PerfusionLoadConcept"];
+const NO_PROMPTS = ["PerfusionTrainConcept", "Note", "MarkdownNote"];
+
+/**
+ * All nodes, those in subgraphs included.
+ * @returns {any[]}
+ */
+export function allNodes(graph = app.rootGraph ?? app.graph) {
+  return (graph?.nodes ?? []).flatMap((node) => [node, ...(node.subgraph ? allNodes(node.subgraph) : [])]);
+}
+
+/**
+ * @param {any} node
+ * @param {string} name
+ */
+export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
+
+/**
+ * Sets widgets as a user would: the node hears of it, and it can be undone.
+ * @param {any} node
+ * @param {Record<string, unknown>} values
+ */
+export function setWidgets(node, values) {
+  changeGraph(() => {
+    for (const [name, value] of Object.entries(values)) {
+      const widget = widgetOf(node, name);
+      if (!widget) continue;
+      widget.value = value;
+      widget.callback?.(value, app.canvas, node);
+    }
+  });
+}
+
+/**
+ * Runs a change of the graph as one step to undo.
+ * @param {() => void} change
+ */
+export function changeGraph(change) {
+  app.canvas.emitBeforeChange?.();
+  change();
+  app.canvas.emitAfterChange?.();
+  app.canvas.setDirty(true, true);
+}
+
+/**
+ * Whether some text in the graph uses a trigger.
+ * @param {string} trigger
+ */
+export function isInPrompts(trigger) {
+  return allNodes()
+    .filter((node) => !NO_PROMPTS.includes(node.type))
+    .flatMap((node) => node.widgets ?? [])
+    .some(({ value }) => typeof value === "string" && mentions(value, trigger));
+}
+
+/**
+ * The node at the other end of an input's link.
+ * @param {any} node
+ * @param {string} type of the input
+ */
+function source(node, type) {
+  const slot = (node.inputs ?? []).findIndex((input) => input.type === type);
+  return slot < 0 ? null : node.getInputNode(slot);
+}
+
+/**
+ * The base_model of what is connected to a node, as far as nodes and file names tell, and by which name.
+ * @param {any} node
+ * @returns {{base_model: string, told_by: string} | undefined}
+ */
+export function connectedFamily(node) {
+  const seen = new Set();
+  for (let at = source(node, "MODEL"); at && !seen.has(at); at = source(at, "MODEL")) {
+    seen.add(at);
+    if (at.type === "PerfusionDemoModel") return { base_model: "demo", told_by: at.title };
+    const checkpoint = (widgetOf(at, "ckpt_name") ?? widgetOf(at, "unet_name"))?.value;
+    const base_model = typeof checkpoint === "string" && familyOfCheckpoint(checkpoint);
+    if (base_model) return { base_model, told_by: checkpoint };
+  }
+}

@@ -1,0 +1,159 @@
+// On the nodes that load a concept: what it is, what its settings do, presets, and whether it fits.
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { drawGate } from "./chart.js";
+import { family, summary } from "./concepts.js";
+import { html } from "./element.js";
+import { presetLike, presetsOf } from "./gate.js";
+import { LOADERS, allNodes, connectedFamily, isInPrompts, setWidgets, widgetOf } from "./graph.js";
+import { addPanel } from "./panel.js";
+import { insertIntoPrompt } from "./prompt.js";
+import { concepts, thumbnail } from "./server.js";
+
+const SETTINGS = ["beta", "temperature", "key_lock"];
+const SAID_FOR = 4000; // milliseconds
+
+/** @type {WeakMap<object, LoaderPanel>} by node */
+const panels = new WeakMap();
+
+class LoaderPanel {
+  #node;
+  #picture = html("div", { class: "perfusion-picture" });
+  #trigger = html("button", { type: "button", class: "perfusion-trigger", click: () => this.#copy() });
+  #insert = html("button", { type: "button", click: () => this.#insertTrigger() }, "Insert");
+  #about = html("p", { class: "perfusion-muted" });
+  #head = html(
+    "div",
+    { class: "perfusion-head" },
+    this.#picture,
+    html("div", {}, html("div", { class: "perfusion-row" }, this.#trigger, this.#insert), this.#about),
+  );
+  #badge = html("p", { class: "perfusion-badge", role: "alert" });
+  #chart = html("figure");
+  #presets = html("div", { class: "perfusion-row", role: "group", "aria-label": "Presets" });
+  #status = html("p", { class: "perfusion-status", role: "status" });
+  #said = 0;
+  #fit;
+
+  /** @param {any} node one of LOADERS */
+  constructor(node) {
+    this.#node = node;
+    this.#insert.title = "Put the trigger into the selected prompt";
+    const parts = [this.#head, this.#badge, this.#chart, this.#presets, this.#status];
+    this.#fit = addPanel(node, "perfusion_concept", "Concept", ...parts);
+    for (const name of ["concept", ...SETTINGS]) {
+      const widget = widgetOf(node, name);
+      const own = widget.callback;
+      widget.callback = (...heard) => {
+        own?.apply(widget, heard);
+        this.update();
+      };
+    }
+  }
+
+  get #concept() {
+    return concepts.find(widgetOf(this.#node, "concept").value);
+  }
+
+  get #settings() {
+    const values = SETTINGS.map((name) => [name, Number(widgetOf(this.#node, name).value)]);
+    return /** @type {import("./gate.js").Settings} */ (Object.fromEntries(values));
+  }
+
+  update() {
+    const concept = this.#concept;
+    const trigger = concept?.trigger ?? "";
+    this.#head.hidden = !trigger;
+    this.#picture.replaceChildren(thumbnail(concept));
+    this.#trigger.textContent = trigger;
+    this.#trigger.title = `Copy ${trigger}`;
+    this.#about.textContent = concept ? summary(concept) : "";
+    this.#about.title = concept?.notes ?? "";
+    this.#badge.textContent = this.#problem(concept);
+    drawGate(this.#chart, this.#settings, concept);
+    this.#showPresets(presetsOf(concept?.recommended));
+    if (!this.#said)
+      this.#status.textContent = trigger && !isInPrompts(trigger) ? `${trigger} is in no prompt yet.` : "";
+    this.#fit();
+  }
+
+  /** @param {import("./concepts.js").Concept | undefined} concept */
+  #problem(concept) {
+    const file = widgetOf(this.#node, "concept").value;
+    if (!concept) return concepts.problem || !file ? "" : `${file} is not in models/perfusion any more.`;
+    if (concept.error) return concept.error;
+    const connected = connectedFamily(this.#node);
+    if (!connected || connected.base_model === concept.base_model) return "";
+    const [made, there] = [family(concept.base_model), family(connected.base_model)];
+    return `Does not fit: made for ${made}, but ${connected.told_by} looks like ${there}.`;
+  }
+
+  /** @param {import("./gate.js").Preset[]} presets */
+  #showPresets(presets) {
+    if (this.#presets.childElementCount !== presets.length) {
+      const buttons = presets.map(({ name, meaning, ...settings }) =>
+        html(
+          "button",
+          {
+            type: "button",
+            title: `${meaning}: ${SETTINGS.map((key) => `${key} ${settings[key]}`).join(", ")}`,
+            click: () => setWidgets(this.#node, settings),
+          },
+          name,
+        ),
+      );
+      this.#presets.replaceChildren(...buttons);
+    }
+    const current = presets.indexOf(presetLike(this.#settings, presets));
+    [...this.#presets.children].forEach((button, index) =>
+      button.setAttribute("aria-pressed", String(index === current)),
+    );
+  }
+
+  async #copy() {
+    const trigger = this.#concept.trigger;
+    try {
+      await navigator.clipboard.writeText(trigger);
+      this.#say(`${trigger} is copied.`);
+    } catch {
+      this.#say("The browser does not allow it to be copied.");
+    }
+  }
+
+  #insertTrigger() {
+    const done = insertIntoPrompt(this.#concept.trigger);
+    this.#say(done ? "It is in the prompt." : "Select a CLIP Text Encode node first.");
+  }
+
+  /** @param {string} words shown for a while in place of the warning */
+  #say(words) {
+    clearTimeout(this.#said);
+    this.#status.textContent = words;
+    this.#fit();
+    this.#said = setTimeout(() => {
+      this.#said = 0;
+      this.update();
+    }, SAID_FOR);
+  }
+}
+
+function updateAll() {
+  for (const node of allNodes()) panels.get(node)?.update();
+}
+
+app.registerExtension({
+  name: "perfusion.loader",
+  nodeCreated(node) {
+    if (!LOADERS.includes(node.comfyClass) || !node.addDOMWidget) return;
+    const panel = new LoaderPanel(node);
+    panels.set(node, panel);
+    panel.update();
+  },
+  loadedGraphNode: (node) => panels.get(node)?.update(),
+  afterConfigureGraph: updateAll,
+  setup() {
+    concepts.addEventListener("change", updateAll);
+    api.addEventListener("graphChanged", updateAll);
+  },
+});

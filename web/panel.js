@@ -1,0 +1,55 @@
+// A panel of our own below a node's widgets, in both renderers.
+
+import { app } from "../../scripts/app.js";
+import { html, styled } from "./element.js";
+
+const MARGIN = 10; // the classic canvas's, around the elements of widgets
+const WIDTH = 310; // of a new node
+
+/**
+ * Adds a panel to a node; returns what makes the node as high as the panel then needs. Workflows and prompts never hold
+ * it.
+ * @param {any} node
+ * @param {string} name
+ * @param {string} label for screen readers
+ * @param {...Node} children
+ */
+export function addPanel(node, name, label, ...children) {
+  const inner = html("div", { class: "perfusion-panel", role: "group", "aria-label": label }, ...children);
+  const outer = html("div", { class: "perfusion-frame" }, inner);
+  let height = 0;
+  const needed = () => height + 2 * MARGIN;
+  const options = { serialize: false, getMinHeight: needed, getMaxHeight: needed };
+  node.addDOMWidget(name, "perfusion", outer, options).serialize = false;
+  node.setSize([Math.max(node.size[0], WIDTH), node.size[1]]);
+
+  const fit = () => {
+    if (window.LiteGraph.vueNodesMode) return; // there the page lays it out
+    const spare = Math.max(0, node.size[1] - node.computeSize()[1]);
+    height = inner.offsetHeight || heightUnseen(outer, node.size[0] - 2 * MARGIN);
+    const least = node.computeSize()[1];
+    if (node.size[1] === least + spare) return;
+    node.setSize([node.size[0], least + spare]);
+    app.canvas?.setDirty(true, true);
+  };
+  new ResizeObserver(fit).observe(inner);
+  return fit;
+}
+
+/**
+ * The height of an element that the host does not show, as when the view is too far away.
+ * @param {HTMLElement} element
+ * @param {number} width
+ */
+function heightUnseen(element, width) {
+  const place = html("div", { style: `position: fixed; visibility: hidden; width: ${width}px` });
+  const parent = element.parentElement;
+  document.body.append(place);
+  place.append(element);
+  const height = element.offsetHeight;
+  if (parent) parent.append(element);
+  place.remove();
+  return height;
+}
+
+app.registerExtension({ name: "perfusion.style", init: () => styled });

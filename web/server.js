@@ -1,0 +1,109 @@
+// The concepts on the server, and what can be done to them there.
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { html } from "./element.js";
+
+/** @typedef {import("./concepts.js").Concept} Concept */
+
+/** All concepts, as last listed. "change" is dispatched when they may be others. */
+class Concepts extends EventTarget {
+  /** @type {Concept[]} */
+  list = [];
+  /** Why there is no list: not asked yet, no such route on this server, or what went wrong. */
+  problem = "The concepts are being looked up.";
+  /** @type {Promise<void> | undefined} */
+  #asking;
+
+  /** Lists them again; several calls at a time are one. */
+  load() {
+    this.#asking ??= this.#load().finally(() => (this.#asking = undefined));
+    return this.#asking;
+  }
+
+  async #load() {
+    try {
+      this.list = await answer(await api.fetchApi("/perfusion/concepts", { cache: "no-store" }));
+      this.problem = "";
+    } catch (error) {
+      this.list = [];
+      this.problem = `The concepts cannot be listed: ${error instanceof Error ? error.message : error}`;
+    }
+    this.dispatchEvent(new Event("change"));
+  }
+
+  /** @param {unknown} file */
+  find(file) {
+    return this.list.find((concept) => concept.file === file);
+  }
+
+  /**
+   * Writes into a file's metadata. Throws with what the server says against it.
+   * @param {{file: string, name?: string, trigger?: string, notes?: string}} changes
+   */
+  async change(changes) {
+    await post("metadata", changes);
+    await this.load();
+  }
+
+  /**
+   * Moves a file to the trash; returns what undoes it.
+   * @param {string} file
+   * @returns {Promise<string>}
+   */
+  async trash(file) {
+    const { undo } = await post("trash", { file });
+    await this.#changedFiles();
+    return undo;
+  }
+
+  /** @param {string} token what trash returned */
+  async undo(token) {
+    await post("undo", { undo: token });
+    await this.#changedFiles();
+  }
+
+  /** The nodes' lists of files are the host's; it lists ours again by the way. */
+  async #changedFiles() {
+    await (app.reloadNodeDefs?.() ?? app.refreshComboInNodes());
+    await this.load();
+  }
+}
+
+export const concepts = new Concepts();
+
+/**
+ * The picture of a concept, or the first letter of its superclass.
+ * @param {Concept} [concept]
+ */
+export function thumbnail(concept) {
+  if (!concept?.has_thumbnail) return html("span", { "aria-hidden": "true" }, (concept?.superclass ?? "?").slice(0, 1));
+  const { file, modified } = concept;
+  const address = `/perfusion/thumbnail?${new URLSearchParams({ file, at: String(modified) })}`;
+  return html("img", { src: api.apiURL(address), alt: `What ${concept.trigger} looks like`, draggable: "false" });
+}
+
+/**
+ * @param {string} route
+ * @param {object} body
+ */
+async function post(route, body) {
+  const headers = { "Content-Type": "application/json" };
+  return answer(await api.fetchApi(`/perfusion/${route}`, { method: "POST", headers, body: JSON.stringify(body) }));
+}
+
+/** @param {Response} response */
+async function answer(response) {
+  const body = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(body.error ?? `the server answers ${response.status}.`);
+  return body;
+}
+
+app.registerExtension({
+  name: "perfusion.concepts",
+  setup() {
+    api.addEventListener("execution_success", () => concepts.load()); // a run may have saved one
+    return concepts.load();
+  },
+  refreshComboInNodes: () => concepts.load(),
+});

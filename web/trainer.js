@@ -1,0 +1,116 @@
+// On the trainer: the time left, and a button that stops it and keeps what was learned.
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { html } from "./element.js";
+import { allNodes, widgetOf } from "./graph.js";
+import { addPanel } from "./panel.js";
+import { concepts } from "./server.js";
+import { duration, secondsLeft } from "./time.js";
+
+class TrainerPanel {
+  #node;
+  #status = html("p", {}, "Not running.");
+  #bar = html("progress", { max: 1, value: 0, "aria-label": "Steps of the training" });
+  #stop = html("button", { type: "button", disabled: true, click: () => this.#stopRun() }, "Stop and keep");
+  /** The prompt that is running here. @type {string | undefined} */
+  #run;
+  /** @type {import("./time.js").Report | undefined} */
+  #first;
+
+  /** @param {any} node */
+  constructor(node) {
+    this.#node = node;
+    this.#stop.title = "Ends the training now; what was learned so far stays in a file";
+    addPanel(node, "perfusion_training", "Training", this.#status, this.#bar, this.#stop)();
+  }
+
+  /** @param {string} run the prompt's id */
+  start(run) {
+    this.#run = run;
+    this.#first = undefined;
+    this.#stop.disabled = false;
+    this.#status.textContent = "Preparing.";
+    this.#bar.removeAttribute("value");
+  }
+
+  /**
+   * @param {number} done
+   * @param {number} total
+   */
+  progress(done, total) {
+    if (this.#stop.disabled) return;
+    const now = { done, at: Date.now() };
+    this.#first ??= now;
+    const left = secondsLeft(this.#first, now, total);
+    this.#bar.max = total;
+    this.#bar.value = done;
+    this.#status.textContent = `Step ${done} of ${total}`;
+    if (left === undefined) return;
+    const end = new Date(now.at + left * 1000).toLocaleTimeString(undefined, { timeStyle: "short" });
+    this.#status.append(`, ${duration(left)} left, until ${end}`);
+  }
+
+  async #stopRun() {
+    this.#stop.disabled = true;
+    this.#status.textContent = "Stopping after this step.";
+    await api.interrupt(this.#run);
+  }
+
+  /** @param {boolean} complete */
+  async end(complete) {
+    if (!this.#run) return;
+    this.#run = undefined;
+    this.#stop.disabled = true;
+    this.#bar.value = complete ? this.#bar.max : 0;
+    this.#status.textContent = complete ? "Done." : "Stopped.";
+    if (complete) return;
+    const before = new Set(concepts.list.map(({ file }) => file));
+    await concepts.load();
+    const trigger = widgetOf(this.#node, "trigger").value;
+    const kept = concepts.list.find((concept) => concept.trigger === trigger && !before.has(concept.file));
+    if (kept)
+      this.#status.textContent = `Stopped. What was learned is in ${kept.file}; continue_from takes it up again.`;
+  }
+}
+
+/** @type {WeakMap<object, TrainerPanel>} by node */
+const panels = new WeakMap();
+
+/** @type {TrainerPanel | undefined} of the node that is running */
+let running;
+
+/**
+ * The panel of a trainer by the id it runs under, in which the subgraphs it is in stand before its own.
+ * @param {unknown} id
+ */
+function panelOf(id) {
+  const own = String(id).split(":").at(-1);
+  const node = allNodes().find((node) => String(node.id) === own && panels.has(node));
+  return node && panels.get(node);
+}
+
+app.registerExtension({
+  name: "perfusion.trainer",
+  nodeCreated(node) {
+    if (node.comfyClass === "PerfusionTrainConcept" && node.addDOMWidget) panels.set(node, new TrainerPanel(node));
+  },
+  setup() {
+    /** @type {string | undefined} */
+    let run;
+    const end = (/** @type {boolean} */ complete) => {
+      running?.end(complete);
+      running = undefined;
+    };
+    api.addEventListener("execution_start", ({ detail }) => (run = detail.prompt_id));
+    api.addEventListener("executing", ({ detail }) => {
+      const panel = detail ? panelOf(detail) : undefined;
+      if (panel === running) return;
+      end(true);
+      running = panel;
+      running?.start(run);
+    });
+    api.addEventListener("progress", ({ detail }) => running?.progress(detail.value, detail.max));
+    for (const stop of ["execution_interrupted", "execution_error"]) api.addEventListener(stop, () => end(false));
+  },
+});
