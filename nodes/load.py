@@ -8,7 +8,9 @@ from ..perfusion_core import load_concept, save_concept
 from .host.files import FOLDER, concept_path, concept_stamp, path_to_save, save_with_training
 from .host.model import apply_to_model
 from .host.text import apply_to_clip
+from .host.thumbnail import KEY, encoded
 from .host.uses import ConceptUse
+from .pictures import thumbnails
 from .schema import ADVANCED, CATEGORY, Concepts, concept_input, use_inputs
 
 
@@ -72,19 +74,27 @@ class PerfusionSaveConcept(io.ComfyNode):
                     "is some five times as large as the concept and needed for nothing else.",
                     **ADVANCED,
                 ),
+                io.Image.Input(
+                    "thumbnail",
+                    optional=True,
+                    tooltip="A picture to know the concept by, kept in its file; of several the first. Without: a "
+                    "sample of the training.",
+                ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="The file that was written.")],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, concept, filename, overwrite, keep_training=True) -> io.NodeOutput:
+    def execute(cls, concept, filename, overwrite, keep_training=True, thumbnail=None) -> io.NodeOutput:
         path = path_to_save(filename, overwrite)
         if len(concept) != 1:
             raise ValueError(f"A file holds one concept, these are {len(concept)}: connect them one by one.")
         (use,) = concept
         try:
             concept = use.concept.replace(name=path.stem)
+            if thumbnail is not None:
+                concept = concept.replace(metadata={**concept.metadata, KEY: encoded(thumbnails(thumbnail[:1])[0])})
             if keep_training and use.training is not None:
                 save_with_training(concept, use.training, path)
             else:

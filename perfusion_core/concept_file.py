@@ -61,6 +61,16 @@ def edit_metadata(path: str | os.PathLike[str], changes: Mapping[str, str]) -> C
     return changed
 
 
+def recommended_settings(metadata: Mapping[str, str]) -> dict[str, float] | None:
+    """The beta, temperature and key_lock that a file recommends; None when it does not, or something out of range."""
+    try:
+        found = {name: float(metadata[f"recommended_{name}"]) for name in ("beta", "temperature", "key_lock")}
+    except (KeyError, ValueError):
+        return None
+    sound = found["temperature"] > 0 and all(0 <= value <= 1 for value in found.values())
+    return found if sound else None
+
+
 def save_concept(concept: Concept, path: str | os.PathLike[str]) -> None:
     """Writes ``concept`` to ``path``: the whole file or nothing. A file that was there stays until then.
 

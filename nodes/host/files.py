@@ -1,4 +1,5 @@
-"""The model folder of concepts, models/perfusion, with covariances and training states below it; the input directory.
+"""The model folder of concepts, models/perfusion, with covariances, training states and a trash below it; the input
+directory.
 
 Names from outside are untrusted.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import folder_paths
@@ -18,7 +19,13 @@ from ...perfusion_core import Concept, save_concept, save_training
 from ...perfusion_core.training_file import digest
 
 FOLDER = "perfusion"
-_COVARIANCES, _TRAININGS = "covariance", "training"
+TRASH = ".trash"
+COVARIANCES, IMPORTS, TRAININGS = "covariance", "import", "training"
+_OTHER_FILES = (COVARIANCES, IMPORTS, TRAININGS, TRASH)  # folders with these names hold no concepts
+_FOREIGN = {  # endings of other programs' files
+    COVARIANCES: {".npy", ".pt", ".pth", ".bin", ".safetensors"},
+    IMPORTS: {".pt", ".pth", ".bin"},
+}
 _LONGEST = 240  # bytes of a file's name; file systems take 255, extension included
 _UNSAFE = re.compile(r'[\x00-\x1f<>:"|?*]')
 
@@ -45,7 +52,7 @@ def input_path(name: str) -> Path | None:
 def concept_names() -> list[str]:
     """Concept files that can be chosen, relative to the model folder."""
     names = folder_paths.get_filename_list(FOLDER)
-    return [name for name in names if Path(name).parts[0] not in (_COVARIANCES, _TRAININGS)]
+    return [name for name in names if Path(name).parts[0] not in _OTHER_FILES]
 
 
 def concept_path(name: str) -> Path:
@@ -56,15 +63,56 @@ def concept_path(name: str) -> Path:
     return Path(found)
 
 
+def own_concept_path(name: str) -> Path:
+    """The file of a concept that may be changed. Raises ValueError when it is not in the list, by exactly this name, or
+    a link that leads out of the model folder."""
+    if name not in concept_names():
+        raise ValueError(f"There is no concept {name[:100]!r} in models/{FOLDER}.")
+    path = concept_path(name)
+    if not path.resolve().is_relative_to(model_folder(path).resolve()):
+        raise ValueError(f"{name} is a link that leads out of models/{FOLDER}. Put the file itself there.")
+    return path
+
+
 def concept_stamp(name: str) -> str:
     """Changes when the file of a chosen concept does."""
-    stat = concept_path(name).stat()
+    return stamp(concept_path(name))
+
+
+def stamp(path: Path) -> str:
+    """Changes when a file does."""
+    stat = path.stat()
     return f"{stat.st_mtime_ns} {stat.st_size}"
+
+
+def foreign_names(folder: str) -> list[str]:
+    """Other programs' files that can be chosen, relative to models/perfusion/<folder>: COVARIANCES or IMPORTS."""
+    return sorted(_foreign_files(folder))
+
+
+def foreign_path(folder: str, name: str) -> Path:
+    """The chosen one of other programs' files. Raises ValueError when it is not there."""
+    found = _foreign_files(folder).get(name)
+    if found is None:
+        raise ValueError(
+            f"There is no file {name[:100]!r} in models/{FOLDER}/{folder}. Put the file there and refresh (R)."
+        )
+    return found
+
+
+def _foreign_files(folder: str) -> dict[str, Path]:
+    homes = [Path(home) / folder for home in folder_paths.get_folder_paths(FOLDER)]
+    return {
+        path.relative_to(home).as_posix(): path
+        for home in reversed(homes)  # the first one counts
+        for path in home.rglob("*")
+        if path.suffix.lower() in _FOREIGN[folder] and path.is_file()
+    }
 
 
 def covariance_path(fingerprint: str) -> Path:
     """Where the covariance of a text encoder is kept."""
-    return _home() / _COVARIANCES / f"{fingerprint}.safetensors"
+    return _home() / COVARIANCES / f"{fingerprint}.safetensors"
 
 
 def save_with_training(concept: Concept, state: Mapping[str, Tensor], path: Path) -> None:
@@ -83,7 +131,7 @@ def save_with_training(concept: Concept, state: Mapping[str, Tensor], path: Path
 def remove_with_training(path: Path) -> None:
     """Deletes a concept file and the states that belong to it."""
     path.unlink(missing_ok=True)
-    states = _training_folder(path)
+    states = training_folder(path)
     for state in states.glob("*.safetensors"):
         state.unlink()
     with contextlib.suppress(OSError):  # it also holds the states of concepts in a folder of this name
@@ -92,13 +140,20 @@ def remove_with_training(path: Path) -> None:
 
 def training_path(concept: Concept, path: Path) -> Path:
     """Where the state is kept of the training that made ``concept``, which is saved at ``path`` in the model folder."""
-    return _training_folder(path) / f"{digest(concept)}.safetensors"
+    return training_folder(path) / f"{digest(concept)}.safetensors"
 
 
-def _training_folder(path: Path) -> Path:
+def training_folder(path: Path) -> Path:
+    """Where the states are kept that belong to the file ``path`` in the model folder."""
+    home = model_folder(path)
+    return home / TRAININGS / path.relative_to(home).with_suffix("")
+
+
+def model_folder(path: Path) -> Path:
+    """Which of the model folders ``path`` is in. Raises ValueError for none."""
     for folder in map(Path, folder_paths.get_folder_paths(FOLDER)):
         if path.is_relative_to(folder):
-            return folder / _TRAININGS / path.relative_to(folder).with_suffix("")
+            return folder
     raise ValueError(f"{path} is not in models/{FOLDER}.")
 
 
@@ -107,24 +162,31 @@ def path_to_save(name: str, overwrite: bool) -> Path:
 
     Without ``overwrite`` a number is added when the name is taken. Raises ValueError for names that cannot be.
     """
+    return paths_to_save(name, overwrite, [FOLDER])[0]
+
+
+def paths_to_save(name: str, overwrite: bool, folders: Sequence[str]) -> list[Path]:
+    """Likewise for files that belong together: one in each of these model folders, under one name."""
     name = name.strip().removesuffix(".safetensors").replace("\\", "/")
     parts = name.split("/")
     if not name or _UNSAFE.search(name) or any(part.strip(". ") == "" for part in parts):
         raise ValueError(
-            f"{name!r} cannot be a file name in models/{FOLDER}. Use letters, digits and - or _, such as my-teddy."
+            f"{name!r} cannot be a file name in models/{folders[0]}. Use letters, digits and - or _, such as my-teddy."
         )
     if max(len(part.encode()) for part in parts) > _LONGEST:
         raise ValueError(f"The name {name[:40]}... is too long for a file. Choose another name.")
-    if parts[0] in (_COVARIANCES, _TRAININGS):
+    if FOLDER in folders and parts[0] in _OTHER_FILES:
         raise ValueError(f"The folder {parts[0]} holds other files than concepts. Choose another name.")
-    path = _home().joinpath(*parts[:-1], f"{parts[-1]}.safetensors")
-    if not path.resolve().is_relative_to(_home().resolve()):
-        raise ValueError(f"{name!r} leads out of models/{FOLDER}. Choose a name inside it.")
+    homes = [Path(folder_paths.get_folder_paths(folder)[0]) for folder in folders]
+    paths = [home.joinpath(*parts[:-1], f"{parts[-1]}.safetensors") for home in homes]
+    for folder, home, path in zip(folders, homes, paths, strict=True):
+        if not path.resolve().is_relative_to(home.resolve()):
+            raise ValueError(f"{name!r} leads out of models/{folder}. Choose a name inside it.")
     number = 2
-    while path.exists() and not overwrite:
-        path = path.with_name(f"{parts[-1]}-{number}.safetensors")
+    while not overwrite and any(path.exists() for path in paths):
+        paths = [path.with_name(f"{parts[-1]}-{number}.safetensors") for path in paths]
         number += 1
-    return path
+    return paths
 
 
 def _home() -> Path:

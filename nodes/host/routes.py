@@ -1,0 +1,182 @@
+"""The server's routes below /perfusion/: which concepts there are, their thumbnails, metadata, trash and undo.
+
+docs/routes.md describes them. What comes in is untrusted: a file is named as in the list of concepts and in no other
+way, and nothing but metadata and the trash is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from ...perfusion_core import load_concept
+from ...perfusion_core.concept import trigger_problem
+from ...perfusion_core.concept_file import edit_metadata, read_metadata, recommended_settings
+from . import thumbnail
+from .files import concept_names, model_folder, own_concept_path
+from .trash import move_to_trash, restore
+
+_LARGEST_BODY = 64 * 2**10  # bytes
+_LONGEST = {"file": 1000, "undo": 100, "name": 200, "trigger": 100, "notes": 4000}  # characters
+_UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # control characters and half ones
+
+_files = ThreadPoolExecutor(1, "perfusion-files")  # off the server's loop, and one at a time
+
+
+class Refusal(Exception):
+    """Why something is not done, with the HTTP status for it."""
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status = status
+
+
+def register() -> None:
+    """Adds the routes to the server, if there is one."""
+    from server import PromptServer  # there is none when nodes run outside a server
+
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        add_to(server.routes)
+
+
+def add_to(routes: web.RouteTableDef) -> None:
+    for path, method, work in (
+        ("concepts", "GET", list_concepts),
+        ("thumbnail", "GET", get_thumbnail),
+        ("metadata", "POST", change_metadata),
+        ("trash", "POST", trash),
+        ("undo", "POST", undo),
+    ):
+        # all methods, for the host looks up among its static files what is asked by another one
+        routes.route("*", f"/perfusion/{path}")(_handler(method, work))
+
+
+def list_concepts(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [_entry(name) for name in concept_names()]
+
+
+def get_thumbnail(asked: Mapping[str, Any]) -> bytes:
+    path = _path(asked.get("file", ""))
+    picture = thumbnail.decoded(read_metadata(path))
+    if picture is None:
+        raise Refusal(404, f"{path.name} has no thumbnail.")
+    return picture
+
+
+def change_metadata(asked: Mapping[str, Any]) -> dict[str, Any]:
+    changes = _texts(asked, "file", "name", "trigger", "notes")
+    file = changes.pop("file")
+    path = _path(file)
+    if not changes:
+        raise Refusal(400, "There is nothing to change: give name, trigger or notes.")
+    if len(changes.get("name", "a name").strip().splitlines()) != 1:
+        raise Refusal(400, "The name must be one line.")
+    if "trigger" in changes and (problem := trigger_problem(changes["trigger"])):
+        raise Refusal(400, f"This cannot be a trigger: {problem}.")
+    edit_metadata(path.resolve(), changes)
+    return _entry(file)
+
+
+def trash(asked: Mapping[str, Any]) -> dict[str, Any]:
+    return {"undo": move_to_trash(_path(_texts(asked, "file")["file"]))}
+
+
+def undo(asked: Mapping[str, Any]) -> dict[str, Any]:
+    path = restore(_texts(asked, "undo")["undo"])
+    return _entry(str(path.relative_to(model_folder(path))))
+
+
+def _entry(file: str) -> dict[str, Any]:
+    """What there is to show of a concept, or why there is nothing."""
+    entry: dict[str, Any] = {"file": file, "name": Path(file).stem}
+    try:
+        path = own_concept_path(file)
+        stat = path.stat()
+        entry |= {"bytes": stat.st_size, "modified": stat.st_mtime}
+        concept = load_concept(path)
+    except (ValueError, OSError) as error:
+        return {**entry, "error": str(error)}
+    return {
+        **entry,
+        "name": concept.name[: _LONGEST["name"]],
+        "trigger": concept.trigger[: _LONGEST["trigger"]],
+        "superclass": concept.superclass[: _LONGEST["name"]],
+        "base_model": concept.base_model[: _LONGEST["name"]],
+        "dim": concept.dim,
+        "date": concept.metadata.get("date", "")[: _LONGEST["name"]],
+        "notes": concept.metadata.get("notes", "")[: _LONGEST["notes"]],
+        "recommended": recommended_settings(concept.metadata),
+        "has_thumbnail": thumbnail.decoded(concept.metadata) is not None,
+        "superclass_similarity": concept.superclass_similarity,
+    }
+
+
+def _path(file: str) -> Path:
+    try:
+        return own_concept_path(file)
+    except ValueError as error:
+        raise Refusal(404, str(error)) from error
+
+
+def _texts(asked: Mapping[str, Any], required: str, *optional: str) -> dict[str, str]:
+    """``asked`` when it holds what it must, and nothing but texts of these names."""
+    if required not in asked:
+        raise Refusal(400, f"{required} is missing.")
+    for name, text in asked.items():
+        if name not in (required, *optional):
+            raise Refusal(400, f"{name[:100]!r} is not known here.")
+        if not isinstance(text, str) or _UNWRITABLE.search(text):
+            raise Refusal(400, f"{name} must be a text without control characters.")
+        if len(text) > _LONGEST[name]:
+            raise Refusal(400, f"{name} has {len(text)} characters, at most {_LONGEST[name]} are allowed.")
+    return dict(asked)
+
+
+def _handler(
+    method: str, work: Callable[[Mapping[str, Any]], Collection]
+) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """Hands the query or the body to ``work`` in the thread for files, and sends what it returns or why it does not."""
+
+    async def handle(request: web.Request) -> web.Response:
+        try:
+            if request.method != method:
+                raise Refusal(405, f"Only {method} is allowed here.")
+            asked = request.query if method == "GET" else await _body(request)
+            answer = await asyncio.get_running_loop().run_in_executor(_files, work, asked)
+        except Refusal as refusal:
+            return web.json_response({"error": str(refusal)}, status=refusal.status)
+        except ValueError as error:
+            return web.json_response({"error": str(error)}, status=400)
+        except OSError as error:
+            return web.json_response({"error": f"The disk refuses: {error.strerror}."}, status=500)
+        if isinstance(answer, bytes):
+            return web.Response(body=answer, content_type="image/webp")
+        return web.json_response(answer)
+
+    return handle
+
+
+async def _body(request: web.Request) -> Mapping[str, Any]:
+    """A JSON object. Its type is asked for since other sites' pages can send every other one unasked."""
+    if request.content_type != "application/json":
+        raise Refusal(415, f"Send application/json, this is {request.content_type}.")
+    body = bytearray()
+    try:
+        async for chunk in request.content.iter_any():
+            body += chunk
+            if len(body) > _LARGEST_BODY:
+                raise Refusal(413, f"This is more than {_LARGEST_BODY} bytes.")
+        asked = json.loads(body)
+    except (web.RequestPayloadError, ValueError, RecursionError) as error:
+        raise Refusal(400, f"This is not JSON ({error}).") from error
+    if not isinstance(asked, dict):
+        raise Refusal(400, "This is not a JSON object.")
+    return asked

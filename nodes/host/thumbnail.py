@@ -1,0 +1,42 @@
+"""The small picture in a concept file's metadata: WebP in base64."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+
+from PIL import Image
+
+KEY = "thumbnail"
+_SIDE = 256  # pixels, of the longer side
+_LARGEST = 12_000  # bytes as we write it, so that a file for SD1.x stays below 60 KB
+_READ, _READ_SIDE = 20_000, 1024  # bytes and pixels of those of others
+
+
+def encoded(picture: Image.Image) -> str:
+    """``picture``, scaled down, as it stands in the metadata: at most 16 KB of text."""
+    picture = picture.convert("RGB")
+    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    for quality in (85, 70, 50, 30, 10, 0):
+        content = io.BytesIO()
+        picture.save(content, "WEBP", quality=quality, method=6)
+        if content.tell() <= _LARGEST:
+            break
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def decoded(metadata: Mapping[str, str]) -> bytes | None:
+    """The WebP file in a concept's metadata; None where there is none, or something else than a small WebP."""
+    text = metadata.get(KEY, "")
+    if not 0 < len(text) <= _READ * 4 // 3 + 4:
+        return None
+    try:
+        content = base64.b64decode(text, validate=True)
+        with Image.open(io.BytesIO(content), formats=["WEBP"]) as picture:
+            if max(picture.size) > _READ_SIDE:
+                return None
+            picture.load()
+    except Exception:  # decoders raise nearly anything for damage
+        return None
+    return content
