@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..perfusion_core.covariance import RIDGE
+from ..perfusion_core.exchange import load_covariance
 from .host.encoder_covariance import (
     CAPTIONS,
     MAX_MIB,
@@ -16,10 +17,32 @@ from .host.encoder_covariance import (
     measure_covariance,
     read_captions,
 )
+from .host.files import COVARIANCES, FOLDER, foreign_names, foreign_path, stamp
 from .plots import as_image, spectrum
 from .schema import ADVANCED, CATEGORY, CovarianceType
 
 _NO_FILE = "none"
+_HOLDS = ("covariance", "inverse")
+
+
+def _ridge_input() -> io.Input:
+    return io.Float.Input(
+        "ridge",
+        default=RIDGE,
+        min=0.0,
+        max=10.0,
+        step=0.0001,
+        tooltip="Share of the mean variance that is added to every direction, so that rare ones do not decide. More "
+        "for few captions. The picture shows what it covers.",
+        **ADVANCED,
+    )
+
+
+def _outputs() -> list[io.Output]:
+    return [
+        CovarianceType.Output(display_name="covariance"),
+        io.Image.Output(display_name="spectrum", tooltip="The variance of every direction, and the ridge."),
+    ]
 
 
 class PerfusionCovariance(io.ComfyNode):
@@ -54,16 +77,7 @@ class PerfusionCovariance(io.ComfyNode):
                     "the padding; or its content, the words alone.",
                     **ADVANCED,
                 ),
-                io.Float.Input(
-                    "ridge",
-                    default=RIDGE,
-                    min=0.0,
-                    max=10.0,
-                    step=0.0001,
-                    tooltip="Share of the mean variance that is added to every direction, so that rare ones do not "
-                    "decide. More for few captions. The picture shows what it covers.",
-                    **ADVANCED,
-                ),
+                _ridge_input(),
                 io.Combo.Input(
                     "caption_file",
                     options=[_NO_FILE, *caption_files()],
@@ -72,10 +86,7 @@ class PerfusionCovariance(io.ComfyNode):
                     **ADVANCED,
                 ),
             ],
-            outputs=[
-                CovarianceType.Output(display_name="covariance"),
-                io.Image.Output(display_name="spectrum", tooltip="The variance of every direction, and the ridge."),
-            ],
+            outputs=_outputs(),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -94,4 +105,44 @@ class PerfusionCovariance(io.ComfyNode):
             chosen = None if caption_file == _NO_FILE else read_captions(caption_file)
             covariance = cached_covariance(clip, count, node_id, tokens, captions=chosen)
         covariance.ridge = ridge  # here only: the kept file serves every ridge
+        return io.NodeOutput(covariance, as_image(spectrum(covariance)))
+
+
+class PerfusionImportCovariance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        folder = f"models/{FOLDER}/{COVARIANCES}"
+        return io.Schema(
+            node_id="PerfusionImportCovariance",
+            display_name="Perfusion Import Covariance",
+            category=CATEGORY,
+            description=f"Reads the covariance of a text encoder that another program made, from {folder}, for "
+            "Perfusion Train Concept.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=foreign_names(COVARIANCES),
+                    tooltip=f"A .pt, .pth, .bin, .npy or .safetensors file from {folder} that holds one square matrix. "
+                    "Press R to refresh the list.",
+                ),
+                io.Combo.Input(
+                    "holds",
+                    options=list(_HOLDS),
+                    tooltip="Whether the matrix is the covariance C or its inverse. A matrix named C_inv, as in files "
+                    "of perfusion-pytorch, is always taken as the inverse.",
+                ),
+                _ridge_input(),
+            ],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_) -> str:
+        return stamp(foreign_path(COVARIANCES, file))
+
+    @classmethod
+    def execute(cls, file, holds, ridge) -> io.NodeOutput:
+        covariance = load_covariance(foreign_path(COVARIANCES, file), inverse=holds == "inverse")
+        covariance.ridge = ridge
+        covariance.inverse()  # raises now what would end a training
         return io.NodeOutput(covariance, as_image(spectrum(covariance)))

@@ -14,11 +14,13 @@ from .concept_file import safetensors_bytes, write_atomically
 
 FORMAT = "perfusion-covariance"
 RIDGE = 0.01  # share of the mean variance; enough for a few hundred captions, harmless for many
+_ASYMMETRY = 1e-3  # of the largest entry, which rounding may leave in a matrix from elsewhere
 
 
 class Covariance:
     """C = mean of e e^T over the encodings seen so far, accumulated in float64. ``dim`` is d, ``count`` how many.
 
+    ``origin`` is the file of one that was made elsewhere, whose count is unknown and therefore 1.
     ``ridge`` is the share of the mean variance that ``inverse`` adds, at least 0; it is kept in the file. Raises
     ValueError for another.
     """
@@ -27,10 +29,16 @@ class Covariance:
         self.sum = torch.zeros(dim, dim, dtype=torch.float64)
         self.count = 0
         self.ridge = ridge
+        self.origin = ""
 
     @property
     def dim(self) -> int:
         return self.sum.shape[0]
+
+    @property
+    def source(self) -> str:
+        """What it was made from, for people."""
+        return self.origin or f"{self.count} encodings"
 
     @property
     def ridge(self) -> float:
@@ -74,10 +82,31 @@ class Covariance:
             usable = False
         if not usable:
             raise ValueError(
-                f"The covariance of {self.count} encodings cannot be inverted with a ridge of {ridge:g}. "
+                f"The covariance of {self.source} cannot be inverted with a ridge of {ridge:g}. "
                 f"Use a ridge such as {RIDGE}, or more captions."
             )
         return inverse
+
+    @classmethod
+    def from_matrix(cls, matrix: Tensor, inverse: bool = False, origin: str = "a matrix") -> Covariance:
+        """From a C of any scale, (d, d), or from its ``inverse``. Raises ValueError when it can be neither."""
+        kind = "the inverse of a covariance" if inverse else "a covariance"
+        if matrix.ndim != 2 or not matrix.shape[0] == matrix.shape[1] > 0 or not matrix.is_floating_point():
+            raise ValueError(f"{origin} is not {kind}: it is {matrix.dtype} {tuple(matrix.shape)}, expected (d, d).")
+        matrix = matrix.detach().cpu().double()
+        if not torch.isfinite(matrix).all():
+            raise ValueError(f"{origin} is not {kind}: it holds NaN or infinity.")
+        if (matrix - matrix.T).abs().max() > _ASYMMETRY * matrix.abs().max():
+            raise ValueError(f"{origin} is not {kind}: it is not symmetric.")
+        variances, directions = torch.linalg.eigh((matrix + matrix.T) / 2)
+        # rounding makes the least ones of a C negative, which the ridge mends; an inverse has none that are 0
+        least = variances.max() * torch.finfo(torch.float32).eps if inverse else -RIDGE * variances.mean()
+        if variances.max() <= 0 or variances.min() < least:
+            raise ValueError(f"{origin} is not {kind}: it has directions of no or negative variance.")
+        covariance = cls(len(matrix))
+        covariance.sum = directions * (1 / variances if inverse else variances.clamp(min=0)) @ directions.T
+        covariance.count, covariance.origin = 1, origin
+        return covariance
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes it atomically and without loss, as safetensors. Raises ValueError when empty, OSError for the disk."""

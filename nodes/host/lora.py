@@ -1,0 +1,53 @@
+"""What a LoRA and an embedding for hosts without this pack are made of: the model's projections, and names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import comfy.model_management
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ...perfusion_core import Concept
+from .model import base_model, cross_attentions
+
+
+def projector(model) -> Callable[[str, str, Tensor], Tensor]:
+    """project(layer, "to_k" or "to_v", x): W x as the MODEL computes it, (d) -> (d_out) in fp32 on the CPU.
+
+    The host loads the model and casts, dequantises and patches its weights as for sampling. project raises ValueError
+    when what comes out is no numbers.
+    """
+    comfy.model_management.load_models_gpu([model])
+    layers = cross_attentions(model)
+    dtype = getattr(model.model, "manual_cast_dtype", None) or model.model.get_dtype()
+
+    def project(layer: str, projection: str, x: Tensor) -> Tensor:
+        module = getattr(layers[layer], projection)
+        with torch.no_grad():  # past the patched forward, which is our own edit's
+            output = type(module).forward(module, x.to(model.load_device, dtype)[None])[0]
+        if output.is_meta or not torch.isfinite(output).all():
+            raise ValueError(
+                f"The weights of this model cannot be used: {layer}.{projection} gives no numbers. Load the checkpoint "
+                "with the stock loader, in fp16, bf16 or fp32."
+            )
+        return output.float().cpu()
+
+    return project
+
+
+def lora_names(model) -> dict[str, str]:
+    """{layer: what LoRA files call it}: by diffusers' modules as kohya's trainer does, for SDXL by the checkpoint's."""
+    key = ".to_k.weight"
+    diffusers = {}
+    if base_model(model) != "sdxl":
+        names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config).items()
+        diffusers = {own.removesuffix(key): name.removesuffix(key) for name, own in names if own.endswith(key)}
+    return {layer: "lora_unet_" + diffusers.get(layer, layer).replace(".", "_") for layer in cross_attentions(model)}
+
+
+def embedding_tensors(concept: Concept) -> dict[str, Tensor]:
+    """The trigger as textual inversion files hold it, (1, d_encoder): "emb_params", for SDXL "clip_l" and "clip_g"."""
+    rows = {f"clip_{name}": vector[None].contiguous() for name, vector in concept.token_embeddings.items()}
+    return rows if len(rows) > 1 else {"emb_params": next(iter(rows.values()))}
