@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..perfusion_core import Concept
 from .host.attention import check_watchable, paint_watched, without_concepts
 from .host.progress import Progress
 from .host.sampling import Sampling
@@ -75,7 +76,7 @@ def _stretched(maps: Tensor) -> Tensor:
     return (maps - lowest) / (highest - lowest).clamp_min(torch.finfo(maps.dtype).tiny)
 
 
-def _sentence(concept, attention: Tensor, plain: Tensor) -> str:
+def _sentence(concept: Concept, attention: Tensor, plain: Tensor) -> str:
     alike = torch.corrcoef(torch.stack([attention.flatten(), plain.flatten()]))[0, 1]
     return (
         f"{concept.trigger} has {attention.mean():.1%} of the attention, {attention.max():.1%} at its strongest spot; "
