@@ -22,6 +22,7 @@ from half_precision import HalfPrecision
 from painter import Painter, PainterTrainee, Task
 from perfusion_core import Concept, ConceptSet, Training, TrainingSettings, Wiring, cross_attention_layers
 from perfusion_core.captions import TEMPLATES
+from perfusion_core.edit import BETA, TEMPERATURE
 from scenes import draw_scene
 
 PICTURES = 1600  # that every method trains on, in batches that suit it
@@ -30,7 +31,7 @@ _SETTINGS = TrainingSettings(
     target_gradient=True,
 )  # fmt: skip
 OUTSIDE = 0.3  # what counts outside the masks, for Perfusion
-BETAS, TEMPERATURE = (0.3, 0.5, 0.7, 0.9), 0.15
+BETAS = (0.3, 0.5, 0.7, 0.9)
 STRENGTHS = (0.4, 0.7, 1.0, 1.3)  # where that is swept
 MARKS = (0.125, 0.25, 0.5, 1.0)  # shares of the steps, where these are
 REGULAR_SCENES = 32  # pictures of the superclass that keep Custom Diffusion and DreamBooth from forgetting it
@@ -94,12 +95,13 @@ class UngatedTraining(Training):
 
 @dataclass
 class LearnedConcepts:
-    """Concept files in use; the setting is beta, or without a gate the strength."""
+    """Concept files in use; the setting is beta, or else the strength."""
 
     concepts: Sequence[Concept]
     settings: Sequence[float]
     key_lock: float = 0.0  # 0 local, 1 global
     gated: bool = True
+    by_strength: bool = False
 
     @property
     def size(self) -> int:
@@ -113,10 +115,12 @@ class LearnedConcepts:
         if self.key_lock:
             plain = [_filled(sentence, [concept.superclass for concept in self.concepts]) for sentence in sentences]
             keys = encodings + self.key_lock * (painter.encode(plain)[0] - encodings)
-        if self.gated:
-            concepts = ConceptSet(self.concepts, betas=setting, temperatures=TEMPERATURE)
-        else:
+        if not self.gated:
             concepts = UngatedSet(self.concepts, strengths=setting)
+        elif self.by_strength:
+            concepts = ConceptSet(self.concepts, BETA, TEMPERATURE, strengths=setting)
+        else:
+            concepts = ConceptSet(self.concepts, setting, TEMPERATURE)
         with Wiring(painter.unet, cross_attention_layers(painter.unet), concepts) as wiring:
             return painter.paint(encodings, noise, wiring, keys)
 
@@ -154,13 +158,15 @@ class Reused:
 
     trained: Callable[[str, int], Concept]  # of a task's name and a seed
     key_lock: float = 0.0
+    by_strength: bool = False
     finish: Callable[[Painter, Concept], Concept] | None = None  # what is done to the trained concept
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedConcepts:
         concept = self.trained(task.name, seed)
         if self.finish is not None:
             concept = self.finish(painter, concept)
-        return LearnedConcepts([concept], BETAS, self.key_lock)
+        settings = STRENGTHS if self.by_strength else BETAS
+        return LearnedConcepts([concept], settings, self.key_lock, by_strength=self.by_strength)
 
 
 # What people use instead
