@@ -341,7 +341,7 @@ def _metadata(key: str, covariance, settings: TrainingSettings, subject: Subject
     size, photos = subject.photos.shape[1], len(subject.photos)
     return {
         "text_encoder": key,
-        "covariance": f"{covariance.count} encodings, ridge {covariance.ridge:g}",
+        "covariance": f"{covariance.source}, ridge {covariance.ridge:g}",
         "recommended_beta": str(ConceptUse.beta),
         "recommended_temperature": str(ConceptUse.temperature),
         "recommended_key_lock": str(ConceptUse.key_lock),
