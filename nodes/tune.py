@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from comfy_api.latest import io, ui
+from PIL import Image
 
 from ..perfusion_core.checkpoints import harmonic_mean
 from .host.model import apply_to_model, default_resolution
@@ -205,7 +206,7 @@ def _words(trial: Trial) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in trial.settings.items())
 
 
-def _plot(trials: Sequence[Trial]):
+def _plot(trials: Sequence[Trial]) -> Image.Image:
     best = best_of(trials)
     points = [(trial.image_similarity, trial.text_similarity) for trial in trials]
     return similarities(points, trials.index(best), f"best: {_words(best)}")
