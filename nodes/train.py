@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..perfusion_core import Training, TrainingSettings
+from ..perfusion_core import Checkpoint, Training, TrainingSettings
 from ..perfusion_core.captions import TEMPLATES
 from ..perfusion_core.concept import trigger_problem
-from .host import text
+from .host import text, thumbnail
 from .host.encoder_covariance import CAPTIONS, cached_covariance, fingerprint
 from .host.files import concept_names, concept_stamp
 from .host.memory import is_out_of_memory, release_memory
@@ -212,9 +212,19 @@ class PerfusionTrainConcept(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "target_gradient",
-                    default=False,
-                    tooltip="Let the embedding also learn through the target input i*. The two known readings of the "
-                    "paper differ here.",
+                    default=settings.target_gradient,
+                    tooltip="Let the embedding also learn through the target input i*. The paper leaves it open; in "
+                    "our benchmark it is better on.",
+                    **_RARE,
+                ),
+                io.Float.Input(
+                    "unmasked_weight",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much what is outside the masks counts. Paper: 0, with soft masks. With hard masks 0.3 "
+                    "keeps the subject's outline; 1 is as if there were no masks.",
                     **_RARE,
                 ),
             ],
@@ -255,7 +265,10 @@ class PerfusionTrainConcept(io.ComfyNode):
         if len(captions) == 1 < len(photos):  # one text with a line per photo
             captions = captions[0].strip().splitlines()
         own = caption_texts(captions, len(photos), trigger, superclass)
-        subject = Subject(photos, covers, [texts or TEMPLATES for texts in own], superclass, options["flip"])
+        subject = Subject(
+            photos, covers, [texts or TEMPLATES for texts in own], superclass, options["flip"],
+            options["unmasked_weight"],
+        )  # fmt: skip
         previews = _preview_sentences(options["previews"], trigger)
         scorer = {_NONE: "", _AUTO: next(iter(scorer_names()), "")}.get(options["scorer"], options["scorer"])
         score = judge(scorer, subject, previews) if scorer and previews else None
@@ -286,11 +299,7 @@ class PerfusionTrainConcept(io.ComfyNode):
             problem = f"{_out_of_memory(size, settings, low_memory, checkpointing)} {run.kept if run else ''}"
         else:
             best, last = (
-                ConceptUse(
-                    checkpoint.concept.replace(metadata={**metadata, "steps": str(checkpoint.step)}),
-                    training=checkpoint.training,
-                )
-                for checkpoint in (run.best, run.checkpoints[-1])
+                _learned(checkpoint, metadata, dict(run.rows)) for checkpoint in (run.best, run.checkpoints[-1])
             )
             sheet = as_image(contact_sheet_of(run, subject))
             curve = as_image(loss_curve(training.losses, {c.step: c.loss for c in run.checkpoints}))
@@ -299,6 +308,14 @@ class PerfusionTrainConcept(io.ComfyNode):
             return io.NodeOutput((best,), (last,), sheet, curve, words, ui=ui.PreviewImage(sheet))
         release_memory()  # only now, when the error no longer holds on to anything
         raise RuntimeError(problem)
+
+
+def _learned(checkpoint: Checkpoint, metadata: Mapping[str, str], pictures: Mapping[int, list]) -> ConceptUse:
+    """A checkpoint as an output; the first of its sample pictures, {step: pictures}, becomes the thumbnail."""
+    metadata = {**metadata, "steps": str(checkpoint.step)}
+    if samples := pictures.get(checkpoint.step):
+        metadata[thumbnail.KEY] = thumbnail.encoded(samples[0])
+    return ConceptUse(checkpoint.concept.replace(metadata=metadata), training=checkpoint.training)
 
 
 def _defaults(schema: io.Schema) -> dict[str, Any]:
@@ -346,7 +363,13 @@ def _metadata(key: str, covariance, settings: TrainingSettings, subject: Subject
         "recommended_temperature": str(ConceptUse.temperature),
         "recommended_key_lock": str(ConceptUse.key_lock),
         "training": json.dumps(
-            {**dataclasses.asdict(settings), "resolution": size, "flip": subject.flip, "photos": photos}
+            {
+                **dataclasses.asdict(settings),
+                "resolution": size,
+                "flip": subject.flip,
+                "photos": photos,
+                "unmasked_weight": subject.unmasked_weight,
+            }
         ),
     }
 

@@ -35,7 +35,7 @@ class TrainingSettings:
     beta: float = 0.75
     temperature: float = 0.1
     decay: float = 0.99  # of the running mean i*, per four photos
-    target_gradient: bool = False  # whether the embedding also learns through i*, straight through its running mean
+    target_gradient: bool = True  # whether the embedding also learns through i*, straight through its running mean
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,11 +82,12 @@ class Trainee(Protocol):
         """
 
 
-def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor | None, unmasked_weight: float = 0.0) -> Tensor:
     """Mean over all elements of w (prediction − target)^2, a scalar; the weight w is the mask over its own maximum.
 
     prediction, target: (batch, channels, height, width). mask: (batch, 1, height, width) or (batch, height, width), in
     0..1 and soft; its maximum is taken per image, so a faint mask counts as much as a strong one. None: w = 1.
+    unmasked_weight: the least w, 0..1. Above 0 a subject's outline is learned as well, not only its inside.
     """
     error = (prediction - target) ** 2
     if mask is None:
@@ -98,7 +99,7 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tenso
             f"The mask is {tuple(mask.shape)}, the prediction {tuple(prediction.shape)}: one mask per image."
         )
     weight = mask / mask.flatten(1).amax(1).clamp_min(1e-6).view(-1, *[1] * (mask.ndim - 1))
-    return (weight * error).mean()
+    return (weight.clamp_min(unmasked_weight) * error).mean()
 
 
 class Training:

@@ -27,9 +27,8 @@ from scenes import draw_scene
 
 PICTURES = 1600  # that every method trains on, in batches that suit it
 _SETTINGS = TrainingSettings(
-    steps=400, batch_size=4, accumulation=1, learning_rate_values=0.1, learning_rate_embedding=0.003,
-    target_gradient=True,
-)  # fmt: skip
+    steps=400, batch_size=4, accumulation=1, learning_rate_values=0.1, learning_rate_embedding=0.003
+)
 OUTSIDE = 0.3  # what counts outside the masks, for Perfusion
 BETAS = (0.3, 0.5, 0.7, 0.9)
 STRENGTHS = (0.4, 0.7, 1.0, 1.3)  # where that is swept

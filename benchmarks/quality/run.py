@@ -60,6 +60,7 @@ def methods(inverse: Tensor, trained: Callable[[str, int], Concept]) -> dict[str
     return {
         "perfusion": plain,
         "perfusion, by strength": Reused(trained, by_strength=True),
+        "perfusion, global lock, by strength": Reused(trained, key_lock=1.0, by_strength=True),
         "perfusion, global lock": Reused(trained, key_lock=1.0),
         "perfusion, calibrated": Reused(trained, finish=partial(calibrated, inverse=inverse)),
         "perfusion, discriminating": Reused(trained, finish=partial(discriminating, inverse=inverse)),

@@ -23,7 +23,13 @@ class Sampling:
     resolution: int = 0
 
     def paint(self, model, clip, vae, text: str, negative: str, seed: int, count: int = 1) -> Tensor:
-        """IMAGE (count, height, width, 3) in 0..1 of a prompt, on the CPU. Raises the host's cancel."""
+        """IMAGE (count, height, width, 3) in 0..1 of a prompt, on the CPU.
+
+        Raises ValueError where the checkpoint had no text encoder or no VAE, and the host's cancel.
+        """
+        if clip is None or vae is None:
+            missing, loader = ("text encoder", "Load CLIP") if clip is None else ("VAE", "Load VAE")
+            raise ValueError(f"There is no {missing}: this checkpoint has none. Load one with {loader}.")
         conditionings = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in (text, negative)]
         return vae.decode(self.sample(model, vae, *conditionings, seed, count)).cpu()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import comfy.model_management
 import comfy.samplers
@@ -31,11 +31,13 @@ class Subject:
     sentences: Sequence[Sequence[str]]  # for every photo, with {} in the trigger's place
     superclass: str
     flip: bool = False  # whether mirrored photos are seen too
+    unmasked_weight: float = 0.0  # what counts off the masks, 0..1
 
     def mirrored(self) -> Subject:
         masks = None if self.masks is None else torch.cat([self.masks, self.masks.flip(2)])
         photos = torch.cat([self.photos, self.photos.flip(2)])
-        return Subject(photos, masks, [*self.sentences, *self.sentences], self.superclass)
+        sentences = [*self.sentences, *self.sentences]
+        return replace(self, photos=photos, masks=masks, sentences=sentences, flip=False)
 
 
 class ComfyTrainee:
@@ -47,7 +49,7 @@ class ComfyTrainee:
         self._device, self._autocast = model.load_device, autocast
         self._size = subject.photos.shape[1]
         self._latents = latents.to(self._device)
-        self._masks = None
+        self._masks, self._unmasked_weight = None, subject.unmasked_weight
         if subject.masks is not None:
             self._masks = F.interpolate(subject.masks[:, None].clone(), size=latents.shape[-2:], mode="area")
             self._masks = self._masks.to(self._device)
@@ -81,7 +83,7 @@ class ComfyTrainee:
         denoised = self._denoised(sampling.noise_scaling(sigma, noise, x0), sigma, prompts)
         scale = sampling.calculate_denoised(sigma, torch.ones_like(x0[:, :1]), torch.zeros_like(x0[:, :1]))
         masks = None if self._masks is None else self._masks[photos.to(self._device)]
-        return masked_mse(denoised.float() / scale, x0 / scale, masks)
+        return masked_mse(denoised.float() / scale, x0 / scale, masks, self._unmasked_weight)
 
     @torch.no_grad()
     def pictures(self, sentences: Sequence[str], concept: Concept, seed: int) -> Tensor:

@@ -22,7 +22,7 @@ def mask(seed: int, *shape: int) -> Tensor:
     return strength * torch.rand(*shape, generator=random, dtype=torch.float64)
 
 
-def slow_masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> float:
+def slow_masked_mse(prediction: Tensor, target: Tensor, mask: Tensor, unmasked_weight: float = 0.0) -> float:
     total = 0.0
     batch, channels, height, width = prediction.shape
     for image in range(batch):
@@ -31,17 +31,22 @@ def slow_masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> float:
             for y in range(height):
                 for x in range(width):
                     difference = prediction[image, channel, y, x] - target[image, channel, y, x]
-                    total += float(mask[image, y, x]) / largest * float(difference) ** 2
+                    weight = max(float(mask[image, y, x]) / largest, unmasked_weight)
+                    total += weight * float(difference) ** 2
     return total / prediction.numel()
 
 
-@given(seed=st.integers(0, 2**31), batch=st.integers(1, 3), height=st.integers(1, 4), width=st.integers(1, 4))
-def test_it_equals_the_loop(seed: int, batch: int, height: int, width: int) -> None:
+@given(
+    seed=st.integers(0, 2**31), batch=st.integers(1, 3), height=st.integers(1, 4), width=st.integers(1, 4),
+    unmasked_weight=st.sampled_from([0.0, 0.3, 1.0]),
+)  # fmt: skip
+def test_it_equals_the_loop(seed: int, batch: int, height: int, width: int, unmasked_weight: float) -> None:
     prediction, target = picture(seed, batch, 2, height, width), picture(seed + 1, batch, 2, height, width)
     weight = mask(seed + 2, batch, height, width)
-    expected = slow_masked_mse(prediction, target, weight)
-    assert masked_mse(prediction, target, weight).item() == pytest.approx(expected, rel=1e-12)
-    assert masked_mse(prediction, target, weight[:, None]).item() == pytest.approx(expected, rel=1e-12)
+    expected = slow_masked_mse(prediction, target, weight, unmasked_weight)
+    for given_mask in (weight, weight[:, None]):
+        loss = masked_mse(prediction, target, given_mask, unmasked_weight)
+        assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_no_mask_is_the_plain_mean() -> None:

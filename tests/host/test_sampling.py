@@ -20,3 +20,10 @@ def test_a_painted_picture_is_the_one_of_the_hosts_nodes_in_a_row(models, kind):
     sampled = host_nodes.common_ksampler(model, 3, 2, 5.0, "euler", "normal", positive, negative, latent)[0]
     assert torch.equal(painted, host_nodes.VAEDecode().decode(vae, sampled)[0])
     assert painted.shape == (2, side, side, 3)
+
+
+@pytest.mark.parametrize("missing, advice", [("clip", "Load one with Load CLIP"), ("vae", "Load one with Load VAE")])
+def test_a_checkpoint_without_a_part_is_an_error_that_says_what_to_load(models, missing, advice):
+    parts = {**dict(zip(("model", "clip", "vae"), models("sd1"), strict=True)), missing: None}
+    with pytest.raises(ValueError, match=advice):
+        Sampling(2, 5.0, "euler", "normal").paint(**parts, text="a cat", negative="", seed=0)

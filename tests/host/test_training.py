@@ -72,6 +72,18 @@ def test_thirty_steps_lower_the_loss_and_leave_the_base_model_bit_identical(mode
         assert all(getattr(m.forward, "__func__", None) is type(m).forward for m in network.modules())
 
 
+def test_what_is_outside_the_masks_counts_by_the_unmasked_weight(models, photos, metric):
+    images, masks = photos
+
+    def loss(masks, **changes) -> float:
+        with open_trainee(*models("sd1"), subject_of(images, masks, **changes)) as trainee:
+            return Training(trainee, metric.inverse(), "<my-teddy>", "teddy", "sd1", SETTINGS).evaluate(draws=1)
+
+    nothing, third, all_of_it = (loss(masks, unmasked_weight=weight) for weight in (0.0, 0.3, 1.0))
+    assert nothing < third < all_of_it
+    assert all_of_it == loss(None)
+
+
 @pytest.mark.parametrize("kind", ["sd2", "sd2v", "sdxl"])
 def test_every_architecture_and_parameterisation_learns(models, photos, kind):
     metric = measure_covariance(models(kind)[1], list(captions(64)), None)
