@@ -13,9 +13,11 @@ import pytest
 import torch
 from comfyui_perfusion.nodes.host import trainee
 from comfyui_perfusion.nodes.host.files import training_path
+from comfyui_perfusion.nodes.host.thumbnail import decoded
 from comfyui_perfusion.nodes.load import PerfusionSaveConcept
 from comfyui_perfusion.nodes.train import PerfusionTrainConcept, _settings
 from comfyui_perfusion.perfusion_core import load_concept, load_training, save_concept
+from comfyui_perfusion.perfusion_core.concept_file import edit_metadata
 from comfyui_perfusion.perfusion_core.training_file import digest
 from safetensors.torch import save_file
 
@@ -110,6 +112,13 @@ def test_previews_and_checkpoints_do_not_change_what_is_learned(models, model_fo
     assert same(load_concept(plain), load_concept(busy))
 
 
+def test_the_first_sample_is_the_thumbnail(models, model_folder):
+    samples = {"images": PHOTOS, "steps": [1], "previews": ["a {}\n{} in the snow"]}
+    best, last = (use.concept.metadata for (use,) in train_node(models, **samples).args[:2])
+    assert decoded(best)[8:12] == decoded(last)[8:12] == b"WEBP"
+    assert decoded(train_node(models, images=PHOTOS, steps=[1]).args[0][0].concept.metadata) is None
+
+
 def test_the_same_seed_gives_the_same_file(models):
     first, second = (saved(train_node(models, images=PHOTOS), name) for name in ("one/toy", "two/toy"))
     assert first.read_bytes() == second.read_bytes()
@@ -150,6 +159,15 @@ def test_a_finished_training_can_be_made_longer(models, model_folder):
     longer = train_node(models, images=PHOTOS, steps=[3], continue_from=[short.name])
     whole = train_node(models, images=PHOTOS, steps=[3])
     assert same(longer.args[1][0].concept, whole.args[1][0].concept)
+
+
+def test_a_concept_with_another_trigger_is_trained_on_exactly(models, model_folder, caplog):
+    path = saved(train_node(models, images=PHOTOS, steps=[1]), "toy")
+    edit_metadata(path, {"trigger": "<my-bear>"})
+    with caplog.at_level(logging.WARNING):
+        longer = train_node(models, images=PHOTOS, steps=[3], trigger=["<my-bear>"], continue_from=["toy.safetensors"])
+    assert not caplog.text
+    assert same(longer.args[1][0].concept, train_node(models, images=PHOTOS, steps=[3]).args[1][0].concept)
 
 
 def test_without_its_training_state_a_concept_is_trained_on_with_a_fresh_optimizer(models, model_folder, caplog):
