@@ -55,7 +55,8 @@ def _outside_a_graph(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def demo():
-    return PerfusionDemoModel.execute().args
+    with torch.inference_mode():
+        return PerfusionDemoModel.execute().args
 
 
 @pytest.fixture

@@ -82,7 +82,8 @@ def _outside_a_graph(monkeypatch, tmp_path, model_folder):
 
 @pytest.fixture(scope="module")
 def demo():
-    return PerfusionDemoModel.execute().args
+    with torch.inference_mode():
+        return PerfusionDemoModel.execute().args
 
 
 def run(demo, uses=1, photos=(PHOTOS,), **changes):
