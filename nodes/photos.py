@@ -23,7 +23,8 @@ class PerfusionLoadPhotos(io.ComfyNode):
                 io.Combo.Input(
                     "folder",
                     options=photo_folders(),
-                    tooltip="A folder below ComfyUI's input directory. Press R to refresh the list.",
+                    tooltip="A folder below ComfyUI's input directory, or a demo that comes with the pack. Press R to "
+                    "refresh the list.",
                 )
             ],
             outputs=[

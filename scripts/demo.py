@@ -18,7 +18,7 @@ sys.path.insert(0, str(REPO))
 from nodes.pictures import contact_sheet
 
 BASE = CACHE / "demo"
-PHOTOS = REPO / "scripts" / "photos"  # emoji that the demo model never saw, made by benchmarks/world/scenes.py
+PHOTOS = REPO / "nodes" / "demo_photos"  # emoji that the demo model never saw, made by benchmarks/world/scenes.py
 KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 # For the demo model, whose pictures are 64 times smaller than Stable Diffusion's
@@ -113,7 +113,7 @@ def training_prompt(server: Server, subject: Subject, steps: int) -> dict[str, A
     for node in prompt.values():
         if node["class_type"] == "CheckpointLoaderSimple":  # which has the same outputs
             node |= {"class_type": "PerfusionDemoModel", "inputs": {}}
-    captions = (PHOTOS / "captions.txt").read_text(encoding="utf-8")
+    captions = (REPO / "scripts" / "demo_captions.txt").read_text(encoding="utf-8")
     words = {"trigger": subject.trigger, "superclass": subject.superclass, "steps": steps}
     override(prompt, "PerfusionLoadPhotos", folder=subject.name)
     override(prompt, "PerfusionCovariance", captions=captions)

@@ -13,7 +13,7 @@ from comfyui import REPO
 sys.path.insert(0, str(REPO))
 from perfusion_core import Concept, save_concept
 
-PHOTOS = REPO / "scripts" / "photos"
+PHOTOS = REPO / "nodes" / "demo_photos"
 WIDTHS = {"sd1": {"l": 768}, "sdxl": {"l": 768, "g": 1280}}  # of the token embeddings
 SAMPLES = (  # file, trigger, superclass, base model, similarity of the superclass, photo, notes
     ("my-teddy", "<my-teddy>", "teddy", "sd1", 0.46, "teddy/1.png", "The brown one with the bow."),

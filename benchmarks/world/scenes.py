@@ -3,8 +3,8 @@
 A scene is an object on a background, maybe tinted, maybe with a second object to its right, in one of four styles.
 Everything about it follows from one random generator, its caption says what is on it, and its mask where the object is.
 
-    python benchmarks/world/scenes.py sheet sheet.png                    # a look at it
-    python benchmarks/world/scenes.py photos scripts/photos teddy tiger  # photos of concepts, for the demo
+    python benchmarks/world/scenes.py sheet sheet.png                       # a look at it
+    python benchmarks/world/scenes.py photos nodes/demo_photos teddy tiger  # photos of concepts, for the demo
 """
 
 from __future__ import annotations

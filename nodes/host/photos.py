@@ -15,20 +15,22 @@ from torch import Tensor
 
 from .files import input_path
 
+# What Load Photos offers beside the input directory
+DEMO_FOLDERS = {f"demo: {name}": Path(__file__).parents[1] / "demo_photos" / name for name in ("teddy", "tiger")}
 _KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 _LONGEST_CAPTION = 64 * 1024  # bytes
 
 
 def photo_folders() -> list[str]:
-    """The folders below ComfyUI's input directory that hold pictures, relative to it."""
+    """The folders below ComfyUI's input directory that hold pictures, relative to it, and those of the demo."""
     home = Path(folder_paths.get_input_directory())
     folders = {path.parent for path in home.rglob("*") if _is_picture(path) and path.parent.name != "mask"}
-    return sorted(folder.relative_to(home).as_posix() for folder in folders)
+    return [*sorted(folder.relative_to(home).as_posix() for folder in folders), *DEMO_FOLDERS]
 
 
 def photo_files(folder: str) -> list[Path]:
-    """The pictures of a folder below the input directory, by name. Raises ValueError when there are none."""
-    path = input_path(folder)
+    """The pictures of one of ``photo_folders``, by name. Raises ValueError when there are none."""
+    path = DEMO_FOLDERS.get(folder) or input_path(folder)
     if path is None or not path.is_dir():
         raise ValueError(f"There is no folder {folder!r} in ComfyUI's input directory.")
     found = sorted(filter(_is_picture, path.iterdir()))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui_perfusion.nodes.host.photos import (
+    DEMO_FOLDERS,
     caption_texts,
     load_caption,
     load_photo,
@@ -143,9 +144,16 @@ def test_folders_with_pictures_are_offered_but_not_their_masks(home):
     (home / "texts/a.txt").write_text("")
     (home / "odd.png").mkdir()
     (home / "empty/odd.png").mkdir(parents=True)  # a folder, not a picture
-    assert photo_folders() == [".", "deep/er", "toys"]
+    assert photo_folders() == [".", "deep/er", "toys", "demo: teddy", "demo: tiger"]
     assert [file.name for file in photo_files("toys")] == ["b.JPG"]
     assert [file.name for file in photo_files(".")] == ["a.png"]
+
+
+def test_the_demo_folders_come_with_photos_and_masks(home):
+    for folder in DEMO_FOLDERS:
+        photos = [load_photo(file) for file in photo_files(folder)]
+        assert [photo.shape for photo, _ in photos] == [(1, 64, 64, 3)] * 5
+        assert all(0.05 < mask.mean() < 0.6 for _, mask in photos)
 
 
 @pytest.mark.parametrize("folder", ["../outside", "{}", "toys/../../outside", "link", "none", "toys/a.png"])
