@@ -15,7 +15,8 @@ from .compose import (
 from .covariance import PerfusionCovariance, PerfusionImportCovariance
 from .demo import PerfusionDemoModel
 from .exchange import PerfusionExportLoRA, PerfusionImportConcept
-from .host import clipseg, files, scorers
+from .host import clipseg, files, routes, scorers
+from .info import PerfusionConceptInfo
 from .load import PerfusionLoader, PerfusionSaveConcept
 from .maps import PerfusionGateMap
 from .photos import PerfusionLoadPhotos, PerfusionMasksFromText
@@ -27,8 +28,8 @@ from .tune import PerfusionTune
 
 class PerfusionExtension(ComfyExtension):
     async def on_load(self) -> None:
-        for folder in (files, scorers, clipseg):
-            folder.register()
+        for part in (files, scorers, clipseg, routes):
+            part.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -38,6 +39,7 @@ class PerfusionExtension(ComfyExtension):
             PerfusionSchedule,
             PerfusionCombineConcepts,
             PerfusionApply,
+            PerfusionConceptInfo,
             PerfusionGateMap,
             PerfusionAttentionMap,
             PerfusionLoadPhotos,

@@ -15,6 +15,7 @@ from ..perfusion_core.checkpoints import harmonic_mean
 _WIDTH, _HEIGHT = 720, 400
 _LEFT, _TOP, _RIGHT, _BOTTOM = 72, 40, 20, 48  # margins
 _INK, _GRID, _RAW, _SMOOTH, _RED = "#202124", "#dadce0", "#a8c7fa", "#0b57d0", "#b3261e"
+_BAND, _ORANGE, _GREEN = "#e8f0fe", "#b06000", "#137333"
 _LEAST = 1e-8  # share of the mean; less is nothing, as in covariances once kept in fp32
 
 
@@ -137,6 +138,58 @@ def similarities(points: Sequence[tuple[float, float]], best: int, words: str) -
     x, y = at(*points[best])
     draw.ellipse([x - 7, y - 7, x + 7, y + 7], outline=_RED, width=2)
     return picture
+
+
+def gate_curve(
+    beta: float,
+    temperature: float,
+    words: Mapping[str, float],
+    suggested: tuple[float, float] | None,
+    picture: Image.Image | None,
+) -> Image.Image:
+    """The gate over the similarity of a word to the concept, with a dot for each of ``words``, 720 x 400.
+
+    words: at most three with their similarities; the concept's own is 1. suggested: a range of beta, shown as a band.
+    picture: shown at the side.
+    """
+    left, right, top, bottom = _LEFT, _WIDTH - _RIGHT, 68, _HEIGHT - _BOTTOM
+    canvas = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(14)
+    if picture is not None:
+        small = ImageOps.contain(picture.convert("RGB"), (150, 150))
+        right -= small.width + 20
+        canvas.paste(small, (_WIDTH - _RIGHT - small.width, top))
+    low, high = min(-0.1, *words.values()) - 0.05, max(1.15, *words.values()) + 0.05
+
+    def at(similarity: float) -> tuple[float, float]:
+        gate = 1 / (1 + math.exp(min((beta - similarity) / temperature, 700)))
+        return left + (similarity - low) / (high - low) * (right - left), bottom - gate * (bottom - top)
+
+    draw.text((left, 12), f"gate at beta {beta:.2f}, temperature {temperature:.2f}", fill=_INK, font=font)
+    if suggested:
+        (x0, _), (x1, _) = map(at, suggested)
+        draw.rectangle([x0, top, x1, bottom], fill=_BAND)
+        label = f"suggested beta {suggested[0]:.2f} to {suggested[1]:.2f}"
+        draw.text((_WIDTH - _RIGHT, 12), label, fill=_SMOOTH, font=font, anchor="ra")
+    for gate in (0, 0.25, 0.5, 0.75, 1):
+        y = bottom - gate * (bottom - top)
+        draw.line([(left, y), (right, y)], fill=_GRID)
+        draw.text((left - 8, y), f"{gate:.0%}", fill=_INK, font=font, anchor="rm")
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        draw.text((at(tick)[0], bottom + 8), f"{tick:g}", fill=_INK, font=font, anchor="mt")
+    draw.line([(at(beta)[0], top), (at(beta)[0], bottom)], fill=_INK)
+    draw.text((at(beta)[0] - 4, top + 2), "beta", fill=_INK, font=font, anchor="ra")
+    draw.text(((left + right) / 2, _HEIGHT - 6), "how like the concept a word is", fill=_INK, font=font, anchor="mb")
+    draw.line([at(x) for x in np.linspace(low, high, 200).tolist()], fill=_SMOOTH, width=3, joint="curve")
+    across = left
+    for (word, similarity), colour in zip(words.items(), (_RED, _ORANGE, _GREEN), strict=False):
+        x, y = at(similarity)
+        draw.ellipse([x - 6, y - 6, x + 6, y + 6], fill=colour, outline="white", width=2)
+        label = f"{_shortened(word)} {(bottom - y) / (bottom - top):.1%}"
+        draw.text((across, 36), label, fill=colour, font=font)
+        across += font.getlength(label) + 24
+    return canvas
 
 
 def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> Image.Image:

@@ -15,12 +15,15 @@ from comfyui_perfusion.perfusion_core import load_concept
 from PIL import Image
 
 import stand_ins
-from comfyui import Server, override
+from comfyui import RunError, Server, override
+from sample_concepts import write_sample_concepts
 
 SMALL = {
     "resolution": 64, "batch_size": 1, "accumulation": 1, "trigger": "<my-toy>", "superclass": "toy", "flip": False,
     "previews": "a {}",
 }  # fmt: skip
+
+TINY = {"width": 64, "height": 64, "batch_size": 1}
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +31,9 @@ def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
     stand_ins.add_checkpoint(base)
     stand_ins.add_photos(base)
+    stand_ins.add_lora(base)
+    stand_ins.add_controlnet(base)
+    write_sample_concepts(base / "models" / "perfusion")
     with Server(base) as running:
         yield running
 
@@ -75,6 +81,41 @@ def test_photos_become_a_concept_becomes_a_picture_and_nothing_is_left_behind(se
     assert not np.array_equal(edited, plain)
     assert np.array_equal(generate(server, None), plain)
     assert (server.base / "models" / "perfusion" / "covariance").is_dir()
+
+
+def run(server: Server, name: str, **settings: dict) -> dict[str, list[tuple[int, int]]]:
+    """Runs a workflow with these inputs of its nodes; the sizes of the pictures that nodes show, by their titles."""
+    prompt = stand_ins.load_workflow(server, f"{name}.json", stand_ins.WORKFLOW_TRIGGER)
+    for class_type, inputs in settings.items():
+        override(prompt, class_type, **inputs)
+    outputs = server.run(prompt)
+    pictures = {prompt[id]["_meta"]["title"]: ui["images"] for id, ui in outputs.items() if ui.get("images")}
+    return {title: [Image.open(server.path(image)).size for image in images] for title, images in pictures.items()}
+
+
+def test_the_quick_start_needs_nothing_but_the_pack(server):
+    shown = run(server, "perfusion_quick_start", PerfusionTrainConcept={"steps": 2, "previews": ""})
+    assert shown["What it learns from"] == [(64, 64)] * 5
+    assert shown["What it learned"] == [(64, 64)] * 9
+
+
+def test_two_concepts_in_one_picture(server):
+    shown = run(server, "perfusion_two_concepts", EmptyLatentImage=TINY, KSampler={"steps": 1})
+    assert shown["Save Image"] == [(64, 64)]
+    assert shown.keys() >= {"How alike the concepts are", "On which words each concept acts"}
+
+
+@pytest.mark.parametrize("name", ["perfusion_sweep", "perfusion_local_vs_global"])
+def test_a_grid_of_settings(server, name):
+    values = {"columns.values": "0, 1", "rows.values": "0.1, 0.5"}
+    shown = run(server, name, PerfusionSweep={"steps": 1, "resolution": 64, **values})
+    ((width, height),) = shown["The grid"]
+    assert width > 2 * 64 and height > 2 * 64
+
+
+def test_a_concept_with_a_lora_and_a_controlnet(server):
+    shown = run(server, "perfusion_lora_controlnet", EmptyLatentImage=TINY, KSampler={"steps": 1})
+    assert shown["Outlines"] == shown["Save Image"] == [(64, 64)]
 
 
 def test_a_cancelled_training_keeps_what_was_learned(server):
@@ -147,3 +188,17 @@ def test_a_broken_file_is_refused_with_its_name_and_what_to_do(server):
 def test_a_name_outside_the_list_is_refused_before_anything_runs(server):
     with pytest.raises(RuntimeError, match="not in list"):
         generate(server, "../../../etc/passwd")
+
+
+def test_the_server_lists_concepts_and_keeps_to_its_folders(server):
+    for listed in (server.request("GET", f"{prefix}/perfusion/concepts") for prefix in ("", "/api")):
+        (entry,) = [entry for entry in listed if entry["file"] == "toys/my-toy.safetensors"]
+        assert entry["trigger"] == "<my-toy>" and "damaged" in next(iter(e["error"] for e in listed if "error" in e))
+    notes = {"file": entry["file"], "notes": "seen"}
+    assert server.request("POST", "/perfusion/metadata", json=notes)["notes"] == "seen"
+    for method, path, body, status in (
+        ("GET", "/perfusion/metadata", None, 405),
+        ("POST", "/perfusion/trash", {"file": "../checkpoints/perfusion-random-sd1.safetensors"}, 404),
+    ):
+        with pytest.raises(RunError, match=str(status)):
+            server.request(method, path, json=body)
