@@ -23,7 +23,7 @@ class Browser {
     ...Object.keys(ORDERS).map((order) => html("option", { value: order }, order)),
   );
   #status = html("p", { role: "status", class: "perfusion-muted" });
-  #undo = html("div", { class: "perfusion-row" });
+  #undo = html("div");
   #cards = html("ul", { class: "perfusion-cards", "aria-label": "Concepts" });
   /** The file that is being edited. @type {string | undefined} */
   #edited;
@@ -134,19 +134,25 @@ class Browser {
   async #trash({ file, name }) {
     try {
       const token = await concepts.trash(file);
-      const undo = html("button", { type: "button", click: () => this.#restore(token) }, "Undo");
-      this.#undo.replaceChildren(html("span", { role: "status" }, `${name} is in the trash.`), undo);
+      const label = `Undo deleting ${name}`;
+      const restore = () => this.#restore(token, line);
+      const undo = html("button", { type: "button", "aria-label": label, click: restore }, "Undo");
+      const line = html("p", { class: "perfusion-row", role: "status" }, `${name} is in the trash.`, undo);
+      this.#undo.append(line);
       undo.focus();
     } catch (error) {
       this.#status.textContent = error.message;
     }
   }
 
-  /** @param {string} token */
-  async #restore(token) {
+  /**
+   * @param {string} token
+   * @param {HTMLElement} line that offers it
+   */
+  async #restore(token, line) {
     try {
       await concepts.undo(token);
-      this.#undo.replaceChildren();
+      line.remove();
       this.#words.focus();
     } catch (error) {
       this.#status.textContent = error.message;

@@ -34,6 +34,10 @@ class LoaderPanel {
   #presets = html("div", { class: "perfusion-row", role: "group", "aria-label": "Presets" });
   #status = html("p", { class: "perfusion-status", role: "status" });
   #said = 0;
+  /** @type {import("./concepts.js").Concept | undefined | null} null before the first time */
+  #shown = null;
+  /** @type {import("./gate.js").Preset[]} */
+  #offered = [];
   #fit;
 
   /** @param {any} node one of LOADERS */
@@ -64,18 +68,33 @@ class LoaderPanel {
   update() {
     const concept = this.#concept;
     const trigger = concept?.trigger ?? "";
-    this.#head.hidden = !trigger;
-    this.#picture.replaceChildren(thumbnail(concept));
-    this.#trigger.textContent = trigger;
-    this.#trigger.title = `Copy ${trigger}`;
-    this.#about.textContent = concept ? summary(concept) : "";
-    this.#about.title = concept?.notes ?? "";
+    if (concept !== this.#shown) this.#showConcept(concept);
     this.#badge.textContent = this.#problem(concept);
     drawGate(this.#chart, this.#settings, concept);
-    this.#showPresets(presetsOf(concept?.recommended));
-    if (!this.#said)
-      this.#status.textContent = trigger && !isInPrompts(trigger) ? `${trigger} is in no prompt yet.` : "";
+    const current = this.#offered.indexOf(presetLike(this.#settings, this.#offered));
+    [...this.#presets.children].forEach((button, at) => button.setAttribute("aria-pressed", String(at === current)));
+    const unused = trigger && !isInPrompts(trigger);
+    if (!this.#said) this.#status.textContent = unused ? `${trigger} is in no prompt yet.` : "";
     this.#fit();
+  }
+
+  /** @param {import("./concepts.js").Concept} [concept] */
+  #showConcept(concept) {
+    this.#shown = concept;
+    this.#head.hidden = !concept?.trigger;
+    this.#picture.replaceChildren(thumbnail(concept));
+    this.#trigger.textContent = concept?.trigger ?? "";
+    this.#trigger.title = `Copy ${concept?.trigger}`;
+    this.#about.textContent = concept ? summary(concept) : "";
+    this.#about.title = concept?.notes ?? "";
+    this.#offered = presetsOf(concept?.recommended);
+    this.#presets.replaceChildren(...this.#offered.map((preset) => this.#presetButton(preset)));
+  }
+
+  /** @param {import("./gate.js").Preset} preset */
+  #presetButton({ name, meaning, ...settings }) {
+    const title = `${meaning}: ${SETTINGS.map((key) => `${key} ${settings[key]}`).join(", ")}`;
+    return html("button", { type: "button", title, click: () => setWidgets(this.#node, settings) }, name);
   }
 
   /** @param {import("./concepts.js").Concept | undefined} concept */
@@ -87,28 +106,6 @@ class LoaderPanel {
     if (!connected || connected.base_model === concept.base_model) return "";
     const [made, there] = [family(concept.base_model), family(connected.base_model)];
     return `Does not fit: made for ${made}, but ${connected.told_by} looks like ${there}.`;
-  }
-
-  /** @param {import("./gate.js").Preset[]} presets */
-  #showPresets(presets) {
-    if (this.#presets.childElementCount !== presets.length) {
-      const buttons = presets.map(({ name, meaning, ...settings }) =>
-        html(
-          "button",
-          {
-            type: "button",
-            title: `${meaning}: ${SETTINGS.map((key) => `${key} ${settings[key]}`).join(", ")}`,
-            click: () => setWidgets(this.#node, settings),
-          },
-          name,
-        ),
-      );
-      this.#presets.replaceChildren(...buttons);
-    }
-    const current = presets.indexOf(presetLike(this.#settings, presets));
-    [...this.#presets.children].forEach((button, index) =>
-      button.setAttribute("aria-pressed", String(index === current)),
-    );
   }
 
   async #copy() {

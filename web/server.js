@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { html } from "./element.js";
+import { allNodes } from "./graph.js";
 
 /** @typedef {import("./concepts.js").Concept} Concept */
 
@@ -12,13 +13,11 @@ class Concepts extends EventTarget {
   list = [];
   /** Why there is no list: not asked yet, no such route on this server, or what went wrong. */
   problem = "The concepts are being looked up.";
-  /** @type {Promise<void> | undefined} */
-  #asking;
+  #loaded = Promise.resolve();
 
-  /** Lists them again; several calls at a time are one. */
+  /** Lists them again, after what is already being asked, which may know less. */
   load() {
-    this.#asking ??= this.#load().finally(() => (this.#asking = undefined));
-    return this.#asking;
+    return (this.#loaded = this.#loaded.then(() => this.#load()));
   }
 
   async #load() {
@@ -53,24 +52,21 @@ class Concepts extends EventTarget {
    */
   async trash(file) {
     const { undo } = await post("trash", { file });
-    await this.#changedFiles();
+    await listFilesAgain();
     return undo;
   }
 
   /** @param {string} token what trash returned */
   async undo(token) {
     await post("undo", { undo: token });
-    await this.#changedFiles();
-  }
-
-  /** The nodes' lists of files are the host's; it lists ours again by the way. */
-  async #changedFiles() {
-    await (app.reloadNodeDefs?.() ?? app.refreshComboInNodes());
-    await this.load();
+    await listFilesAgain();
   }
 }
 
 export const concepts = new Concepts();
+
+/** In all nodes; the host also tells us to list ours. */
+const listFilesAgain = () => app.reloadNodeDefs?.() ?? app.refreshComboInNodes();
 
 /**
  * The picture of a concept, or the first letter of its superclass.
@@ -102,8 +98,10 @@ async function answer(response) {
 app.registerExtension({
   name: "perfusion.concepts",
   setup() {
-    api.addEventListener("execution_success", () => concepts.load()); // a run may have saved one
-    return concepts.load();
+    concepts.load();
+    api.addEventListener("execution_success", () => {
+      if (allNodes().some((node) => node.type === "PerfusionSaveConcept")) concepts.load();
+    });
   },
   refreshComboInNodes: () => concepts.load(),
 });

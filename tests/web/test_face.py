@@ -1,0 +1,324 @@
+"""What web/ adds to the graph: the Loader's panel, the list of concepts, help in prompts, the trainer's panel."""
+
+import pytest
+
+LOADER = "app.graph.nodes.find(node => node.type === 'PerfusionLoader')"
+each_renderer = pytest.mark.parametrize("page", ["classic", "vue"], indirect=True)
+
+
+@pytest.fixture
+def page(frontend, request):
+    """With the generate workflow, large enough for widgets to be drawn, in the renderer that a test asks for."""
+    frontend.set("Comfy.VueNodes.Enabled", getattr(request, "param", "classic") == "vue")
+    open_workflow(frontend, "perfusion_generate")
+    yield frontend.page
+    frontend.set("Comfy.VueNodes.Enabled", False)
+
+
+def open_workflow(frontend, name):
+    frontend.load(name)
+    frontend.run(
+        "() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [-300, 130]; app.canvas.setDirty(true, true) }"
+    )
+    frontend.page.locator(".perfusion-panel").first.wait_for()
+
+
+def panel(page):
+    return page.locator(".perfusion-panel")
+
+
+def button(place, name):
+    return place.get_by_role("button", name=name, exact=True)
+
+
+def says(place, text):
+    place.filter(has_text=text).wait_for(timeout=5000)
+
+
+def choose(page, **values):
+    """Sets widgets of the Loader as the host's do it."""
+    page.evaluate(
+        f"""values => {{
+            for (const [name, value] of Object.entries(values)) {{
+                const widget = {LOADER}.widgets.find(widget => widget.name === name)
+                widget.value = value
+                widget.callback(value)
+            }}
+        }}""",
+        values,
+    )
+
+
+def settings(page):
+    """concept, beta, temperature and key_lock of the Loader."""
+    return page.evaluate(f"() => {LOADER}.widgets.slice(0, 4).map(({{ value }}) => value)")
+
+
+def prompts(page):
+    texts = "app.graph.nodes.filter(node => node.type === 'CLIPTextEncode').map(node => node.widgets[0].value)"
+    return sorted(page.evaluate(f"() => {texts}"))
+
+
+def curve(page):
+    return panel(page).locator(".perfusion-curve").get_attribute("d")
+
+
+@pytest.fixture
+def concepts(page):
+    """The sidebar's list, opened."""
+    shown = page.get_by_role("region", name="Perfusion concepts")
+    if not shown.is_visible():
+        page.evaluate("() => app.extensionManager.sidebarTab.toggleSidebarTab('perfusion')")
+    shown.get_by_role("searchbox").fill("")
+    yield shown
+    page.evaluate("() => app.extensionManager.sidebarTab.toggleSidebarTab('perfusion')")
+
+
+def names(concepts):
+    return concepts.get_by_role("listitem").locator("b").all_inner_texts()
+
+
+@each_renderer
+def test_the_loader_shows_the_concept(page):
+    button(panel(page), "<my-teddy>").wait_for()
+    assert panel(page).locator(".perfusion-head p").inner_text().startswith("teddy · SD 1.x · ")
+    picture = panel(page).get_by_role("img", name="What <my-teddy> looks like").element_handle()
+    page.wait_for_function("picture => picture.naturalWidth > 0", arg=picture)
+    assert not panel(page).get_by_role("alert").is_visible()
+    assert not panel(page).get_by_role("status").is_visible()
+
+
+@each_renderer
+def test_nothing_of_the_panel_is_cut(page):
+    choose(page, concept="my-tiger.safetensors")
+    cut = """() => {
+        const [inner, outer] = ['.perfusion-panel', '.perfusion-frame'].map(name => document.querySelector(name))
+        return inner.scrollWidth > outer.clientWidth || inner.scrollHeight > outer.clientHeight + 1
+    }"""
+    page.wait_for_function(f"() => !({cut})()")
+
+
+def test_a_slider_of_the_classic_canvas_moves_the_curve(page):
+    before = curve(page)
+    x, y = page.evaluate(
+        f"""() => {{
+            const node = {LOADER}, beta = node.widgets[1], canvas = app.canvas.canvas.getBoundingClientRect()
+            const [left, top] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + 60, node.pos[1] + beta.y + 10])
+            return [canvas.left + left, canvas.top + top]
+        }}"""
+    )
+    page.mouse.click(x, y)
+    assert settings(page)[1] < 0.3
+    assert curve(page) != before
+
+
+@pytest.mark.parametrize("page", ["vue"], indirect=True)
+def test_a_slider_of_the_vue_nodes_moves_the_curve(page):
+    before = curve(page)
+    slider = page.get_by_role("slider").first
+    slider.focus()
+    slider.press("ArrowLeft")
+    assert settings(page)[1] == pytest.approx(0.69)
+    assert curve(page) != before
+
+
+@each_renderer
+def test_presets_set_the_sliders_and_are_known_again(page):
+    button(panel(page), "Paper global").click()
+    assert settings(page)[1:] == [0.5, 0.15, 1]
+    assert button(panel(page), "Paper global").get_attribute("aria-pressed") == "true"
+    assert button(panel(page), "Paper local").get_attribute("aria-pressed") == "false"
+
+
+def test_a_leak_over_5_percent_is_red(page):
+    choose(page, beta=0.4)
+    leak = panel(page).locator(".perfusion-legend li").filter(has_text="unrelated words")
+    assert leak.locator("b").inner_text() == "6.5 %"
+    red = leak.locator("b").evaluate("element => getComputedStyle(element).color")
+    choose(page, beta=0.7)
+    assert leak.locator("b").inner_text() == "0.9 %"
+    assert leak.locator("b").evaluate("element => getComputedStyle(element).color") != red
+
+
+def test_a_screen_reader_hears_what_the_curve_shows(page):
+    heard = panel(page).locator("svg").get_attribute("aria-label")
+    assert heard == "How far words become the concept: its own word 88 %, “teddy” 17 %, unrelated words 0.9 %"
+
+
+def test_a_concept_for_another_model_family_is_told(page):
+    choose(page, concept="my-tiger.safetensors")
+    says(panel(page).get_by_role("alert"), "made for SDXL, but v1-5-pruned-emaonly-fp16.safetensors looks like SD 1.x")
+
+
+def test_a_file_that_is_gone_is_told(page):
+    choose(page, concept="gone.safetensors")
+    says(panel(page).get_by_role("alert"), "gone.safetensors is not in models/perfusion any more.")
+
+
+@each_renderer
+def test_a_trigger_in_no_prompt_is_told_until_it_is_inserted(page):
+    choose(page, concept="vases/amphora.safetensors")
+    says(panel(page).get_by_role("status"), "<amphora> is in no prompt yet.")
+    button(panel(page), "Insert").click()
+    says(panel(page).get_by_role("status"), "Select a CLIP Text Encode node first.")
+    page.evaluate(
+        """() => {
+            app.canvas.deselectAll()
+            app.canvas.selectNode(app.graph.nodes.find(node => node.title.startsWith('Prompt')))
+        }"""
+    )
+    button(panel(page), "Insert").click()
+    assert prompts(page)[0] == "a photo of a <my-teddy> on the beach <amphora>"
+
+
+def test_the_trigger_can_be_copied(page):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    button(panel(page), "<my-teddy>").click()
+    says(panel(page).get_by_role("status"), "<my-teddy> is copied.")
+    assert page.evaluate("() => navigator.clipboard.readText()") == "<my-teddy>"
+
+
+@each_renderer
+def test_triggers_are_suggested_while_typing(page):
+    box = page.locator("textarea:visible").filter(has_text="").first
+    box.fill("")
+    box.press_sequentially("a big te")
+    offered = page.get_by_role("listbox", name="Triggers").get_by_role("option")
+    assert offered.all_inner_texts() == ["<my-teddy> teddy"]
+    assert box.get_attribute("aria-activedescendant") == offered.first.get_attribute("id")
+    box.press("Enter")
+    assert box.input_value() == "a big <my-teddy>"
+    assert "a big <my-teddy>" in prompts(page)
+    assert not offered.first.is_visible()
+
+
+def test_escape_closes_the_suggestions_and_enter_is_a_new_line_again(page):
+    box = page.locator("textarea:visible").first
+    box.fill("")
+    box.press_sequentially("<m")
+    box.press("Escape")
+    box.press("Enter")
+    assert box.input_value() == "<m\n"
+
+
+def test_concepts_are_searched_and_sorted(concepts):
+    assert sorted(names(concepts)) == ["amphora", "my-teddy", "my-tiger"]
+    concepts.get_by_role("searchbox").fill("sd 1 clay")
+    assert names(concepts) == ["amphora"]
+    concepts.get_by_role("searchbox").fill("my")
+    concepts.get_by_role("combobox", name="Sort by").select_option("name")
+    assert names(concepts) == ["my-teddy", "my-tiger"]
+
+
+def test_an_edit_is_written_and_the_loader_shows_it(page, concepts):
+    for trigger in ("<our-teddy>", "<my-teddy>"):
+        button(concepts, "Edit my-teddy").click()
+        concepts.get_by_label("Trigger").fill(trigger)
+        button(concepts, "Save").click()
+        button(panel(page), trigger).wait_for()
+
+
+def test_the_server_says_why_an_edit_cannot_be(concepts):
+    button(concepts, "Edit amphora").click()
+    concepts.get_by_label("Trigger").fill("two words")
+    button(concepts, "Save").click()
+    says(concepts.get_by_role("alert"), "contains a space")
+    concepts.get_by_label("Trigger").press("Escape")
+    assert "amphora" in names(concepts)
+
+
+def test_a_deleted_concept_comes_back(frontend, concepts):
+    button(concepts, "Delete amphora").click()
+    undo = button(concepts, "Undo deleting amphora")
+    undo.wait_for()
+    assert sorted(names(concepts)) == ["my-teddy", "my-tiger"]
+    assert "vases/amphora.safetensors" not in frontend.get("/perfusion/concepts").text()
+    undo.press("Enter")
+    button(concepts, "Delete amphora").wait_for()
+    assert "vases/amphora.safetensors" in frontend.get("/perfusion/concepts").text()
+
+
+def links_of_loader(page, id):
+    """(type, from, to) of its links of models and text encoders."""
+    script = """id => [...app.graph.links.values()].filter(link => ['MODEL', 'CLIP'].includes(link.type))
+        .map(link => [link.type, app.graph.getNodeById(link.origin_id), app.graph.getNodeById(link.target_id)])
+        .filter(link => link.slice(1).some(node => String(node.id) === id))
+        .map(([type, from, to]) => [type, from.type, to.type])"""
+    return sorted(page.evaluate(script, id))
+
+
+def newest_loader(page):
+    found = "app.graph.nodes.filter(node => node.type === 'PerfusionLoader').sort((a, b) => a.id - b.id).at(-1)"
+    return page.evaluate(
+        f"() => {{ const node = {found}; return [String(node.id), node.widgets[0].value, [...node.pos]] }}"
+    )
+
+
+def test_add_puts_a_wired_loader_into_the_graph_and_it_can_be_undone(page, concepts):
+    many = page.evaluate("() => app.graph.nodes.length")
+    button(concepts, "Add amphora").click()
+    id, chosen, _ = newest_loader(page)
+    assert chosen == "vases/amphora.safetensors"
+    assert links_of_loader(page, id) == [
+        ["CLIP", "CheckpointLoaderSimple", "PerfusionLoader"], ["CLIP", "PerfusionLoader", "PerfusionLoader"],
+        ["MODEL", "CheckpointLoaderSimple", "PerfusionLoader"], ["MODEL", "PerfusionLoader", "PerfusionLoader"],
+    ]  # fmt: skip
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.Undo')")
+    page.wait_for_function(f"app.graph.nodes.length === {many}")
+
+
+@each_renderer
+def test_a_dragged_concept_becomes_a_loader_where_it_is_dropped(page, concepts):
+    card = concepts.get_by_role("listitem").filter(has_text="my-tiger")
+    card.drag_to(page.locator("#graph-canvas"), target_position={"x": 700, "y": 650}, force=True)
+    id, chosen, (x, y) = newest_loader(page)
+    assert chosen == "my-tiger.safetensors"
+    assert len(links_of_loader(page, id)) == 4
+    there = page.evaluate("place => app.canvas.ds.convertOffsetToCanvas(place)", [x, y])
+    assert there == pytest.approx([700, 650], abs=5)
+
+
+def test_the_trainer_shows_the_time_left_and_stops_its_own_run(frontend, page):
+    open_workflow(frontend, "perfusion_train")
+    stop, shown = button(panel(page), "Stop and keep"), panel(page).locator("p")
+    assert stop.is_disabled()
+    send = "([name, detail]) => app.api.dispatchCustomEvent(name, detail)"
+    id = page.evaluate("() => String(app.graph.nodes.find(node => node.type === 'PerfusionTrainConcept').id)")
+    page.evaluate(send, ["execution_start", {"prompt_id": "our-run"}])
+    page.evaluate(send, ["executing", id])
+    page.evaluate(send, ["progress", {"value": 100, "max": 200, "prompt_id": "our-run", "node": id}])
+    assert shown.inner_text() == "Step 100 of 200"
+    page.wait_for_timeout(20)
+    page.evaluate(send, ["progress", {"value": 101, "max": 200, "prompt_id": "our-run", "node": id}])
+    assert shown.inner_text().startswith("Step 101 of 200, ")
+    assert " left, until " in shown.inner_text()
+    stop.click()
+    says(shown, "Stopping after this step.")
+    assert any("/interrupt" in request and "our-run" in request for request in frontend.requests)
+    page.evaluate(send, ["execution_interrupted", {"prompt_id": "our-run"}])
+    says(shown, "Stopped.")
+    assert stop.is_disabled()
+
+
+def test_the_panel_is_in_no_workflow_and_no_prompt(page):
+    saved, prompt = page.evaluate(
+        f"""async () => [
+            {LOADER}.serialize().widgets_values.length, (await app.graphToPrompt()).output[{LOADER}.id].inputs]"""
+    )
+    assert saved == 10
+    assert "perfusion_concept" not in prompt
+
+
+def test_without_our_routes_the_plain_widgets_remain(frontend, page):
+    frontend.complaints.clear()
+    page.route("**/perfusion/**", lambda route: route.fulfill(status=404, body="404: Not Found"))
+    try:
+        page.evaluate("() => app.reloadNodeDefs()")
+        button(panel(page), "<my-teddy>").wait_for(state="hidden")
+        button(panel(page), "Editable").click()
+        assert settings(page) == ["my-teddy.safetensors", 0.75, 0.15, 0]
+        assert not panel(page).get_by_role("alert").is_visible()
+    finally:
+        page.unroute("**/perfusion/**")
+        page.evaluate("() => app.reloadNodeDefs()")
+    assert [line for line in frontend.complaints if "404 (Not Found)" not in line] == []
