@@ -1,0 +1,96 @@
+"""Makes docs/screens/*.webp: every node, and what web/ adds to the graph, in both renderers and both themes.
+
+bash scripts/env.sh python scripts/screens.py
+"""
+
+import io
+import itertools
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from browser import Frontend, add_stand_ins, open_frontend
+from comfyui import REPO, Server
+from template_pictures import clear_the_screen
+
+SCREENS = REPO / "docs" / "screens"
+QUALITY = 65  # of WebP; text stays sharp, and each is under 100 KB
+PAUSE = 1500  # milliseconds until the page has settled
+GRAPH, NODES = {"width": 1440, "height": 760}, {"width": 1720, "height": 1000}
+COLUMNS, GAP = 4, 60
+
+# All our nodes in columns, each where the columns are shortest
+ALL_NODES = """async ([names, columns, gap]) => {
+    app.graph.clear()
+    const nodes = names.map(name => LiteGraph.createNode(name))
+    for (const node of nodes) app.graph.add(node)
+    app.canvas.ds.scale = 1
+    await new Promise(done => setTimeout(done, 1500))
+    const heights = Array(columns).fill(0)
+    for (const node of nodes.sort((a, b) => b.boundingRect[3] - a.boundingRect[3])) {
+        const column = heights.indexOf(Math.min(...heights))
+        node.pos = [column * 420, heights[column]]
+        heights[column] += node.boundingRect[3] + gap
+    }
+    app.canvas.ds.offset = [40, 70]
+    app.canvas.setDirty(true, true)
+    return Math.max(...heights)
+}"""
+LOOK_AT_LOADER = """() => {
+    app.canvas.ds.scale = 1
+    app.canvas.ds.offset = [-10, 150]
+    app.canvas.setDirty(true, true)
+}"""
+SIDEBAR = "() => app.extensionManager.sidebarTab.toggleSidebarTab('perfusion')"
+MENUS = "() => app.extensionManager.command.execute('Workspace.ToggleFocusMode')"
+
+
+def main() -> None:
+    SCREENS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        add_stand_ins(base)
+        with Server(base) as server, open_frontend(server.address) as frontend:
+            clear_the_screen(frontend)
+            frontend.run(SIDEBAR)
+            names = [name for name in frontend.get("/object_info").json() if name.startswith("Perfusion")]
+            for vue, theme in itertools.product((False, True), ("dark", "light")):
+                frontend.set("Comfy.VueNodes.Enabled", vue)
+                frontend.set("Comfy.ColorPalette", theme)
+                suffix = f"{'vue' if vue else 'classic'}-{theme}"
+                frontend.run(MENUS)
+                show_graph(frontend)
+                save(frontend, f"face-{suffix}")
+                frontend.run(MENUS)
+                show_nodes(frontend, names)
+                save(frontend, f"nodes-{suffix}")
+
+
+def show_graph(frontend: Frontend) -> None:
+    """The generate workflow with the list of concepts and a half-typed trigger."""
+    page = frontend.page
+    page.set_viewport_size(GRAPH)
+    frontend.load("perfusion_generate")
+    frontend.run(LOOK_AT_LOADER)
+    page.wait_for_timeout(PAUSE)
+    box = page.locator("textarea:visible").first
+    box.fill("")
+    box.press_sequentially("a photo of <my-teddy> beside a te")
+
+
+def show_nodes(frontend: Frontend, names: list[str]) -> None:
+    frontend.page.set_viewport_size(NODES)
+    height = frontend.run(ALL_NODES, [names, COLUMNS, GAP])
+    frontend.page.set_viewport_size({**NODES, "height": int(height) + 60})
+    frontend.page.wait_for_timeout(PAUSE)
+
+
+def save(frontend: Frontend, name: str) -> None:
+    target = SCREENS / f"{name}.webp"
+    Image.open(io.BytesIO(frontend.page.screenshot())).save(target, quality=QUALITY, method=6)
+    print(f"{target} ({target.stat().st_size / 1024:.0f} KB)")
+
+
+if __name__ == "__main__":
+    main()
