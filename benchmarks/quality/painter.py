@@ -45,14 +45,15 @@ class Painter:
 
         new: {word: its input embedding (d,)}.
         """
-        rows = self.vocabulary.rows(_without(new, sentence) for sentence in sentences)
+        known = [_without(new, sentence) for sentence in sentences]
+        rows = self.vocabulary.rows(known)
         embeddings = self.text.table(rows)
         first = [0] * len(sentences)
         for i, sentence in enumerate(sentences):
-            words = sentence.split()
-            for j, word in reversed(list(enumerate(words))):
+            before = known[i].split()
+            for j, word in reversed(list(enumerate(sentence.split()))):
                 if word in new:
-                    first[i] = 1 + sum(len(self.vocabulary.row(before)) for before in words[:j])
+                    first[i] = 1 + sum(len(self.vocabulary.row(other)) for other in before[:j])
                     place = torch.tensor(i), torch.tensor(first[i])
                     embeddings = torch.index_put(embeddings, place, new[word])
         return self.text.encode(embeddings, word_counts(rows)), torch.tensor(first)

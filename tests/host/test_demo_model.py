@@ -58,6 +58,26 @@ torch.save({"encodings": encodings, "noise": noise, "predicted": predicted}, sys
 print(json.dumps([*OBJECTS, *BACKGROUNDS, *TINTS, *filter(None, STYLES.values())]))
 """
 
+# In a process of its own, too: new words with known words' embeddings stand where these would.
+NEW_WORDS = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import torch
+from painter import Painter
+
+painter = Painter()
+new = {f"<my-{word}>": painter.embedding(word) for word in ("bear", "vase", "cup")}
+sentence = "a photo of a {} and a {} and a {} on grass"
+encoding, position = painter.encode([sentence.format(*new)], new)
+plain, _ = painter.encode([sentence.format("bear", "vase", "cup")])
+assert torch.equal(encoding, plain) and position.tolist() == [5]
+"""
+
+
+def test_the_benchmark_puts_several_new_words_where_they_stand():
+    folders = [str(REPO / folder) for folder in ("", "benchmarks/world", "benchmarks/quality")]
+    subprocess.run([sys.executable, "-c", NEW_WORDS, *folders], check=True, capture_output=True, text=True)
+
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
