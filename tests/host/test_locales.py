@@ -1,0 +1,76 @@
+"""locales/: in English what the schemas say, in the other languages all of it, nothing else, and nothing lost."""
+
+import asyncio
+import json
+import re
+from collections import Counter
+
+import pytest
+from comfyui_perfusion.nodes.extension import PerfusionExtension
+
+from locales import LOCALES, SYNTAX, node_texts, without_syntax, written
+
+LANGUAGES = ("zh", "ja", "ko", "fr", "de", "es")
+SAME = {"Perfusion Loader", "Perfusion Covariance", "beta", "temperature", "key_lock", "cfg", "accumulation"}
+SAME |= {"concept", "concepts", "covariance", "images", "photos", "prompts", "ridge"}  # where they are that word too
+# Numbers, folders, example files and triggers, endings of files
+MARKS = re.compile(r"\d+(?:\.\d+)?|[a-z]+/[\w/-]+|<[\w-]+>|\.[a-z]+\b|CLIP-[IT]|'a photo of a", re.ASCII)
+
+
+@pytest.fixture(scope="module")
+def schemas():
+    nodes = asyncio.run(PerfusionExtension().get_node_list())
+    return {node.GET_SCHEMA().node_id: node_texts(node.GET_NODE_INFO_V1()) for node in nodes}
+
+
+def read(language: str, name: str) -> str:
+    return (LOCALES / language / f"{name}.json").read_text(encoding="utf-8")
+
+
+def flat(texts: dict, prefix: str = "") -> dict[str, str]:
+    found = {}
+    for key, text in texts.items():
+        found |= flat(text, f"{prefix}{key}.") if isinstance(text, dict) else {prefix + key: text}
+    return found
+
+
+def test_english_is_what_the_schemas_say(schemas):
+    assert json.loads(read("en", "nodeDefs")) == without_syntax(schemas), "Run scripts/locales.py."
+    assert read("en", "nodeDefs") == written(without_syntax(schemas)), "Run scripts/locales.py."
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_translation_has_every_text_of_the_schemas_and_no_other(schemas, language):
+    texts = json.loads(read(language, "nodeDefs"))
+    assert flat(texts).keys() == flat(schemas).keys()
+    assert list(flat(texts)) == list(flat(schemas)), "The order is another."
+    assert read(language, "nodeDefs") == written(texts)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_translation_keeps_numbers_names_and_examples(schemas, language):
+    texts, english = flat(json.loads(read(language, "nodeDefs"))), flat(schemas)
+    for key in english.keys() & texts.keys():
+        if not key.endswith(".name"):
+            assert Counter(MARKS.findall(texts[key])) == Counter(MARKS.findall(english[key])), f"{key}: {texts[key]}"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_nothing_is_left_in_english(schemas, language):
+    texts, english = flat(json.loads(read(language, "nodeDefs"))), flat(schemas)
+    assert [text for key, text in texts.items() if text == english.get(key) and text not in SAME] == []
+
+
+@pytest.mark.parametrize("language", ("en", *LANGUAGES))
+def test_no_text_has_what_the_frontend_reads_as_syntax(language):
+    """Older frontends fail to draw a node whose tooltip has {}: the translations say it in words."""
+    texts = flat(json.loads(read(language, "nodeDefs"))) | flat(json.loads(read(language, "main")))
+    assert [text for text in texts.values() if SYNTAX.search(text) or not text.strip()] == []
+
+
+def test_every_language_names_the_category_and_the_sidebar():
+    english = json.loads(read("en", "main"))
+    (sidebar,) = english.keys() - {"nodeCategories"}
+    assert json.dumps(sidebar) in (LOCALES.parent / "web" / "browser.js").read_text(encoding="utf-8")
+    for language in LANGUAGES:
+        assert flat(json.loads(read(language, "main"))).keys() == flat(english).keys()
