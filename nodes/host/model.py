@@ -144,7 +144,7 @@ class _Runtime:
         dtype = getattr(model, "manual_cast_dtype", None) or model.get_dtype()
         context = comfy.model_management.cast_to_device(c_crossattn, x.device, dtype)
         percent = _percent(model, t) if self._scheduled else 0.0
-        with self._run(model, _Edits(self, percent, context, _key_context(context, locks))):
+        with self._run(model, _Edits(self, percent, context, locks or [])):
             return executor(x, t, c_concat, context, control, transformer_options, **kwargs)
 
     def forward(self, layer: str, projection: str, edit: Callable, foreign: Callable | None) -> Callable:
@@ -161,7 +161,7 @@ class _Runtime:
                 module = comfy.utils.get_attr(model, name)
                 return type(module).forward(module, edited_input)
 
-            return edit(edits.of(stage), layer, x, project)
+            return edit(edits.of(stage, x), layer, x, project)
 
         forward.perfusion_foreign = foreign
         return forward
@@ -189,13 +189,18 @@ class _Runtime:
 class _Edits:
     """What the layers of one forward share: the encoding as it is edited in each stage of the UNet."""
 
-    def __init__(self, runtime: _Runtime, percent: float, context: Tensor, key_context: Tensor | None):
-        concepts = {stage: runtime.concepts(percent, stage) for stage in STAGES.values()}
-        edited = {one: EditedEncoding(one, context, key_context) for one in set(concepts.values())}
-        self._stages = {stage: edited[one] for stage, one in concepts.items()}
+    def __init__(self, runtime: _Runtime, percent: float, context: Tensor, locks: list[_KeyLock]):
+        self._concepts = {stage: runtime.concepts(percent, stage) for stage in STAGES.values()}
+        self._context, self._locks = context, locks if any(lock.cond is not None for lock in locks) else []
+        keys = _key_context(context, locks) if self._locks else None
+        edited = {one: EditedEncoding(one, context, keys) for one in set(self._concepts.values())}
+        self._stages = {stage: edited[one] for stage, one in self._concepts.items()}
 
-    def of(self, stage: str) -> EditedEncoding:
-        return self._stages[stage]
+    def of(self, stage: str, x: Tensor) -> EditedEncoding:
+        """The edit of what a layer received, which is the context unless another node has changed that."""
+        if x is self._context or not self._locks:
+            return self._stages[stage]
+        return EditedEncoding(self._concepts[stage], x, _found_keys(x, self._locks))
 
 
 def _percent(model: torch.nn.Module, sigmas: Tensor) -> float:
@@ -211,29 +216,40 @@ def _percent(model: torch.nn.Module, sigmas: Tensor) -> float:
 
 
 class _KeyLock(comfy.conds.CONDRegular):
-    """Carries what the key path of one conditioning sees: (batch, tokens, d), or None for the conditioning itself.
+    """Carries an encoding beside what the key path sees in its place: (batch, tokens, 2 d), or None for no lock.
 
     Every conditioning carries one, or the host would not put those with and without into one batch.
     """
 
+    def __init__(self, cond: Tensor | None, rows: int = 1):
+        super().__init__(cond)
+        self.rows = rows  # that the conditioning has in the batch
+
     def process_cond(self, batch_size, **kwargs):
-        return self
+        return _KeyLock(self.cond, batch_size)
 
     def can_concat(self, other) -> bool:
         return isinstance(other, _KeyLock)
 
-    def concat(self, others) -> list[Tensor | None]:
-        return [self.cond, *(other.cond for other in others)]  # one per chunk of the batch, in order
+    def concat(self, others) -> list[_KeyLock]:
+        return [self, *others]  # in the order of their rows in the batch
 
     def size(self) -> list[int]:
         return [1]
+
+    def encoding_and_keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Each (batch, tokens, d), of the context's kind and length: the host pads by repetition."""
+        both = self.cond.to(context)
+        return both.repeat(1, context.shape[1] // both.shape[1], 1).chunk(2, dim=-1)
 
 
 def _with_key_lock(cond: dict) -> dict:
     encoding = cond.get("cross_attn")
     if encoding is None:
         return cond
-    return {**cond, "model_conds": {**cond.get("model_conds", {}), KEY: _KeyLock(_locked_keys(cond, encoding))}}
+    keys = _locked_keys(cond, encoding)
+    lock = _KeyLock(None if keys is None else torch.cat([encoding, keys], dim=-1))
+    return {**cond, "model_conds": {**cond.get("model_conds", {}), KEY: lock}}
 
 
 def _locked_keys(cond: dict, encoding: Tensor) -> Tensor | None:
@@ -251,13 +267,23 @@ def _locked_keys(cond: dict, encoding: Tensor) -> Tensor | None:
     return torch.cat([keys.expand_as(encoding[:, :tokens]), encoding[:, tokens:]], dim=1)  # ConditioningConcat appends
 
 
-def _key_context(context: Tensor, locks: list[Tensor | None] | None) -> Tensor | None:
+def _key_context(context: Tensor, locks: list[_KeyLock]) -> Tensor:
     """What keys see, (batch, tokens, d): the context, with the rows of locked conditionings replaced."""
-    if locks is None or all(lock is None for lock in locks):
-        return None
-    chunks = list(context.chunk(len(locks)))
+    if sum(lock.rows for lock in locks) != len(context):  # another node has made a batch of its own
+        return _found_keys(context, locks)
+    chunks = list(context.split([lock.rows for lock in locks]))
     for i, lock in enumerate(locks):
-        if lock is not None:
-            rows = comfy.utils.repeat_to_batch_size(lock.to(context), chunks[i].shape[0])
-            chunks[i] = rows.repeat(1, context.shape[1] // rows.shape[1], 1)  # the host pads by repetition
+        if lock.cond is not None:
+            chunks[i] = comfy.utils.repeat_to_batch_size(lock.encoding_and_keys(context)[1], lock.rows)
     return torch.cat(chunks)
+
+
+def _found_keys(context: Tensor, locks: list[_KeyLock]) -> Tensor:
+    """The same for rows in any order and number: each that is a locked conditioning's encoding is replaced."""
+    found = context
+    for lock in locks:
+        if lock.cond is not None and context.shape[1] % lock.cond.shape[1] == 0:
+            encoding, keys = lock.encoding_and_keys(context)
+            same = (context[:, None] == encoding).flatten(2).all(-1)  # (batch, lock's batch)
+            found = torch.where(same.any(1)[:, None, None], keys[same.int().argmax(1)], found)
+    return found

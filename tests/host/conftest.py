@@ -49,6 +49,30 @@ def models():
     return of
 
 
+@pytest.fixture(scope="session")
+def reference_model():
+    """Another sd1 MODEL with the weights of ``models``."""
+    from random_checkpoint import load_random
+
+    return load_random("sd1")[0]
+
+
+@pytest.fixture
+def world(models, reference_model):
+    """A World. Its model's weights are the same bits afterwards, and its modules have their own forward."""
+    import comfy.model_management
+
+    from reference_model import World
+
+    model, clip, _ = models("sd1")
+    parameters = {name: parameter.clone() for name, parameter in model.model.named_parameters()}
+    yield World(model, clip, reference_model)
+    comfy.model_management.unload_all_models()
+    assert all(torch.equal(parameter, parameters[name]) for name, parameter in model.model.named_parameters())
+    for module in model.model.modules():
+        assert getattr(module.forward, "__func__", None) is type(module).forward
+
+
 @pytest.fixture
 def model_folder(tmp_path, monkeypatch):
     """An empty models/perfusion for one test, and beside it an empty models/open_clip."""

@@ -234,16 +234,15 @@ def test_another_nodes_patch_of_the_projection_is_kept(models):
     assert worst_difference(model, seen, forwards, encodings, encodings, uses) < 1e-4
 
 
-def test_torch_compile_gives_the_same_picture(models):
-    from comfy_api.torch_helpers import set_torch_compile_wrapper
+def test_the_compile_node_gives_the_same_picture(models):
+    from comfy_extras.nodes_torch_compile import TorchCompileModel
 
     model, clip, _ = models("sd1")
     uses = two_uses(model, clip, key_lock=1.0)
     patched, prompts = apply_to_model(model, uses), apply_to_clip(clip, uses)
     positive, negative = encode(prompts, PROMPT), encode(prompts, NEGATIVE)
     eager = sample(patched, positive, negative)
-    compiled = patched.clone()
-    set_torch_compile_wrapper(model=compiled, backend="eager")
+    compiled = TorchCompileModel.execute(patched, "eager")[0]
     assert torch.allclose(sample(compiled, positive, negative), eager, atol=1e-4 * eager.abs().max().item())
     assert not torch.allclose(sample(model, positive, negative), eager, atol=1e-2 * eager.abs().max().item())
 
