@@ -46,7 +46,7 @@ def main() -> None:
         rows = [("photos", cells(options.folder / f"photos - {concept}.png", 0))]
         for name, curve in figures["curves"].items():
             best = max(range(len(curve)), key=lambda i: harmonic_mean(curve[i]["image"], curve[i]["text"]))
-            label = f"{name}, at {curve[best]['setting']:g}"
+            label = f"{name} {curve[best]['setting']:g}"
             rows.append((label, cells(options.folder / f"{name} - {concept}.png", best)))
         contact_sheet(found["prompts"], rows, CELL).save(DOCS / f"quality-{concept}.jpg", quality=88)
     findings = Path(__file__).with_name("findings.md").read_text(encoding="utf-8")
@@ -164,7 +164,7 @@ def gates(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def pareto(figures: Mapping[str, Any], path: Path) -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 6), layout="constrained")
     for i, (name, volume) in enumerate(sorted(figures["hypervolume"].items(), key=lambda item: -item[1])):
         curve, colour = figures["curves"][name], plt.get_cmap("tab20")(i)
         line = {"color": colour, "marker": "o", "linewidth": 2.5 if name.startswith("perfusion") else 1}
@@ -179,7 +179,9 @@ def pareto(figures: Mapping[str, Any], path: Path) -> None:
         xlabel="image alignment (0: without the concept, 1: photos)",
         ylabel="text alignment (0: photos, 1: without the concept)",
     )
-    left.legend(title="method (hypervolume)", fontsize=8)
+    figure.legend(
+        *left.get_legend_handles_labels(), title="method (hypervolume)", fontsize=8, loc="outside right upper"
+    )
     right.set(xlabel="share of pictures that show the concept", ylabel="share of what else the prompt asks for")
     for axis in (left, right):
         axis.grid(alpha=0.3)
@@ -206,8 +208,10 @@ def document(figures: Mapping[str, Any], findings: str) -> str:
         "two concepts": together_table(figures["two_concepts"]),
         "three concepts": together_table(figures["three_concepts"]),
         "demo model": table({"64 prompts": figures["demo_model"]}, ""),
-        "perfusion": curve_table(figures["curves"]["perfusion"]),
-        "global lock": curve_table(figures["curves"]["perfusion, global lock"]),
+        "perfusion": curve_table(figures["curves"]["perfusion"], "beta"),
+        "by strength": curve_table(figures["curves"]["perfusion, by strength"], "strength"),
+        "global lock": curve_table(figures["curves"]["perfusion, global lock"], "beta"),
+        "lora": curve_table(figures["curves"]["lora, rank 4"], "strength"),
         "ablations": table(figures["ablations"], "change"),
     }
     for name, lines in tables.items():
@@ -235,9 +239,9 @@ def together_table(figures: Mapping[str, Any]) -> str:
     return table(rows, "method")
 
 
-def curve_table(curve: Sequence[Mapping[str, Any]]) -> str:
+def curve_table(curve: Sequence[Mapping[str, Any]], setting: str) -> str:
     chosen = ("image", "text", "clip_i", "clip_t", "concept", "background", "tint", "style", "second")
-    return table({f"{at['setting']}": {name: at[name] for name in chosen} for at in curve}, "beta")
+    return table({f"{at['setting']}": {name: at[name] for name in chosen} for at in curve}, setting)
 
 
 def table(rows: Mapping[str, Mapping[str, float]], corner: str) -> str:
