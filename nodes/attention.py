@@ -62,7 +62,7 @@ class PerfusionAttentionMap(io.ComfyNode):
             for image, heat in ((picture, attention), (plain_picture, plain_maps[trigger])):
                 (thumbnail,) = thumbnails(image)
                 cells += [thumbnail, heat_overlay(thumbnail, _stretched(heat)[0])]
-            rows.append((f"{concept.trigger}, {concept.superclass}", cells))
+            rows.append((f"{concept.trigger} ({concept.superclass})", cells))
             report.append(_sentence(concept, attention, plain_maps[trigger]))
         columns = ["with the concept", "where the trigger looks", "without the concept", "where the superclass looks"]
         progress.update(2, text := "\n".join(report))
