@@ -5,8 +5,10 @@ import json
 import re
 from collections import Counter
 
+import folder_paths
 import pytest
 from comfyui_perfusion.nodes.extension import PerfusionExtension
+from comfyui_perfusion.nodes.host import clipseg, files, scorers
 
 from locales import LOCALES, SYNTAX, node_texts, without_syntax, written
 
@@ -20,7 +22,12 @@ MARKS = re.compile(r"\d+(?:\.\d+)?|[a-z]+/[\w/-]+|<[\w-]+>|\.[a-z]+\b|CLIP-[IT]|
 @pytest.fixture(scope="module")
 def schemas():
     nodes = asyncio.run(PerfusionExtension().get_node_list())
-    return {node.GET_SCHEMA().node_id: node_texts(node.GET_NODE_INFO_V1()) for node in nodes}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_paths, "folder_names_and_paths", dict(folder_paths.folder_names_and_paths))
+        patch.setattr(folder_paths, "filename_list_cache", {})
+        for part in (files, scorers, clipseg):
+            part.register()
+        return {node.GET_SCHEMA().node_id: node_texts(node.GET_NODE_INFO_V1()) for node in nodes}
 
 
 def read(language: str, name: str) -> str:
