@@ -108,7 +108,8 @@ def training_steps(model, clip, size: int, batch: int) -> Iterator[dict[str, Cal
 
     subject = Subject(torch.zeros(batch, size, size, 3), None, [TEMPLATES] * batch, "teddy")
     with open_trainee(model, clip, RandomVAE(), subject) as trainee:
-        given = trainee, torch.eye(WIDTH), "<my-toy>", "teddy", "sd1", TrainingSettings(batch_size=batch)
+        settings = TrainingSettings(batch_size=batch, target_gradient=False)  # as the straightforward loop has it
+        given = trainee, torch.eye(WIDTH), "<my-toy>", "teddy", "sd1", settings
         ours, loop = Training(*given), Straightforward(*given)
         yield {
             "training without the edit": step(Frozen(*given)),
