@@ -24,9 +24,7 @@ def test_the_straightforward_loop_computes_the_same_loss_and_gradients(models):
     model, clip, _ = models("sd1")
     subject = Subject(torch.zeros(2, 64, 64, 3), None, [["a photo of a {}", "a {}"]] * 2, "teddy")
     with open_trainee(model, clip, RandomVAE(), subject) as trainee:
-        settings = TrainingSettings(
-            batch_size=2, target_gradient=False
-        )  # the loop has no running mean to learn through
+        settings = TrainingSettings(batch_size=2, target_gradient=False)  # the loop has no i* to learn through
         given = trainee, torch.eye(WIDTH), "<my-toy>", "teddy", "sd1", settings
         ours, loop, frozen = Training(*given), Straightforward(*given), Frozen(*given)
         for layer, (_, to_v) in trainee.wiring.projections.items():
