@@ -13,7 +13,7 @@ from typing import Any
 from playwright.sync_api import APIResponse, ConsoleMessage, Page, Request, sync_playwright
 
 from comfyui import REPO
-from sample_concepts import write_sample_concepts
+from sample_concepts import PHOTOS, write_sample_concepts
 
 # Nothing but 127.0.0.1 can be reached, whatever the page tries
 OPTIONS = [
@@ -32,9 +32,13 @@ def workflow(name: str) -> dict[str, Any]:
 
 def add_stand_ins(base: Path) -> None:
     """What workflows/ choose, so that their lists offer it; running them would fail."""
-    for name in ("models/checkpoints/v1-5-pruned-emaonly-fp16.safetensors", "input/my_photos/1.png"):
+    for name in (
+        "models/checkpoints/v1-5-pruned-emaonly-fp16.safetensors", "models/loras/my-style.safetensors",
+        "models/controlnet/control_v11p_sd15_canny_fp16.safetensors", "input/my_photos/1.png",
+    ):  # fmt: skip
         (base / name).parent.mkdir(parents=True, exist_ok=True)
         (base / name).touch()
+    shutil.copyfile(PHOTOS / "teddy" / "1.png", base / "input" / "example.png")
     write_sample_concepts(base / "models" / "perfusion")
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ sys.path.insert(0, str(REPO))
 from perfusion_core import Concept, save_concept
 
 PHOTOS = REPO / "nodes" / "demo_photos"
+LAYERS = {"input_blocks.1.1.transformer_blocks.0.attn2": 320}  # of a model, and what its values are wide
 WIDTHS = {"sd1": {"l": 768}, "sdxl": {"l": 768, "g": 1280}}  # of the token embeddings
 SAMPLES = (  # file, trigger, superclass, base model, similarity of the superclass, photo, notes
     ("my-teddy", "<my-teddy>", "teddy", "sd1", 0.46, "teddy/1.png", "The brown one with the bow."),
@@ -22,8 +24,8 @@ SAMPLES = (  # file, trigger, superclass, base model, similarity of the supercla
 )
 
 
-def write_sample_concepts(folder: Path) -> None:
-    """Writes them to ``folder``, which stands for models/perfusion."""
+def write_sample_concepts(folder: Path, layers: Mapping[str, int] = LAYERS) -> None:
+    """Writes them to ``folder``, which stands for models/perfusion. layers: those of the model they are to fit."""
     for seed, (file, trigger, superclass, family, similarity, photo, notes) in enumerate(SAMPLES):
         generator = torch.Generator().manual_seed(seed)
         encoders = WIDTHS[family]
@@ -42,7 +44,7 @@ def write_sample_concepts(folder: Path) -> None:
             target_input=target,
             target_dual=target,
             superclass_input=similarity * target + other - (other @ target) / (target @ target) * target,
-            value_deltas={"input_blocks.1.1.transformer_blocks.0.attn2": torch.randn(320, generator=generator)},
+            value_deltas={layer: torch.randn(width, generator=generator) for layer, width in layers.items()},
             metadata=metadata,
         )
         path = folder / f"{file}.safetensors"

@@ -1,20 +1,54 @@
-"""Makes workflows/*.jpg, which the template browser shows, from the graphs as the real frontend draws them.
+"""Makes workflows/*.jpg, which the template browser shows: what the workflows make, here on the demo model.
 
-bash scripts/env.sh python scripts/template_pictures.py
+    bash scripts/env.sh python scripts/template_pictures.py [NAME ...]
+
+It takes the concepts that scripts/demo.sh trained. A workflow that cannot run on the demo model is shown as its graph.
 """
 
 import io
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
-from browser import Frontend, add_stand_ins, open_frontend
+from browser import Frontend, add_stand_ins, open_frontend, workflow
 from comfyui import REPO, Server
+from demo import BASE, PROMPTS, TRAINING, ProgressLine, opened
 
-SIZE = (640, 400)  # half of what the browser draws: smooth, and under 60 KB
+SIZE = (640, 400)  # of a graph it is half of what the browser draws: smooth, and under 60 KB
 QUALITY = 88
+BACKGROUND, GAP = "#202020", 8
+
+MAKERS = {  # the title of the node that shows what a workflow makes
+    "perfusion_quick_start": "What it learned",
+    "perfusion_train": "Contact sheet",
+    "perfusion_generate": "Save Image",
+    "perfusion_two_concepts": "Save Image",
+    "perfusion_local_vs_global": "The grid",
+    "perfusion_sweep": "The grid",
+}
+IN_THE_DEMO = {  # values of widgets, and what stands for them on the demo model
+    "my-teddy.safetensors": "perfusion_demo.safetensors",
+    "vases/amphora.safetensors": "perfusion_demo_tiger.safetensors",
+    "my_photos": "demo: teddy",
+    "teddy": "bear",
+    "blurry, deformed": "",
+    "a photo of a <my-teddy> on the beach": "a photo of a <my-teddy> on sand",
+    "a photo of a <my-teddy> beside an <amphora> on the beach": "a photo of a <my-teddy> and a <my-tiger> on snow",
+    "a photo of a <my-teddy> riding a bicycle in the park": "a photo of a <my-teddy> and a cup on grass",
+}
+SETTINGS = {
+    "EmptyLatentImage": {"width": 64, "height": 64, "batch_size": 6},
+    "KSampler": {"steps": 20, "cfg": 5.0, "scheduler": "normal"},
+    "PerfusionSweep": {"steps": 20, "cfg": 5.0, "scheduler": "normal"},
+    "PerfusionTrainConcept": {**TRAINING, "checkpoint_every": 200, "previews": "\n".join(PROMPTS[:4])},
+}
+
 HIDDEN = ("Comfy.Minimap.Visible", "Comfy.Graph.CanvasInfo", "Comfy.Graph.CanvasMenu")
+HIDDEN_BUTTON = "button:has(> .pi-bars) { visibility: hidden }"
 FIT = """async () => {
     const nodes = app.graph.nodes.map(node => node.boundingRect)
     const left = Math.min(...nodes.map(([x]) => x)), top = Math.min(...nodes.map(([, y]) => y))
@@ -26,19 +60,64 @@ FIT = """async () => {
 }"""
 
 
-def main() -> None:
+def main(names: Sequence[str]) -> None:
+    names = names or sorted(path.stem for path in (REPO / "workflows").glob("*.json"))
+    with Server(BASE) as server:
+        for name in names:
+            if name in MAKERS:
+                save(name, sheet(made_by(server, name)))
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         add_stand_ins(base)
         with Server(base) as server, open_frontend(server.address) as frontend:
             clear_the_screen(frontend)
-            for path in sorted((REPO / "workflows").glob("*.json")):
-                frontend.load(path.stem)
-                frontend.run(FIT)
-                picture = Image.open(io.BytesIO(frontend.page.screenshot())).convert("RGB")
-                target = path.with_suffix(".jpg")
-                picture.resize(SIZE, Image.Resampling.LANCZOS).save(target, quality=QUALITY, optimize=True)
-                print(f"{target} ({target.stat().st_size / 1024:.0f} KB)")
+            for name in names:
+                if name not in MAKERS:
+                    frontend.load(name)
+                    frontend.run(FIT)
+                    picture = Image.open(io.BytesIO(frontend.page.screenshot())).convert("RGB")
+                    save(name, picture.resize(SIZE, Image.Resampling.LANCZOS))
+
+
+def made_by(server: Server, name: str) -> list[Image.Image]:
+    """What the node in MAKERS shows after a run on the demo model; nothing is kept."""
+    prompt = server.to_prompt(workflow(name))
+    prompt = {
+        id: on_the_demo_model(node) for id, node in prompt.items() if node["class_type"] != "PerfusionSaveConcept"
+    }
+    outputs = server.run(prompt, ProgressLine())
+    (maker,) = [id for id, node in prompt.items() if node["_meta"]["title"] == MAKERS[name]]
+    return [opened(server, {"images": [image]}) for image in outputs[maker]["images"]]
+
+
+def on_the_demo_model(node: dict[str, Any]) -> dict[str, Any]:
+    if node["class_type"] == "CheckpointLoaderSimple":  # which has the same outputs
+        return {**node, "class_type": "PerfusionDemoModel", "inputs": {}}
+    inputs = {
+        name: IN_THE_DEMO.get(value, value) if isinstance(value, str) else value
+        for name, value in node["inputs"].items()
+    }
+    return {**node, "inputs": {**inputs, **SETTINGS.get(node["class_type"], {})}}
+
+
+def sheet(pictures: Sequence[Image.Image]) -> Image.Image:
+    """One picture as large as it fits, or many in two rows."""
+    rows = 1 if len(pictures) == 1 else 2
+    columns = -(-len(pictures) // rows)
+    cell = (SIZE[0] - GAP) // columns - GAP, (SIZE[1] - GAP) // rows - GAP
+    whole = Image.new("RGB", SIZE, BACKGROUND)
+    for i, picture in enumerate(pictures):
+        shown = ImageOps.contain(picture, cell, Image.Resampling.LANCZOS)
+        corner = [GAP + step * (side + GAP) for step, side in zip((i % columns, i // columns), cell, strict=True)]
+        spare = [(side - length) // 2 for side, length in zip(cell, shown.size, strict=True)]
+        whole.paste(shown, (corner[0] + spare[0], corner[1] + spare[1]))
+    return whole
+
+
+def save(name: str, picture: Image.Image) -> None:
+    target = REPO / "workflows" / f"{name}.jpg"
+    picture.save(target, quality=QUALITY, optimize=True)
+    print(f"{target} ({target.stat().st_size / 1024:.0f} KB)")
 
 
 def clear_the_screen(frontend: Frontend) -> None:
@@ -46,8 +125,8 @@ def clear_the_screen(frontend: Frontend) -> None:
     for setting in HIDDEN:
         frontend.set(setting, False)
     frontend.run("() => app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
-    frontend.page.add_style_tag(content="button:has(> .pi-bars) { visibility: hidden }")
+    frontend.run("style => document.head.appendChild(document.createElement('style')).append(style)", HIDDEN_BUTTON)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -16,7 +16,6 @@ from PIL import Image
 
 import stand_ins
 from comfyui import RunError, Server, override
-from sample_concepts import write_sample_concepts
 
 SMALL = {
     "resolution": 64, "batch_size": 1, "accumulation": 1, "trigger": "<my-toy>", "superclass": "toy", "flip": False,
@@ -33,7 +32,7 @@ def server(tmp_path_factory):
     stand_ins.add_photos(base)
     stand_ins.add_lora(base)
     stand_ins.add_controlnet(base)
-    write_sample_concepts(base / "models" / "perfusion")
+    stand_ins.add_concepts(base)
     with Server(base) as running:
         yield running
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 WORKFLOWS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
 PACK = "ComfyUI-Perfusion"
+BLUEPRINT = "Train a concept (Perfusion)"
 each_workflow = pytest.mark.parametrize("name", WORKFLOWS)
 
 SHOWN_NODES = """() => app.graph.nodes.map(node => ({
@@ -69,7 +70,8 @@ def test_widgets_show_the_values_of_the_file(frontend, object_info, name):
         named = {key: value for key, value in by_name.get(node["id"], {}).items() if key in shown}
         assert list(shown.values()) == values[node["id"]], node["type"]
         assert named == {key: shown[key] for key in named}, node["type"]
-        unnamed = {"control_after_generate", "text", "upload"}  # text: of a note; upload: Load Image's button
+        # fixed: what follows a seed that comes fixed; text: of a note; upload: Load Image's button
+        unnamed = {"control_after_generate", "fixed", "text", "upload"}
         assert set(shown) - set(named) <= unnamed, node["type"]
         for widget in node["widgets"]:
             assert widget["choices"] is None or widget["value"] in widget["choices"], (node["type"], widget)
@@ -113,7 +115,9 @@ def test_template_browser_shows_our_workflows(frontend):
     dialog = frontend.page.get_by_role("dialog")
     dialog.get_by_role("button", name=PACK).click()
     for name in WORKFLOWS:
-        picture = dialog.get_by_test_id(f"template-workflow-{name}").locator("img").first.element_handle()
+        card = dialog.get_by_test_id(f"template-workflow-{name}")
+        card.scroll_into_view_if_needed()
+        picture = card.locator("img").first.element_handle()
         frontend.page.wait_for_function("picture => picture.naturalWidth > 0", arg=picture)
     dialog.get_by_test_id("template-workflow-perfusion_train").click()
     frontend.page.wait_for_function("app.graph.nodes.some(node => node.type === 'PerfusionTrainConcept')")
@@ -129,20 +133,58 @@ def test_templates_have_pictures(frontend, name):
     assert Image.open(io.BytesIO(answer.body())).format == "JPEG"
 
 
-def test_every_node_has_a_help_page(frontend, our_nodes):
+def test_the_blueprint_is_found_and_is_a_whole_training(frontend, our_nodes):
+    frontend.run("() => app.graph.clear()")
+    frontend.run("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    frontend.page.keyboard.type(BLUEPRINT)
+    found = frontend.page.locator("#results-list")
+    found.get_by_text("Blueprint", exact=True).wait_for()
+    frontend.page.keyboard.press("Enter")
+    found.wait_for(state="hidden")
+    frontend.page.wait_for_function(f"app.graph.nodes.some(node => node.title === '{BLUEPRINT}')")
+    frontend.page.mouse.click(600, 400)  # it hangs on the pointer until then
+    frontend.page.wait_for_function("app.graph.nodes.every(node => !node.flags.ghost)")
+    shown = frontend.run("() => app.graph.nodes[0].widgets.map(({ name, value }) => [name, value])")
+    prompt = frontend.run("async () => (await app.graphToPrompt()).output")
+    nodes = {node["class_type"]: (id, node["inputs"]) for id, node in prompt.items()}
+    (photos, _), (training, inputs), (_, saved) = (
+        nodes[name] for name in ("PerfusionLoadPhotos", "PerfusionTrainConcept", "PerfusionSaveConcept")
+    )
+    assert shown == [
+        ["folder", "demo: teddy"], ["trigger", "<my-teddy>"], ["superclass", "teddy"], ["steps", 400],
+        ["filename", "my-teddy"],
+    ]  # fmt: skip
+    assert {key: value for key, value in inputs.items() if isinstance(value, list)} == {
+        "images": [photos, 0],
+        "masks": [photos, 1],
+        "captions": [photos, 2],
+    }
+    assert saved["concept"] == [training, 0]
+    for group in ("required", "optional"):  # the other widgets are as in a new node
+        for key, (kind, options) in our_nodes["PerfusionTrainConcept"]["input"][group].items():
+            default = options["options"][0] if kind == "COMBO" else options.get("default")
+            assert inputs.get(key, default) == default or isinstance(inputs[key], list), key
+
+
+def test_every_node_has_a_help_page_with_a_picture(frontend, our_nodes):
     assert our_nodes
     for name, info in our_nodes.items():
         answer = frontend.get(f"/extensions/{PACK}/docs/{name}.md")
         assert answer.status == 200, name
         assert answer.text().startswith(f"# {info['display_name']}\n"), name
+        assert f"]({name}.jpg)" in answer.text(), name
+        picture = frontend.get(f"/extensions/{PACK}/docs/{name}.jpg")
+        assert picture.status == 200 and len(picture.body()) < 60_000, name
 
 
 def test_info_button_shows_the_help_page(frontend):
     frontend.load("perfusion_train")
     frontend.run("() => app.canvas.selectNode(app.graph.nodes.find(node => node.type === 'PerfusionTrainConcept'))")
     frontend.page.get_by_test_id("info-button").click()
-    page = frontend.page.get_by_test_id("properties-panel").locator("h1", has_text="Perfusion Train Concept")
-    page.wait_for()
+    panel = frontend.page.get_by_test_id("properties-panel")
+    panel.locator("h1", has_text="Perfusion Train Concept").wait_for()
+    picture = panel.locator("img[src$='/PerfusionTrainConcept.jpg']").element_handle()
+    frontend.page.wait_for_function("picture => picture.naturalWidth > 0", arg=picture)
     frontend.page.get_by_test_id("info-button").click()
 
 
