@@ -1,0 +1,88 @@
+"""Makes web/docs/*.jpg for the help pages: what nodes make on the demo model, else the nodes themselves.
+
+    bash scripts/env.sh python scripts/help_pictures.py
+
+It takes the concepts that scripts/demo.sh trained.
+"""
+
+import io
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from browser import Frontend, add_stand_ins, open_frontend
+from comfyui import REPO, Server
+from demo import BASE, ProgressLine, opened
+from gallery import everything
+from template_pictures import clear_the_screen
+
+HELP = REPO / "web" / "docs"
+QUALITY = 80
+WIDTH = 640  # pixels at most
+MADE = {  # the picture of the gallery that shows what a node makes
+    "PerfusionAttentionMap": "attention",
+    "PerfusionCombineConcepts": "overlap",
+    "PerfusionConceptInfo": "info",
+    "PerfusionGateMap": "gates",
+    "PerfusionSweep": "temperature",
+}
+IMPORTS = ("import/my-teddy.pt", "covariance/my-encoder.pt")  # files for the nodes that choose one
+MARGIN = 12
+SHOW = """async ([name, margin]) => {
+    for (const node of [...app.graph.nodes]) app.graph.remove(node)  // clear() would give their ids away again
+    const node = LiteGraph.createNode(name)
+    app.graph.add(node)
+    app.canvas.ds.scale = 1
+    await new Promise(done => setTimeout(done, 1000))
+    const [left, top, width, height] = node.boundingRect
+    app.canvas.ds.offset = [2 * margin - left, 2 * margin - top]
+    app.canvas.setDirty(true, true)
+    await new Promise(done => setTimeout(done, 500))
+    const canvas = app.canvas.canvas.getBoundingClientRect()
+    return { x: canvas.left + margin, y: canvas.top + margin, width: width + 2 * margin, height: height + 2 * margin }
+}"""
+
+
+def main() -> None:
+    with Server(BASE) as server:
+        nodes, shown = everything()
+        wanted = {shown[key] for key in MADE.values()}
+        outputs = server.run(
+            {id: node for id, node in nodes.items() if id in wanted or node["class_type"] != "PreviewImage"},
+            ProgressLine(),
+        )
+        for name, key in MADE.items():
+            save(name, opened(server, outputs[shown[key]]))
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        add_stand_ins(base)
+        (base / "input" / "example.png").unlink()  # so that input itself is no folder of photos
+        for name in IMPORTS:
+            path = base / "models" / "perfusion" / name
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        with Server(base) as server, open_frontend(server.address) as frontend:
+            clear_the_screen(frontend)
+            frontend.set("Comfy.NodeBadge.NodeSourceBadgeMode", "None")
+            frontend.page.set_viewport_size({"width": 1000, "height": 1400})
+            for name in frontend.get("/object_info").json():
+                if name.startswith("Perfusion") and name not in MADE:
+                    save(name, node_picture(frontend, name))
+
+
+def node_picture(frontend: Frontend, name: str) -> Image.Image:
+    area = frontend.run(SHOW, [name, MARGIN])
+    return Image.open(io.BytesIO(frontend.page.screenshot(clip=area)))
+
+
+def save(name: str, picture: Image.Image) -> None:
+    picture = picture.convert("RGB")
+    picture.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
+    target = HELP / f"{name}.jpg"
+    picture.save(target, quality=QUALITY, optimize=True)
+    print(f"{target} ({target.stat().st_size / 1024:.0f} KB)")
+
+
+if __name__ == "__main__":
+    main()
