@@ -136,7 +136,7 @@ def test_templates_have_pictures(frontend, name):
 def test_the_blueprint_is_found_and_is_a_whole_training(frontend, our_nodes):
     frontend.run("() => app.graph.clear()")
     frontend.run("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-    frontend.page.keyboard.type(BLUEPRINT)
+    frontend.page.get_by_role("combobox", name="Add a node").fill(BLUEPRINT)
     found = frontend.page.locator("#results-list")
     found.get_by_text("Blueprint", exact=True).wait_for()
     frontend.page.keyboard.press("Enter")
