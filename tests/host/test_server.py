@@ -117,6 +117,21 @@ def test_a_concept_with_a_lora_and_a_controlnet(server):
     assert shown["Outlines"] == shown["Save Image"] == [(64, 64)]
 
 
+def test_a_slider_runs_nothing_again_that_stands_before_the_loader(server):
+    def ran(beta: float) -> set[str]:
+        prompt = stand_ins.load_workflow(server, "perfusion_generate.json", stand_ins.WORKFLOW_TRIGGER)
+        for class_type, inputs in {"EmptyLatentImage": TINY, "KSampler": {"steps": 1}}.items():
+            override(prompt, class_type, **inputs)
+        override(prompt, "PerfusionLoader", beta=beta)
+        seen = set()
+        server.run(prompt, lambda node, *_: seen.add(node))
+        return seen
+
+    first, again = ran(0.61), ran(0.62)
+    assert {"PerfusionLoader", "CLIPTextEncode", "KSampler"} <= again <= first
+    assert not {"CheckpointLoaderSimple", "EmptyLatentImage"} & again
+
+
 def test_a_cancelled_training_keeps_what_was_learned(server):
     plain = generate(server, None)
 
