@@ -78,7 +78,7 @@ class PerfusionTrainConcept(io.ComfyNode):
                     default=0,
                     min=0,
                     max=2**53 - 1,
-                    control_after_generate=True,  # the frontend adds it anyway; untold, it loses count of widgets
+                    control_after_generate=io.ControlAfterGenerate.fixed,  # or every queue would train again
                     tooltip="The same seed gives the same concept.",
                 ),
                 CovarianceType.Input(
