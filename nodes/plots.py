@@ -19,47 +19,67 @@ _BAND, _ORANGE, _GREEN = "#e8f0fe", "#b06000", "#137333"
 _LEAST = 1e-8  # share of the mean; less is nothing, as in covariances once kept in fp32
 
 
+class _Plot:
+    """A white picture 720 x 400 with a plot in it; x and y: the ends of its axes, in the plotted numbers."""
+
+    def __init__(
+        self, x: tuple[float, float], y: tuple[float, float], right: float = _WIDTH - _RIGHT, top: float = _TOP
+    ):
+        self.picture = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
+        self.draw, self.font = ImageDraw.Draw(self.picture), ImageFont.load_default(14)
+        self.right, self.top, self.bottom = right, top, _HEIGHT - _BOTTOM
+        self._x, self._y = x, y
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Where a point is in the picture, in pixels."""
+        (left, right), (low, high) = self._x, self._y
+        return (
+            _LEFT + (x - left) / (right - left) * (self.right - _LEFT),
+            self.top + (high - y) / (high - low) * (self.bottom - self.top),
+        )
+
+    def axes(self, x: Mapping[float, str], y: Mapping[float, str]) -> None:
+        """Labels below and beside the plot, and a line for each of ``y``."""
+        for value, label in y.items():
+            down = self.at(self._x[0], value)[1]
+            self.draw.line([(_LEFT, down), (self.right, down)], fill=_GRID)
+            self.text((_LEFT - 8, down), label, _INK, "rm")
+        for value, label in x.items():
+            self.text((self.at(value, self._y[0])[0], self.bottom + 8), label, _INK, "mt")
+
+    def text(self, place: tuple[float, float], words: str, colour: str, anchor: str = "la") -> None:
+        self.draw.text(place, words, fill=colour, font=self.font, anchor=anchor)
+
+    def dot(self, place: tuple[float, float], radius: int, **colours) -> None:
+        x, y = place
+        self.draw.ellipse([x - radius, y - radius, x + radius, y + radius], **colours)
+
+
 def loss_curve(losses: Sequence[float], tested: Mapping[int, float]) -> Image.Image:
     """The loss of every step, raw and smoothed, and ``tested``, {step: loss on fixed noises}, a picture 720 x 400."""
-    picture = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
-    draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(14)
     shown = [*losses, *tested.values()]
     low, high = min(shown), max(shown)
     margin = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
     low, high = low - margin, high + margin
-
-    def at(step: float, loss: float) -> tuple[float, float]:
-        across = (step - 1) / max(len(losses) - 1, 1)
-        return (
-            _LEFT + across * (_WIDTH - _LEFT - _RIGHT),
-            _TOP + (high - loss) / (high - low) * (_HEIGHT - _TOP - _BOTTOM),
-        )
-
-    for loss in np.linspace(low, high, 5):
-        (x0, y), (x1, _) = at(1, loss), at(len(losses), loss)
-        draw.line([(x0, y), (max(x1, _WIDTH - _RIGHT), y)], fill=_GRID)
-        draw.text((x0 - 8, y), f"{loss:.3f}", fill=_INK, font=font, anchor="rm")
-    for step in sorted({round(step) for step in np.linspace(1, len(losses), 6)}):
-        draw.text((at(step, low)[0], _HEIGHT - _BOTTOM + 8), str(step), fill=_INK, font=font, anchor="mt")
-    draw.text((_WIDTH / 2, _HEIGHT - 6), "step", fill=_INK, font=font, anchor="mb")
-    draw.text((_LEFT, 12), "training loss", fill=_INK, font=font)
-    draw.text((_LEFT + 120, 12), "raw", fill=_RAW, font=font)
-    draw.text((_LEFT + 160, 12), "smoothed", fill=_SMOOTH, font=font)
+    plot = _Plot((1, max(len(losses), 2)), (low, high))
+    plot.axes(_counted(len(losses)), {loss: f"{loss:.3f}" for loss in np.linspace(low, high, 5)})
+    plot.text((_WIDTH / 2, _HEIGHT - 6), "step", _INK, "mb")
+    plot.text((_LEFT, 12), "training loss", _INK)
+    plot.text((_LEFT + 120, 12), "raw", _RAW)
+    plot.text((_LEFT + 160, 12), "smoothed", _SMOOTH)
     if tested:
-        draw.text((_LEFT + 245, 12), "on fixed noises", fill=_RED, font=font)
+        plot.text((_LEFT + 245, 12), "on fixed noises", _RED)
     for values, colour, width in ((losses, _RAW, 1), (_smoothed(losses), _SMOOTH, 3)):
-        points = [at(step, loss) for step, loss in enumerate(values, 1)]
+        points = [plot.at(step, loss) for step, loss in enumerate(values, 1)]
         if len(points) > 1:
-            draw.line(points, fill=colour, width=width, joint="curve")
+            plot.draw.line(points, fill=colour, width=width, joint="curve")
         else:
-            x, y = points[0]
-            draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill=colour)
-    dots = [at(max(step, 1), loss) for step, loss in tested.items()]  # what was tested before the first step is at it
-    draw.line(dots, fill=_RED, width=1)
-    for x, y in dots:
-        draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill=_RED)
-    return picture
+            plot.dot(points[0], 3, fill=colour)
+    dots = [plot.at(max(step, 1), loss) for step, loss in tested.items()]  # tested before the first step: at it
+    plot.draw.line(dots, fill=_RED, width=1)
+    for dot in dots:
+        plot.dot(dot, 3, fill=_RED)
+    return plot.picture
 
 
 def spectrum(covariance: Covariance) -> Image.Image:
@@ -70,33 +90,20 @@ def spectrum(covariance: Covariance) -> Image.Image:
     ridge = max(covariance.ridge, _LEAST) if covariance.ridge else shares[-1]
     low = math.floor(math.log10(min(shares[-1], ridge)))
     high = max(math.ceil(math.log10(max(shares[0], ridge))), low + 1)
-    picture = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
-    draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(14)
-
-    def at(direction: float, share: float) -> tuple[float, float]:
-        across = (direction - 1) / max(len(shares) - 1, 1)
-        return (
-            _LEFT + across * (_WIDTH - _LEFT - _RIGHT),
-            _TOP + (high - math.log10(share)) / (high - low) * (_HEIGHT - _TOP - _BOTTOM),
-        )
-
-    for decade in range(low, high + 1):
-        (x0, y), (x1, _) = at(1, 10.0**decade), at(len(shares), 10.0**decade)
-        draw.line([(x0, y), (x1, y)], fill=_GRID)
-        draw.text((x0 - 8, y), f"{10.0**decade:g}", fill=_INK, font=font, anchor="rm")
-    for direction in sorted({round(number) for number in np.linspace(1, len(shares), 6)}):
-        draw.text((at(direction, ridge)[0], _HEIGHT - _BOTTOM + 8), str(direction), fill=_INK, font=font, anchor="mt")
-    draw.text((_WIDTH / 2, _HEIGHT - 6), "direction", fill=_INK, font=font, anchor="mb")
-    draw.text((_LEFT, 12), "eigenvalues, shares of their mean", fill=_SMOOTH, font=font)
-    draw.line([at(number, share) for number, share in enumerate(shares, 1)], fill=_SMOOTH, width=3, joint="curve")
+    plot = _Plot((1, max(len(shares), 2)), (low, high))
+    decades = {decade: f"{10.0**decade:g}" for decade in range(low, high + 1)}
+    plot.axes(_counted(len(shares)), decades)
+    plot.text((_WIDTH / 2, _HEIGHT - 6), "direction", _INK, "mb")
+    plot.text((_LEFT, 12), "eigenvalues, shares of their mean", _SMOOTH)
+    curve = [plot.at(number, math.log10(share)) for number, share in enumerate(shares, 1)]
+    plot.draw.line(curve, fill=_SMOOTH, width=3, joint="curve")
     words = "no ridge"
     if covariance.ridge:
         below = int((values < covariance.ridge * mean).sum())
         words = f"ridge {covariance.ridge:g}: {below} of {len(shares)} directions lie below it"
-        draw.line([at(1, ridge), at(len(shares), ridge)], fill=_RED, width=2)
-    draw.text((_WIDTH - _RIGHT, 12), words, fill=_RED, font=font, anchor="ra")
-    return picture
+        plot.draw.line([plot.at(end, math.log10(ridge)) for end in (1, len(shares))], fill=_RED, width=2)
+    plot.text((_WIDTH - _RIGHT, 12), words, _RED, "ra")
+    return plot.picture
 
 
 def similarities(points: Sequence[tuple[float, float]], best: int, words: str) -> Image.Image:
@@ -104,40 +111,24 @@ def similarities(points: Sequence[tuple[float, float]], best: int, words: str) -
 
     A curve goes through all that is as good as the best, by the harmonic mean.
     """
-    picture = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
-    draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(14)
     corners = np.array([np.min(points, axis=0), np.max(points, axis=0)])
     margin = np.maximum((corners[1] - corners[0]) * 0.08, 0.002)
     (left, low), (right, high) = corners[0] - margin, corners[1] + margin
-
-    def at(image: float, text: float) -> tuple[float, float]:
-        return (
-            _LEFT + (image - left) / (right - left) * (_WIDTH - _LEFT - _RIGHT),
-            _TOP + (high - text) / (high - low) * (_HEIGHT - _TOP - _BOTTOM),
-        )
-
-    for text in np.linspace(low, high, 5):
-        (x0, y), (x1, _) = at(left, text), at(right, text)
-        draw.line([(x0, y), (x1, y)], fill=_GRID)
-        draw.text((x0 - 8, y), f"{text:.3f}", fill=_INK, font=font, anchor="rm")
-    for image in np.linspace(left, right, 6):
-        draw.text((at(image, low)[0], _HEIGHT - _BOTTOM + 8), f"{image:.3f}", fill=_INK, font=font, anchor="mt")
-    draw.text((_WIDTH / 2, _HEIGHT - 6), "CLIP-I, to the photos", fill=_INK, font=font, anchor="mb")
-    draw.text((_LEFT, 12), "CLIP-T, to the prompts", fill=_INK, font=font)
-    draw.text((_WIDTH - _RIGHT, 12), words, fill=_RED, font=font, anchor="ra")
+    plot = _Plot((left, right), (low, high))
+    across, up = ({x: f"{x:.3f}" for x in np.linspace(*ends)} for ends in ((left, right, 6), (low, high, 5)))
+    plot.axes(across, up)
+    plot.text((_WIDTH / 2, _HEIGHT - 6), "CLIP-I, to the photos", _INK, "mb")
+    plot.text((_LEFT, 12), "CLIP-T, to the prompts", _INK)
+    plot.text((_WIDTH - _RIGHT, 12), words, _RED, "ra")
     if (mean := harmonic_mean(*points[best])) > 0:
         alike = [
             (image, mean * image / (2 * image - mean)) for image in np.linspace(left, right, 200) if image > mean / 2
         ]
-        draw.line([at(*pair) for pair in alike if low <= pair[1] <= high], fill=_RAW, width=2)
+        plot.draw.line([plot.at(*pair) for pair in alike if low <= pair[1] <= high], fill=_RAW, width=2)
     for number, pair in enumerate(points):
-        x, y = at(*pair)
-        box = [x - 4, y - 4, x + 4, y + 4]
-        draw.ellipse(box, fill="white" if number == 0 else _SMOOTH, outline=_SMOOTH, width=2)
-    x, y = at(*points[best])
-    draw.ellipse([x - 7, y - 7, x + 7, y + 7], outline=_RED, width=2)
-    return picture
+        plot.dot(plot.at(*pair), 4, fill="white" if number == 0 else _SMOOTH, outline=_SMOOTH, width=2)
+    plot.dot(plot.at(*points[best]), 7, outline=_RED, width=2)
+    return plot.picture
 
 
 def gate_curve(
@@ -152,44 +143,36 @@ def gate_curve(
     words: at most three with their similarities; the concept's own is 1. suggested: a range of beta, shown as a band.
     picture: shown at the side.
     """
-    left, right, top, bottom = _LEFT, _WIDTH - _RIGHT, 68, _HEIGHT - _BOTTOM
-    canvas = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
-    draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(14)
-    if picture is not None:
-        small = ImageOps.contain(picture.convert("RGB"), (150, 150))
-        right -= small.width + 20
-        canvas.paste(small, (_WIDTH - _RIGHT - small.width, top))
+    small = ImageOps.contain(picture.convert("RGB"), (150, 150)) if picture is not None else None
     low, high = min(-0.1, *words.values()) - 0.05, max(1.15, *words.values()) + 0.05
+    plot = _Plot((low, high), (0, 1), _WIDTH - _RIGHT - (small.width + 20 if small else 0), 68)
+    if small is not None:
+        plot.picture.paste(small, (_WIDTH - _RIGHT - small.width, plot.top))
 
-    def at(similarity: float) -> tuple[float, float]:
-        gate = 1 / (1 + math.exp(min((beta - similarity) / temperature, 700)))
-        return left + (similarity - low) / (high - low) * (right - left), bottom - gate * (bottom - top)
+    def gate(similarity: float) -> float:
+        return 1 / (1 + math.exp(min((beta - similarity) / temperature, 700)))
 
-    draw.text((left, 12), f"gate at beta {beta:.2f}, temperature {temperature:.2f}", fill=_INK, font=font)
+    plot.text((_LEFT, 12), f"gate at beta {beta:.2f}, temperature {temperature:.2f}", _INK)
     if suggested:
-        (x0, _), (x1, _) = map(at, suggested)
-        draw.rectangle([x0, top, x1, bottom], fill=_BAND)
+        (x0, top), (x1, bottom) = plot.at(suggested[0], 1), plot.at(suggested[1], 0)
+        plot.draw.rectangle([x0, top, x1, bottom], fill=_BAND)
         label = f"suggested beta {suggested[0]:.2f} to {suggested[1]:.2f}"
-        draw.text((_WIDTH - _RIGHT, 12), label, fill=_SMOOTH, font=font, anchor="ra")
-    for gate in (0, 0.25, 0.5, 0.75, 1):
-        y = bottom - gate * (bottom - top)
-        draw.line([(left, y), (right, y)], fill=_GRID)
-        draw.text((left - 8, y), f"{gate:.0%}", fill=_INK, font=font, anchor="rm")
-    for tick in (0, 0.25, 0.5, 0.75, 1):
-        draw.text((at(tick)[0], bottom + 8), f"{tick:g}", fill=_INK, font=font, anchor="mt")
-    draw.line([(at(beta)[0], top), (at(beta)[0], bottom)], fill=_INK)
-    draw.text((at(beta)[0] - 4, top + 2), "beta", fill=_INK, font=font, anchor="ra")
-    draw.text(((left + right) / 2, _HEIGHT - 6), "how like the concept a word is", fill=_INK, font=font, anchor="mb")
-    draw.line([at(x) for x in np.linspace(low, high, 200).tolist()], fill=_SMOOTH, width=3, joint="curve")
-    across = left
+        plot.text((_WIDTH - _RIGHT, 12), label, _SMOOTH, "ra")
+    quarters = (0, 0.25, 0.5, 0.75, 1)
+    plot.axes({x: f"{x:g}" for x in quarters}, {y: f"{y:.0%}" for y in quarters})
+    plot.text(((_LEFT + plot.right) / 2, _HEIGHT - 6), "how like the concept a word is", _INK, "mb")
+    x, top = plot.at(beta, 1)
+    plot.draw.line([(x, top), plot.at(beta, 0)], fill=_INK)
+    plot.text((x - 4, top + 2), "beta", _INK, "ra")
+    curve = [plot.at(x, gate(x)) for x in np.linspace(low, high, 200).tolist()]
+    plot.draw.line(curve, fill=_SMOOTH, width=3, joint="curve")
+    across = _LEFT
     for (word, similarity), colour in zip(words.items(), (_RED, _ORANGE, _GREEN), strict=False):
-        x, y = at(similarity)
-        draw.ellipse([x - 6, y - 6, x + 6, y + 6], fill=colour, outline="white", width=2)
-        label = f"{_shortened(word)} {(bottom - y) / (bottom - top):.1%}"
-        draw.text((across, 36), label, fill=colour, font=font)
-        across += font.getlength(label) + 24
-    return canvas
+        plot.dot(plot.at(similarity, gate(similarity)), 6, fill=colour, outline="white", width=2)
+        label = f"{_shortened(word)} {gate(similarity):.1%}"
+        plot.text((across, 36), label, colour)
+        across += plot.font.getlength(label) + 24
+    return plot.picture
 
 
 def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> Image.Image:
@@ -229,6 +212,11 @@ def _shortened(name: str, longest: int = 24) -> str:
 def as_image(picture: Image.Image) -> torch.Tensor:
     """IMAGE (1, height, width, 3) in 0..1."""
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]
+
+
+def _counted(count: int) -> dict[float, str]:
+    """Labels of some of the numbers from 1 to ``count``."""
+    return {number: str(number) for number in sorted({round(number) for number in np.linspace(1, count, 6)})}
 
 
 def _smoothed(losses: Sequence[float]) -> list[float]:
