@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import folder_paths
@@ -11,7 +12,7 @@ from comfy_api.latest import io
 from safetensors import safe_open
 
 from ...perfusion_core import openclip
-from .files import register_folder
+from .files import register_folder, stamp
 
 FOLDER = "open_clip"
 _SHARED = "clip"  # mostly text encoders alone
@@ -75,7 +76,13 @@ def _shared_names() -> Iterator[str]:
 
 def _is_image_text_model(path: str | None) -> bool:
     try:
-        with safe_open(path, framework="pt") as file:
-            return openclip.other_kind(file.keys()) is None
+        return _has_both_towers(path, stamp(Path(path)))
     except Exception:  # damaged headers make the library raise nearly anything
         return False
+
+
+@lru_cache
+def _has_both_towers(path: str, version: str) -> bool:
+    """Kept while the file is of this version (its stamp), as the lists of three nodes ask for it each time they are made."""
+    with safe_open(path, framework="pt") as file:
+        return openclip.other_kind(file.keys()) is None
