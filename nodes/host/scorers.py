@@ -83,6 +83,6 @@ def _is_image_text_model(path: str | None) -> bool:
 
 @lru_cache
 def _has_both_towers(path: str, version: str) -> bool:
-    """Kept while the file is of this version (its stamp), as the lists of three nodes ask for it each time they are made."""
+    """Remembered by the file's stamp, for the lists of three nodes ask for it each time they are made."""
     with safe_open(path, framework="pt") as file:
         return openclip.other_kind(file.keys()) is None
