@@ -227,6 +227,15 @@ class PerfusionTrainConcept(io.ComfyNode):
                     "keeps the subject's outline; 1 is as if there were no masks.",
                     **_RARE,
                 ),
+                io.Int.Input(
+                    "min_timestep",
+                    default=0,
+                    min=0,
+                    max=999,
+                    tooltip="Leave out the timesteps below, those of little noise. Paper: 0. Shapes are made in the "
+                    "noisier half, from 500 on.",
+                    **_RARE,
+                ),
             ],
             outputs=[
                 Concepts.Output(display_name="best", tooltip="The concept at its best checkpoint."),
@@ -267,7 +276,7 @@ class PerfusionTrainConcept(io.ComfyNode):
         own = caption_texts(captions, len(photos), trigger, superclass)
         subject = Subject(
             photos, covers, [texts or TEMPLATES for texts in own], superclass, options["flip"],
-            options["unmasked_weight"],
+            options["unmasked_weight"], options["min_timestep"],
         )  # fmt: skip
         previews = _preview_sentences(options["previews"], trigger)
         scorer = {_NONE: "", _AUTO: next(iter(scorer_names()), "")}.get(options["scorer"], options["scorer"])
@@ -369,6 +378,7 @@ def _metadata(key: str, covariance, settings: TrainingSettings, subject: Subject
                 "flip": subject.flip,
                 "photos": photos,
                 "unmasked_weight": subject.unmasked_weight,
+                "min_timestep": subject.min_timestep,
             }
         ),
     }

@@ -5,7 +5,7 @@ from .concept import Concept
 from .concept_file import ConceptFileError, load_concept, save_concept
 from .covariance import Covariance
 from .edit import ConceptSet, EditedEncoding
-from .training import EncodedPrompts, Trainee, Training, TrainingSettings, masked_mse, train_concept
+from .training import EncodedPrompts, Trainee, Training, TrainingSettings, draw_timesteps, masked_mse, train_concept
 from .training_file import load_training, save_training
 from .wiring import Wiring, cross_attention_layers
 
@@ -23,6 +23,7 @@ __all__ = [
     "Wiring",
     "best_checkpoint",
     "cross_attention_layers",
+    "draw_timesteps",
     "load_concept",
     "load_training",
     "masked_mse",

@@ -102,6 +102,15 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor | None, unmasked
     return (weight.clamp_min(unmasked_weight) * error).mean()
 
 
+def draw_timesteps(count: int, end: int, generator: torch.Generator, start: int = 0) -> Tensor:
+    """(count,) timesteps from start to below end, uniform, each from its own of ``count`` equal parts of the range.
+
+    So every batch sees both low and high noise. A higher start leaves out what has little noise: details, not shapes.
+    """
+    places = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    return (start + places * (end - start)).long().clamp_max(end - 1)
+
+
 class Training:
     """A concept in the making. ``step()`` advances it, ``concept()`` is what it has learned so far.
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from comfy.k_diffusion.sampling import sample_dpmpp_2m
 from torch import Tensor
 
-from ...perfusion_core import Concept, ConceptSet, EncodedPrompts, Wiring, masked_mse
+from ...perfusion_core import Concept, ConceptSet, EncodedPrompts, Wiring, draw_timesteps, masked_mse
 from . import text
 from .model import PREFIX, cross_attentions, encoding_width
 from .trainable import checkpointed, out_of_place_clip, trainable_through
@@ -32,6 +32,7 @@ class Subject:
     superclass: str
     flip: bool = False  # whether mirrored photos are seen too
     unmasked_weight: float = 0.0  # what counts off the masks, 0..1
+    min_timestep: int = 0  # those below, of less noise, are left out
 
     def mirrored(self) -> Subject:
         masks = None if self.masks is None else torch.cat([self.masks, self.masks.flip(2)])
@@ -50,6 +51,7 @@ class ComfyTrainee:
         self._size = subject.photos.shape[1]
         self._latents = latents.to(self._device)
         self._masks, self._unmasked_weight = None, subject.unmasked_weight
+        self._min_timestep = subject.min_timestep
         if subject.masks is not None:
             self._masks = F.interpolate(subject.masks[:, None].clone(), size=latents.shape[-2:], mode="area")
             self._masks = self._masks.to(self._device)
@@ -70,14 +72,14 @@ class ComfyTrainee:
         return self._encode([self._tokens[template] for template in templates], token_embeddings)
 
     def loss(self, photos: Tensor, prompts: EncodedPrompts, generator: torch.Generator) -> Tensor:
-        """The error of the network's own prediction, whatever it predicts (eps, v, ...), at a uniform timestep.
+        """The error of the network's own prediction, whatever it predicts (eps, v, ...), at drawn timesteps.
 
         denoised = A(x, σ) + c(σ) · prediction, so (denoised − x0) / c is prediction minus target.
         """
         comfy.model_management.throw_exception_if_processing_interrupted()
         sampling = self._model.model_sampling
         x0 = self._latents[photos.to(self._device)]
-        timesteps = torch.randint(len(sampling.sigmas), (len(photos),), generator=generator)
+        timesteps = draw_timesteps(len(photos), len(sampling.sigmas), generator, self._min_timestep)
         sigma = sampling.sigmas.to(self._device)[timesteps.to(self._device)]
         noise = torch.randn(x0.shape, generator=generator).to(x0)
         denoised = self._denoised(sampling.noise_scaling(sigma, noise, x0), sigma, prompts)

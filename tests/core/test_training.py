@@ -16,6 +16,7 @@ from perfusion_core import (
     EncodedPrompts,
     Training,
     TrainingSettings,
+    draw_timesteps,
     load_concept,
     load_training,
     save_concept,
@@ -467,3 +468,16 @@ def test_evaluating_never_measures_the_unedited_model() -> None:
     except RuntimeError:
         return
     assert outside == inside
+
+
+@pytest.mark.parametrize("start", [0, 500])
+def test_timesteps_are_drawn_evenly_and_each_in_its_own_part_of_the_range(start: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = torch.stack([draw_timesteps(4, 1000, generator, start) for _ in range(2000)])
+    part = (1000 - start) // 4
+    assert torch.equal(
+        (batches - start).div(part, rounding_mode="floor").sort(1).values, torch.arange(4).expand(2000, 4)
+    )
+    first = batches[:, 0].float()  # any place of the batch gets any timestep
+    assert (first.min() - start, 999 - first.max()) < (5, 5)
+    assert abs(first.mean() - (start + 999) / 2) < 0.02 * (1000 - start)

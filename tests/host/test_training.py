@@ -15,7 +15,7 @@ from comfyui_perfusion.nodes.host.photos import load_photo, prepare_photos
 from comfyui_perfusion.nodes.host.trainee import Subject, open_trainee
 from comfyui_perfusion.nodes.load import PerfusionSaveConcept
 from comfyui_perfusion.nodes.train import PerfusionTrainConcept
-from comfyui_perfusion.perfusion_core import Training, TrainingSettings, load_concept
+from comfyui_perfusion.perfusion_core import Training, TrainingSettings, draw_timesteps, load_concept
 from comfyui_perfusion.perfusion_core.captions import TEMPLATES, captions
 
 from draw_photos import draw_photos
@@ -84,6 +84,18 @@ def test_what_is_outside_the_masks_counts_by_the_unmasked_weight(models, photos,
     assert all_of_it == loss(None)
 
 
+def test_only_timesteps_from_the_least_on_are_trained_on(models, photos, monkeypatch):
+    images, masks = photos
+    with open_trainee(*models("sd1"), subject_of(images, masks, min_timestep=600)) as trainee:
+        sampling = trainee._model.model_sampling
+        drawn, scaled = [], sampling.noise_scaling
+        monkeypatch.setattr(sampling, "noise_scaling", lambda sigma, *rest: drawn.append(sigma) or scaled(sigma, *rest))
+        prompts = trainee.encode([0, 0], trainee.superclass_embeddings())
+        trainee.loss(torch.tensor([0, 1]), prompts, torch.Generator().manual_seed(1))
+    lower, higher = sorted(drawn[0].flatten().tolist())  # one from each half of what is left
+    assert sampling.sigmas[600] <= lower < sampling.sigmas[800] <= higher
+
+
 @pytest.mark.parametrize("kind", ["sd2", "sd2v", "sdxl"])
 def test_every_architecture_and_parameterisation_learns(models, photos, kind):
     metric = measure_covariance(models(kind)[1], list(captions(64)), None)
@@ -113,7 +125,7 @@ def test_the_loss_is_the_textbook_one_for_eps_and_v(models, kind):
         generator, sampling = torch.Generator().manual_seed(5), model.model.model_sampling
         if kind == "zero terminal SNR":
             assert sampling.sigmas[-1] > 1000
-        timestep = torch.randint(len(sampling.sigmas), (1,), generator=generator)
+        timestep = draw_timesteps(1, len(sampling.sigmas), generator)
         noise = torch.randn(trainee._latents.shape, generator=generator)
         alpha = 1 / (1 + sampling.sigmas[timestep] ** 2)
         noisy = alpha.sqrt() * trainee._latents + (1 - alpha).sqrt() * noise
