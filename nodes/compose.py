@@ -36,7 +36,7 @@ class PerfusionLoadConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, concept, **settings) -> io.NodeOutput:
-        return io.NodeOutput((ConceptUse(load_concept(concept_path(concept)), **settings),))
+        return io.NodeOutput((ConceptUse(load_concept(concept_path(concept)), file=concept, **settings),))
 
 
 class PerfusionConceptSettings(io.ComfyNode):

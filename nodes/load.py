@@ -43,7 +43,7 @@ class PerfusionLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, concept, **settings) -> io.NodeOutput:
-        use = ConceptUse(load_concept(concept_path(concept)), **settings)
+        use = ConceptUse(load_concept(concept_path(concept)), file=concept, **settings)
         return io.NodeOutput(apply_to_model(model, [use]), apply_to_clip(clip, [use]))
 
 

@@ -45,11 +45,15 @@ class Concept:
         """d, the width of the text encoding."""
         return self.target_input.shape[0]
 
+    def similarity(self, encoding: Tensor) -> Tensor:
+        """e C^-1 i* / i* C^-1 i*, (..., d) -> (...): where encodings stand on the scale of the gate, i* at 1."""
+        dual = self.target_dual.double()
+        return encoding.double() @ dual / (self.target_input.double() @ dual)
+
     @property
     def superclass_similarity(self) -> float:
-        """s C^-1 i* / i* C^-1 i*: where the superclass word stands on the scale on which the gate opens, i* at 1."""
-        dual = self.target_dual.double()
-        return (self.superclass_input.double() @ dual / (self.target_input.double() @ dual)).item()
+        """Where the superclass word stands on the scale of the gate."""
+        return self.similarity(self.superclass_input).item()
 
     def replace(self, **changes) -> Concept:
         return dataclasses.replace(self, **changes)

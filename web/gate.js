@@ -59,6 +59,29 @@ export function presetLike(settings, presets) {
   );
 }
 
+/**
+ * Rows for labels centred on places along a line, so that none overlap and none sticks out; the first row is 0.
+ * @template {{at: number, width: number}} T
+ * @param {T[]} labels
+ * @param {[number, number]} ends of the line
+ * @param {number} gap between two in a row
+ * @returns {(T & {middle: number, row: number})[]}
+ */
+export function inRows(labels, [start, end], gap) {
+  /** @type {number[]} how far each row is taken */
+  const taken = [];
+  return [...labels]
+    .sort((one, other) => one.at - other.at)
+    .map((label) => {
+      const half = label.width / 2;
+      const middle = Math.min(Math.max(label.at, start + half), end - half);
+      const free = taken.findIndex((until) => until + gap <= middle - half);
+      const row = free < 0 ? taken.length : free;
+      taken[row] = middle + half;
+      return { ...label, middle, row };
+    });
+}
+
 /** @param {number} share 0 to 1 */
 export function percent(share) {
   const number = share * 100;

@@ -7,12 +7,16 @@ import { family, summary } from "./concepts.js";
 import { html } from "./element.js";
 import { presetLike, presetsOf } from "./gate.js";
 import { LOADERS, allNodes, connectedFamily, isInPrompts, setWidgets, widgetOf } from "./graph.js";
+import { paintAll } from "./highlight.js";
 import { addPanel } from "./panel.js";
 import { insertIntoPrompt } from "./prompt.js";
 import { concepts, thumbnail } from "./server.js";
 
 const SETTINGS = ["beta", "temperature", "key_lock"];
 const SAID_FOR = 4000; // milliseconds
+
+/** The most similar words of the last prompt, by concept file. @type {Map<string, [string, number][]>} */
+const similar = new Map();
 
 /** @type {WeakMap<object, LoaderPanel>} by node */
 const panels = new WeakMap();
@@ -70,7 +74,7 @@ class LoaderPanel {
     const trigger = concept?.trigger ?? "";
     if (concept !== this.#shown) this.#showConcept(concept);
     this.#badge.textContent = this.#problem(concept);
-    drawGate(this.#chart, this.#settings, concept);
+    drawGate(this.#chart, this.#settings, concept, similar.get(concept?.file ?? ""));
     const current = this.#offered.indexOf(presetLike(this.#settings, this.#offered));
     [...this.#presets.children].forEach((button, at) => button.setAttribute("aria-pressed", String(at === current)));
     const unused = trigger && !isInPrompts(trigger);
@@ -81,6 +85,7 @@ class LoaderPanel {
   /** @param {import("./concepts.js").Concept} [concept] */
   #showConcept(concept) {
     this.#shown = concept;
+    paintAll();
     this.#head.hidden = !concept?.trigger;
     this.#picture.replaceChildren(thumbnail(concept));
     this.#trigger.textContent = concept?.trigger ?? "";
@@ -151,6 +156,10 @@ app.registerExtension({
   afterConfigureGraph: updateAll,
   setup() {
     concepts.addEventListener("change", updateAll);
+    api.addEventListener("perfusion.words", ({ detail }) => {
+      for (const [file, words] of Object.entries(detail)) similar.set(file, words);
+      updateAll();
+    });
     api.addEventListener("graphChanged", updateAll);
   },
 });

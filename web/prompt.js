@@ -16,7 +16,7 @@ let left = { node: /** @type {any} */ (null), caret: 0 };
  * The prompt node that a text area belongs to, in either renderer.
  * @param {EventTarget | null} box
  */
-function promptOf(box) {
+export function promptOf(box) {
   if (!(box instanceof HTMLTextAreaElement)) return undefined;
   const id = /** @type {HTMLElement | null} */ (box.closest("[data-node-id]"))?.dataset.nodeId;
   const own = (node) => (id ? String(node.id) === id : (node.widgets ?? []).some(({ element }) => element === box));
@@ -144,7 +144,7 @@ class Suggestions {
 }
 
 /** Those that nodes of the graph load, each once. */
-function loadedConcepts() {
+export function loadedConcepts() {
   const files = allNodes()
     .filter((node) => LOADERS.includes(node.type))
     .map((node) => widgetOf(node, "concept")?.value);

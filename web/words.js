@@ -4,20 +4,32 @@
 const BREAK = /[\s()[\]{}:,\\"]/;
 
 /**
- * Whether a text uses a trigger, which the text encoder reads without regard to case.
+ * Where triggers stand in a text, from and to. As the text encoder reads it: without regard to case, not as a part of a
+ * longer word, and of triggers that begin alike the longest.
+ * @param {string} text
+ * @param {string[]} triggers
+ * @returns {[number, number][]}
+ */
+export function spans(text, triggers) {
+  if (!triggers.length) return [];
+  const words = [...triggers].sort((one, other) => other.length - one.length).map(wholeWord);
+  const found = text.matchAll(new RegExp(words.join("|"), "giu"));
+  return [...found].map(({ 0: { length }, index }) => [index, index + length]);
+}
+
+/** @param {string} trigger */
+function wholeWord(trigger) {
+  const before = /^[\p{L}\p{N}]/u.test(trigger) ? "(?<![\\p{L}\\p{N}_])" : "";
+  const after = /[\p{L}\p{N}]$/u.test(trigger) ? "(?![\\p{L}\\p{N}_])" : "";
+  return before + trigger.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&") + after;
+}
+
+/**
+ * Whether a text uses a trigger.
  * @param {string} text
  * @param {string} trigger
  */
-export function mentions(text, trigger) {
-  const [lowText, lowTrigger] = [text.toLowerCase(), trigger.toLowerCase()];
-  const isLetter = (/** @type {string | undefined} */ character) => /[\p{L}\p{N}_]/u.test(character ?? "");
-  for (let at = lowText.indexOf(lowTrigger); at >= 0; at = lowText.indexOf(lowTrigger, at + 1)) {
-    const end = at + lowTrigger.length;
-    const goesOn = isLetter(lowTrigger[0]) && isLetter(lowText[at - 1]);
-    if (!goesOn && !(isLetter(lowTrigger.at(-1)) && isLetter(lowText[end]))) return true;
-  }
-  return false;
-}
+export const mentions = (text, trigger) => spans(text, [trigger]).length > 0;
 
 /**
  * A text with a word put in place of what is from start to end, spaced from its neighbours.

@@ -1,9 +1,12 @@
-"""Progress, cancel and text on a node, as the host shows them."""
+"""Progress, cancel and text on a node, as the host shows them, and what our own pages are told."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
@@ -44,6 +47,13 @@ def cut_short(node_id: str | None) -> None:
 def times_cut_short(node_id: str | None) -> int:
     """In the fingerprint of such a node, or the host would keep its unfinished result for the next run."""
     return _cut_short[node_id]
+
+
+def listener() -> Callable[[str, Any], None] | None:
+    """What tells the page that queued the running work of an event, if there is such a page."""
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    page = getattr(server, "client_id", None)
+    return None if page is None else lambda event, data: server.send_sync(event, data, page)
 
 
 def _minutes(seconds: float) -> str:

@@ -8,6 +8,7 @@ and every text node then work as they do for textual inversion.
 from __future__ import annotations
 
 import copy
+import heapq
 import re
 from collections.abc import Mapping, Sequence
 
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from ...perfusion_core import Concept
 from .model import ENCODING, KEYS
+from .progress import listener
 from .uses import KEY, ConceptUse, combine
 
 _TRIGGER = "perfusion_trigger"  # attribute of a tensor among the tokens: whose embedding it is
 _SPECIAL = {"<|startoftext|>": "start", "<|endoftext|>": "end"}
+_MOST_SIMILAR = 3  # words that are told for each concept
 _ENCODERS = ("l", "h", "g")  # CLIP encoders, in the order in which the host joins their encodings
 
 
@@ -32,7 +35,8 @@ def apply_to_clip(clip, uses: Sequence[ConceptUse]):
     clip = clip.clone()
     uses = combine(clip.patcher.get_attachment(KEY) or (), uses)
     clip.patcher.set_attachments(KEY, uses)
-    clip.tokenizer = with_triggers(clip.tokenizer, {use.concept.trigger: use.concept.token_embeddings for use in uses})
+    tokenizer = with_triggers(clip.tokenizer, {use.concept.trigger: use.concept.token_embeddings for use in uses})
+    clip.tokenizer = tokenizer
     words = {use.concept.trigger.lower(): superclass_tokens(clip, use.concept.superclass) for use in uses}
     locks = {use.concept.trigger.lower(): use.key_lock for use in uses}
     current = clip.patcher.get_model_object("encode_token_weights")
@@ -41,6 +45,8 @@ def apply_to_clip(clip, uses: Sequence[ConceptUse]):
     def encode_token_weights(tokens):
         """As the host's, with what keys see as a third item, which the host copies into the conditioning."""
         cond, pooled, *more = plain(tokens)
+        if (tell := listener()) and (similar := similar_words(tokenizer, tokens, cond, uses)):
+            tell("perfusion.words", similar)
         keys = _key_encoding(plain, tokens, cond, locks, words)
         if keys is None:
             return (cond, pooled, *more)
@@ -167,6 +173,42 @@ def token_labels(clip, tokens) -> list[tuple[int, str]]:
                 labels.append((position, _SPECIAL.get(label, label)))
             position += 1
     return labels
+
+
+def similar_words(tokenizer, tokens, encoding: Tensor, uses: Sequence[ConceptUse]) -> dict[str, list]:
+    """{file: [(word, similarity), ...]}, the words of a text that most resemble the concepts whose triggers are in it.
+
+    encoding: (1, tokens, d) of ``tokens``. Triggers and punctuation are left out; of a word its likest part counts.
+    """
+    name, sections = next(iter(tokens.items()))
+    encoding = encoding[0].cpu()
+    stream = [token for section in sections for token, *_ in section][: len(encoding)]
+    present = {getattr(token, _TRIGGER, None) for token in stream}
+    told = [use for use in uses if use.file and use.concept.trigger.lower() in present]
+    words = _words(_plain(getattr(tokenizer, f"clip_{name}")), stream) if told else {}
+    similar = {}
+    for use in told:
+        similarity = use.concept.similarity(encoding).tolist()
+        likest = {word: max(similarity[i] for i in positions) for word, positions in words.items()}
+        similar[use.file] = heapq.nlargest(_MOST_SIMILAR, likest.items(), key=lambda item: item[1])
+    return similar
+
+
+def _words(plain, stream: Sequence[int | Tensor]) -> dict[str, list[int]]:
+    """{word: positions of all its parts} of tokens."""
+    words: dict[str, list[int]] = {}
+    special, parts = set(plain.all_special_ids), []
+    for position, token in enumerate(stream):
+        if not isinstance(token, int) or token in special:
+            parts = []
+            continue
+        parts.append(token)
+        if plain.convert_ids_to_tokens(token).endswith("</w>"):
+            word = plain.decode(parts).strip()
+            if any(map(str.isalnum, word)):
+                words.setdefault(word, []).extend(range(position + 1 - len(parts), position + 1))
+            parts = []
+    return words
 
 
 class _Token(int):

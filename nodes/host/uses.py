@@ -46,6 +46,7 @@ class ConceptUse:
     temperature_end: float | None = None
     easing: str = "linear"
     training: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)  # to train on from here
+    file: str | None = field(default=None, compare=False)  # which the concept is from, as in the Loader's list
 
     def __post_init__(self) -> None:
         if not self.start_percent < self.end_percent:

@@ -2,7 +2,8 @@ import js from "@eslint/js";
 
 const page = "document window navigator location localStorage Event EventTarget ResizeObserver MutationObserver URL";
 const more = "URLSearchParams HTMLTextAreaElement Response console setTimeout clearTimeout requestAnimationFrame";
-const globals = Object.fromEntries(`${page} ${more}`.split(" ").map((name) => [name, "readonly"]));
+const rest = "Element getComputedStyle";
+const globals = Object.fromEntries(`${page} ${more} ${rest}`.split(" ").map((name) => [name, "readonly"]));
 
 export default [
   { ignores: ["**/node_modules/"] },

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { LEAK_LIMIT, PRESETS, gate, gatePath, percent, presetLike, presetsOf } from "../../web/gate.js";
+import { LEAK_LIMIT, PRESETS, gate, gatePath, inRows, percent, presetLike, presetsOf } from "../../web/gate.js";
 
 describe("gate", () => {
   test("is half open where the similarity is beta", () => {
@@ -60,6 +60,38 @@ describe("presets", () => {
       name: "Its own",
       beta: 0.66,
     });
+  });
+});
+
+describe("labels in rows", () => {
+  test("stand where they belong, in the first row that is free", () => {
+    const placed = inRows(
+      [30, 90, 40].map((at) => ({ at, width: 20 })),
+      [0, 100],
+      4,
+    );
+    expect(placed.map(({ at, middle, row }) => [at, middle, row])).toEqual([
+      [30, 30, 0],
+      [40, 40, 1],
+      [90, 90, 0],
+    ]);
+  });
+
+  test("neither overlap nor stick out, wherever they belong", () => {
+    for (const at of [-20, 0, 3, 50, 51, 99, 130]) {
+      const placed = inRows(
+        [at, 1, 50, at + 1, 98].map((at) => ({ at, width: 30 })),
+        [0, 100],
+        4,
+      );
+      for (const one of placed) {
+        expect(one.middle).toBeGreaterThanOrEqual(15);
+        expect(one.middle).toBeLessThanOrEqual(85);
+        for (const other of placed)
+          if (one !== other && one.row === other.row)
+            expect(Math.abs(one.middle - other.middle)).toBeGreaterThanOrEqual(34);
+      }
+    }
   });
 });
 

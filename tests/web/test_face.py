@@ -201,6 +201,65 @@ def test_escape_closes_the_suggestions_and_enter_is_a_new_line_again(page):
     assert box.input_value() == "<m\n"
 
 
+GROUNDS = """text => {
+    const area = [...document.querySelectorAll('textarea')].find(area => area.checkVisibility() && area.value === text)
+    const style = getComputedStyle(area), pen = document.createElement('canvas').getContext('2d')
+    pen.font = style.font
+    const letter = pen.measureText('m').width // of a font in which all letters are alike
+    const [places, sizes] = [style.backgroundPosition, style.backgroundSize].map(list => list.split(', '))
+    return places.slice(0, -1).map((place, at) => [
+        Math.round((parseFloat(place) - parseFloat(style.paddingLeft)) / letter),
+        Math.round(parseFloat(sizes[at]) / letter),
+    ])
+}"""
+
+
+@each_renderer
+def test_triggers_in_prompts_stand_on_a_coloured_ground(page):
+    def grounds(text, expected):
+        """Where they begin and how long they are, in letters."""
+        page.wait_for_function(
+            f"([text, expected]) => JSON.stringify(({GROUNDS})(text)) === expected", arg=[text, expected]
+        )
+
+    box = page.locator("textarea:visible").first
+    box.fill("a <my-teddy>")
+    grounds("a <my-teddy>", "[[2,10]]")
+    box.press_sequentially("! <MY-teddy>")
+    grounds("a <my-teddy>! <MY-teddy>", "[[2,10],[14,10]]")
+    choose(page, concept="vases/amphora.safetensors")
+    grounds("a <my-teddy>! <MY-teddy>", "[]")
+    page.evaluate(
+        """() => {
+            const prompts = app.graph.nodes.filter(node => node.type === 'CLIPTextEncode').map(node => node.widgets[0])
+            prompts.find(({ value }) => value.includes('!')).value = 'an <amphora>'
+        }"""
+    )
+    grounds("an <amphora>", "[[3,9]]")
+
+
+@each_renderer
+def test_the_words_of_the_encoded_prompt_are_marked_on_the_curve(page):
+    words = [["on", 0.41], ["unbelievablylonglonglongword", 0.4], ["beach", 0.39]]
+    tell = "words => app.api.dispatchCustomEvent('perfusion.words', words)"
+    page.evaluate(tell, {"my-teddy.safetensors": words, "my-tiger.safetensors": [["cat", 0.5]]})
+    picture = panel(page).locator("svg")
+    heard = picture.get_attribute("aria-label")
+    assert heard.endswith("; in the prompt “on” 13 %, “unbelievablylonglonglongword” 12 %, “beach” 11 %")
+    boxes = [label.bounding_box() for label in picture.locator("text").all()]
+    outer = picture.bounding_box()
+    for at, one in enumerate(boxes):
+        assert outer["x"] <= one["x"] and one["x"] + one["width"] <= outer["x"] + outer["width"]
+        assert outer["y"] - 1 <= one["y"] and one["y"] + one["height"] <= outer["y"] + outer["height"] + 1
+        for other in boxes[:at]:
+            assert (
+                one["x"] >= other["x"] + other["width"] or other["x"] >= one["x"] + one["width"]
+                or abs(one["y"] - other["y"]) > 9
+            )  # fmt: skip
+    choose(page, beta=0.4)
+    assert "in the prompt “on” 52 %" in picture.get_attribute("aria-label")
+
+
 def test_concepts_are_searched_and_sorted(concepts):
     assert sorted(names(concepts)) == ["amphora", "my-teddy", "my-tiger"]
     concepts.get_by_role("searchbox").fill("sd 1 clay")

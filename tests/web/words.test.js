@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { insertWord, mentions, suggestions, wordStart } from "../../web/words.js";
+import { insertWord, mentions, spans, suggestions, wordStart } from "../../web/words.js";
 
 describe("mentions", () => {
   test.each([
@@ -12,6 +12,19 @@ describe("mentions", () => {
     ["<my-teddy2>", "<my-teddy>", false],
     ["", "<my-teddy>", false],
   ])("%s, %s: %s", (text, trigger, is) => expect(mentions(text, trigger)).toBe(is));
+});
+
+describe("spans", () => {
+  test.each([
+    ["sks and SKS", ["sks"], ["sks", "SKS"]],
+    ["<my-teddy><my-teddy>2", ["<my-teddy>"], ["<my-teddy>", "<my-teddy>"]],
+    ["a my-teddy-2", ["my-teddy", "my-teddy-2"], ["my-teddy-2"]],
+    ["İİ a.b axb", ["a.b"], ["a.b"]],
+    ["_sks sks_ /^$.*+?|", ["sks", "/^$.*+?|"], ["/^$.*+?|"]],
+    ["anything", [], []],
+  ])("of %j: %j are %j", (text, triggers, found) => {
+    expect(spans(text, triggers).map(([from, to]) => text.slice(from, to))).toEqual(found);
+  });
 });
 
 describe("insertWord", () => {
