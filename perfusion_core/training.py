@@ -35,7 +35,7 @@ class TrainingSettings:
     beta: float = 0.75
     temperature: float = 0.1
     decay: float = 0.99  # of the running mean i*, per four photos
-    target_gradient: bool = True  # whether the embedding also learns through i*, straight through its running mean
+    target_gradient: bool = False  # whether the embedding also learns through i*, straight through its running mean
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -27,9 +27,10 @@ from scenes import draw_scene
 
 PICTURES = 1600  # that every method trains on, in batches that suit it
 _SETTINGS = TrainingSettings(
-    steps=400, batch_size=4, accumulation=1, learning_rate_values=0.1, learning_rate_embedding=0.003
+    steps=400, batch_size=4, accumulation=1, learning_rate_values=0.05, learning_rate_embedding=0.001
 )
 OUTSIDE = 0.3  # what counts outside the masks, for Perfusion
+MIN_TIMESTEP = 500  # that Perfusion trains on
 BETAS = (0.3, 0.5, 0.7, 0.9)
 STRENGTHS = (0.4, 0.7, 1.0, 1.3)  # where that is swept
 MARKS = (0.125, 0.25, 0.5, 1.0)  # shares of the steps, where these are
@@ -137,13 +138,14 @@ class Perfusion:
     inverse: Tensor  # C^-1
     betas: Sequence[float] = BETAS
     outside: float = OUTSIDE
+    min_timestep: int = MIN_TIMESTEP
     kind: type[Training] = Training
     settings: TrainingSettings = _SETTINGS
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedConcepts:
         training = self.kind(
-            PainterTrainee(painter, task, self.outside), self.inverse, task.trigger, task.superclass, "demo",
-            replace(self.settings, seed=seed),
+            PainterTrainee(painter, task, self.outside, self.min_timestep), self.inverse, task.trigger,
+            task.superclass, "demo", replace(self.settings, seed=seed),
         )  # fmt: skip
         with training.trainee.wiring:
             for _ in range(self.settings.steps):

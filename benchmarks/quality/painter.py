@@ -12,7 +12,7 @@ from torch import Tensor
 
 from export import read_weights
 from parts import OTHER, TextEncoder, Vocabulary, as_input, as_pictures, make_unet, make_vae, word_counts
-from perfusion_core import EncodedPrompts, Wiring, cross_attention_layers, masked_mse
+from perfusion_core import EncodedPrompts, Wiring, cross_attention_layers, draw_timesteps, masked_mse
 from perfusion_core.captions import TEMPLATES
 from scenes import CONCEPTS, PHOTO_BACKGROUNDS, TUNING_CONCEPTS, Scene, photos
 from train_autoencoder import moments
@@ -59,10 +59,20 @@ class Painter:
         return self.text.encode(embeddings, word_counts(rows)), torch.tensor(first)
 
     def noise_loss(
-        self, unet, latents: Tensor, masks: Tensor | None, encoding: Tensor, generator: torch.Generator
+        self,
+        unet,
+        latents: Tensor,
+        masks: Tensor | None,
+        encoding: Tensor,
+        generator: torch.Generator,
+        timesteps: Tensor | None = None,
     ) -> Tensor:
-        """The masked error of the predicted noise, a scalar; encoding (batch, 77, d) in the UNet's own dtype."""
-        timesteps = torch.randint(TIMESTEPS, (len(latents),), generator=generator)
+        """The masked error of the predicted noise, a scalar; encoding (batch, 77, d) in the UNet's own dtype.
+
+        timesteps: (batch,), or else drawn from all of them.
+        """
+        if timesteps is None:
+            timesteps = torch.randint(TIMESTEPS, (len(latents),), generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
         alpha = ALPHAS[timesteps][:, None, None, None]
         noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).bfloat16()
@@ -136,8 +146,8 @@ def task(name: str, count: int = len(PHOTO_BACKGROUNDS)) -> Task:
 class PainterTrainee:
     """The demo model and photos, as perfusion_core trains them. outside: what counts off the masks, 0..1."""
 
-    def __init__(self, painter: Painter, task: Task, outside: float):
-        self.painter, self.task = painter, task
+    def __init__(self, painter: Painter, task: Task, outside: float, min_timestep: int):
+        self.painter, self.task, self._min_timestep = painter, task, min_timestep
         self._latents, masks = painter.latents(task.photos)
         self._masks = masks.clamp_min(outside)
         self.templates = [list(range(len(TEMPLATES)))] * len(task.photos)
@@ -154,4 +164,5 @@ class PainterTrainee:
         context = prompts.encodings.bfloat16()
         self.wiring.prepare(context)
         latents, masks = self._latents[photos], self._masks[photos]
-        return self.painter.noise_loss(self.painter.unet, latents, masks, context, generator)
+        timesteps = draw_timesteps(len(photos), TIMESTEPS, generator, self._min_timestep)
+        return self.painter.noise_loss(self.painter.unet, latents, masks, context, generator, timesteps)

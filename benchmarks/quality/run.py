@@ -84,13 +84,17 @@ def ablations(inverse: Tensor) -> dict[str, Method]:
         "temperature 0.05 in training": {"temperature": 0.05},
         "temperature 0.30 in training": {"temperature": 0.30},
         "the paper's learning rates": {"learning_rate_values": 0.03, "learning_rate_embedding": 0.006},
-        "no gradient through i*": {"target_gradient": False},
+        "a gradient through i*": {"target_gradient": True},
         "half the steps": {"steps": plain.settings.steps // 2},
         "twice the steps": {"steps": 2 * plain.settings.steps},
         "100 steps of 16 pictures": {"steps": 100, "batch_size": 16},
     }
     settings = {name: replace(plain, settings=replace(plain.settings, **change)) for name, change in changed.items()}
-    return {"nothing counts outside the mask": replace(plain, outside=0.0), **settings}
+    return {
+        "nothing counts outside the mask": replace(plain, outside=0.0),
+        "all timesteps": replace(plain, min_timestep=0),
+        **settings,
+    }
 
 
 def main() -> None:
@@ -202,11 +206,11 @@ class Bench:
         sentences, names, found = PAIRED if count == 2 else THREE, list(CONCEPTS), []
         for i in range(len(names)):
             together = [names[(i + j) % len(names)] for j in range(count)]
+            concepts = [self.concept(name, seed) for name in together]
             learned = {
-                "perfusion": LearnedConcepts([self.concept(name, seed) for name in together], (COMBINED_BETA,)),
-                "perfusion, global lock": LearnedConcepts(
-                    [self.concept(name, seed) for name in together], (COMBINED_BETA,), key_lock=1.0
-                ),
+                "perfusion": LearnedConcepts(concepts, (COMBINED_BETA,)),
+                "perfusion, half global lock": LearnedConcepts(concepts, (COMBINED_BETA,), key_lock=0.5),
+                "perfusion, global lock": LearnedConcepts(concepts, (COMBINED_BETA,), key_lock=1.0),
                 LORA: summed(self.painter, [self.lora(name, seed) for name in together]),
             }
             for label, one in learned.items():
