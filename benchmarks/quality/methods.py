@@ -160,14 +160,10 @@ class Reused:
     trained: Callable[[str, int], Concept]  # of a task's name and a seed
     key_lock: float = 0.0
     by_strength: bool = False
-    finish: Callable[[Painter, Concept], Concept] | None = None  # what is done to the trained concept
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedConcepts:
-        concept = self.trained(task.name, seed)
-        if self.finish is not None:
-            concept = self.finish(painter, concept)
         settings = STRENGTHS if self.by_strength else BETAS
-        return LearnedConcepts([concept], settings, self.key_lock, by_strength=self.by_strength)
+        return LearnedConcepts([self.trained(task.name, seed)], settings, self.key_lock, by_strength=self.by_strength)
 
 
 # What people use instead

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +61,6 @@ def methods(inverse: Tensor, trained: Callable[[str, int], Concept]) -> dict[str
         "perfusion, by strength": Reused(trained, by_strength=True),
         "perfusion, global lock, by strength": Reused(trained, key_lock=1.0, by_strength=True),
         "perfusion, global lock": Reused(trained, key_lock=1.0),
-        "perfusion, calibrated": Reused(trained, finish=partial(calibrated, inverse=inverse)),
-        "perfusion, discriminating": Reused(trained, finish=partial(discriminating, inverse=inverse)),
         "perfusion, trained keys": replace(plain, kind=FreeKeyTraining),
         "perfusion, no mask": replace(plain, outside=1.0),
         "perfusion, no gate": replace(plain, betas=STRENGTHS, kind=UngatedTraining),
