@@ -214,7 +214,7 @@ class PerfusionTrainConcept(io.ComfyNode):
                     "target_gradient",
                     default=settings.target_gradient,
                     tooltip="Let the embedding also learn through the target input i*. The paper leaves it open; in "
-                    "our benchmark it is better on.",
+                    "our benchmark concepts then grow alike and mix in one prompt.",
                     **_RARE,
                 ),
                 io.Float.Input(
