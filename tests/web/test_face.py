@@ -133,16 +133,16 @@ def test_presets_set_the_sliders_and_are_known_again(page):
 def test_a_leak_over_5_percent_is_red(page):
     choose(page, beta=0.4)
     leak = panel(page).locator(".perfusion-legend li").filter(has_text="unrelated words")
-    assert leak.locator("b").inner_text() == "6.5 %"
+    assert leak.locator("b").inner_text() == "6.5%"
     red = leak.locator("b").evaluate("element => getComputedStyle(element).color")
     choose(page, beta=0.7)
-    assert leak.locator("b").inner_text() == "0.9 %"
+    assert leak.locator("b").inner_text() == "0.9%"
     assert leak.locator("b").evaluate("element => getComputedStyle(element).color") != red
 
 
 def test_a_screen_reader_hears_what_the_curve_shows(page):
     heard = panel(page).locator("svg").get_attribute("aria-label")
-    assert heard == "How far words become the concept: its own word 88 %, “teddy” 17 %, unrelated words 0.9 %"
+    assert heard == "How far words become the concept: its own word 88%, “teddy” 17%, unrelated words 0.9%"
 
 
 def test_a_concept_for_another_model_family_is_told(page):
