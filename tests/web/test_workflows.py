@@ -141,9 +141,10 @@ def test_templates_have_pictures(frontend, name):
 def test_the_blueprint_is_found_and_is_a_whole_training(frontend, our_nodes):
     frontend.run("() => app.graph.clear()")
     frontend.run("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-    frontend.page.get_by_role("combobox", name="Add a node").fill(BLUEPRINT)
-    found = frontend.page.locator("#results-list")
-    found.get_by_text("Blueprint", exact=True).wait_for()
+    box = frontend.page.locator("[role=combobox]:focus")
+    box.fill(BLUEPRINT)
+    found = frontend.page.locator(f"[id='{box.get_attribute('aria-controls')}']")
+    found.get_by_text("Blueprint").wait_for()
     frontend.page.keyboard.press("Enter")
     found.wait_for(state="hidden")
     frontend.page.wait_for_function(f"app.graph.nodes.some(node => node.title === '{BLUEPRINT}')")
