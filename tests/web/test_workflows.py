@@ -10,7 +10,7 @@ from PIL import Image
 WORKFLOWS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
 PACK = "ComfyUI-Perfusion"
 BLUEPRINT = "Train a concept (Perfusion)"
-OF_PREVIEW = {"preview", "previewMode"}  # of Preview as Text: some frontends save what it shows
+OF_PREVIEW = {"preview", "previewMode", "preview_text", "preview_markdown"}  # some frontends save these
 each_workflow = pytest.mark.parametrize("name", WORKFLOWS)
 
 SHOWN_NODES = """() => app.graph.nodes.map(node => ({
@@ -144,7 +144,7 @@ def test_the_blueprint_is_found_and_is_a_whole_training(frontend, our_nodes):
     box = frontend.page.locator("[role=combobox]:focus")
     box.fill(BLUEPRINT)
     found = frontend.page.locator(f"[id='{box.get_attribute('aria-controls')}']")
-    found.get_by_text("Blueprint").wait_for()
+    found.get_by_text("Blueprint").first.wait_for()
     frontend.page.keyboard.press("Enter")
     found.wait_for(state="hidden")
     frontend.page.wait_for_function(f"app.graph.nodes.some(node => node.title === '{BLUEPRINT}')")

@@ -29,7 +29,8 @@ test.each([
   ["ja", ["6.5%", "0.5", "3 時間 1 分", "1 バイト", "vase · demo model · 40 KB · 2026/01/02"]],
 ])("%s writes numbers, times and days its own way", (language, written) => {
   speak(language, {});
-  const concept = { file: "a", name: "a", superclass: "vase", base_model: "demo", bytes: 40_300, date: "2026-01-02T12:00" };
+  const about = { superclass: "vase", base_model: "demo", bytes: 40_300, date: "2026-01-02T12:00" };
+  const line = summary({ file: "a", name: "a", ...about });
   const all = [percent(0.0653), number(0.5), duration(3 * 3600 + 65), amount(1, "byte", { unitDisplay: "long" })];
-  expect([...all, summary(concept)].map((words) => words.replace(/\s/g, " "))).toEqual(written);
+  expect([...all, line].map((words) => words.replace(/\s/g, " "))).toEqual(written);
 });
