@@ -1,10 +1,11 @@
 // The sidebar's list of concepts: to find, add to the graph, describe, and delete.
 
 import { app } from "../../scripts/app.js";
-import { ORDERS, search, summary } from "./concepts.js";
+import { orderNames, search, summary } from "./concepts.js";
 import { html } from "./element.js";
 import { addLoader } from "./insert.js";
 import { concepts, thumbnail } from "./server.js";
+import { spoken, text } from "./texts.js";
 
 /** @typedef {import("./concepts.js").Concept} Concept */
 
@@ -13,24 +14,24 @@ const DRAGGED = "application/x-perfusion-concept";
 class Browser {
   #words = html("input", {
     type: "search",
-    placeholder: "Search",
-    "aria-label": "Search concepts",
+    placeholder: text("Search"),
+    "aria-label": text("Search concepts"),
     input: () => this.#list(),
   });
   #order = html(
     "select",
-    { "aria-label": "Sort by", change: () => this.#list() },
-    ...Object.keys(ORDERS).map((order) => html("option", { value: order }, order)),
+    { "aria-label": text("Sort by"), change: () => this.#list() },
+    ...Object.entries(orderNames()).map(([value, name]) => html("option", { value }, name)),
   );
   #status = html("p", { role: "status", class: "perfusion-muted" });
   #undo = html("div");
-  #cards = html("ul", { class: "perfusion-cards", "aria-label": "Concepts" });
+  #cards = html("ul", { class: "perfusion-cards", "aria-label": text("Concepts") });
   /** The file that is being edited. @type {string | undefined} */
   #edited;
   element = html(
     "section",
-    { class: "perfusion-browser", "aria-label": "Perfusion concepts" },
-    html("h3", {}, "Perfusion concepts"),
+    { class: "perfusion-browser", "aria-label": text("Perfusion concepts") },
+    html("h3", {}, text("Perfusion concepts")),
     html("div", { class: "perfusion-row perfusion-tools" }, this.#words, this.#order),
     this.#undo,
     this.#status,
@@ -46,15 +47,18 @@ class Browser {
     if (this.#edited && concepts.find(this.#edited)) return; // what is being written stays
     const found = search(concepts.list, this.#words.value, this.#order.value);
     this.#cards.replaceChildren(...found.map((concept) => this.#card(concept)));
-    const none = concepts.list.length ? "Nothing is found." : "There is no concept in models/perfusion yet. Train one.";
-    this.#status.textContent = concepts.problem || (found.length ? `${found.length} of ${concepts.list.length}` : none);
+    const [many, all] = [found.length, concepts.list.length];
+    const none = all ? text("Nothing is found.") : text("There is no concept in models/perfusion yet. Train one.");
+    this.#status.textContent = concepts.problem || (many ? text("{many} of {all}", { many, all }) : none);
   }
 
   /** @param {Concept} concept */
   #card(concept) {
     const { file, name, trigger, notes, error } = concept;
-    const button = (/** @type {string} */ text, /** @type {string} */ title, /** @type {() => void} */ click) =>
-      html("button", { type: "button", title, "aria-label": `${text} ${name}`, click }, text);
+    const button = (/** @type {string} */ action, /** @type {string} */ title, /** @type {() => void} */ click) => {
+      const label = text("{action} {name}", { action, name });
+      return html("button", { type: "button", title, "aria-label": label, click }, action);
+    };
     const card = html(
       "li",
       {
@@ -73,9 +77,9 @@ class Browser {
         html(
           "div",
           { class: "perfusion-row" },
-          !error && button("Add", "Add a Loader with this concept to the graph", () => addLoader(file)),
-          !error && button("Edit", "Change name, trigger and notes", () => this.#edit(card, concept)),
-          button("Delete", "Move the file to the trash", () => this.#trash(concept)),
+          !error && button(text("Add"), text("Add a Loader with this concept to the graph"), () => addLoader(file)),
+          !error && button(text("Edit"), text("Change name, trigger and notes"), () => this.#edit(card, concept)),
+          button(text("Delete"), text("Move the file to the trash"), () => this.#trash(concept)),
         ),
       ),
     );
@@ -114,15 +118,15 @@ class Browser {
           if (event.key === "Escape") done();
         },
       },
-      field("Name", html("input", { value: name, required: true })),
-      field("Trigger", html("input", { value: trigger, required: true })),
-      field("Notes", html("textarea", { rows: 3 }, notes ?? "")),
+      field(text("Name"), html("input", { value: name, required: true })),
+      field(text("Trigger"), html("input", { value: trigger, required: true })),
+      field(text("Notes"), html("textarea", { rows: 3 }, notes ?? "")),
       problem,
       html(
         "div",
         { class: "perfusion-row" },
-        html("button", {}, "Save"),
-        html("button", { type: "button", click: done }, "Cancel"),
+        html("button", {}, text("Save")),
+        html("button", { type: "button", click: done }, text("Cancel")),
       ),
     );
     card.removeAttribute("draggable");
@@ -134,10 +138,11 @@ class Browser {
   async #trash({ file, name }) {
     try {
       const token = await concepts.trash(file);
-      const label = `Undo deleting ${name}`;
+      const label = text("Undo deleting {name}", { name });
       const restore = () => this.#restore(token, line);
-      const undo = html("button", { type: "button", "aria-label": label, click: restore }, "Undo");
-      const line = html("p", { class: "perfusion-row", role: "status" }, `${name} is in the trash.`, undo);
+      const undo = html("button", { type: "button", "aria-label": label, click: restore }, text("Undo"));
+      const gone = text("{name} is in the trash.", { name });
+      const line = html("p", { class: "perfusion-row", role: "status" }, gone, undo);
       this.#undo.append(line);
       undo.focus();
     } catch (error) {
@@ -164,8 +169,9 @@ app.registerExtension({
   name: "perfusion.browser",
   setup() {
     if (!app.extensionManager?.registerSidebarTab) return;
-    /** @type {Browser | undefined} */
+    /** @type {Browser} */
     let browser;
+    let language = ""; // of the browser
     app.extensionManager.registerSidebarTab({
       id: "perfusion",
       icon: "pi pi-star",
@@ -173,7 +179,8 @@ app.registerExtension({
       tooltip: "Perfusion concepts",
       type: "custom",
       render(place) {
-        browser ??= new Browser();
+        if (language !== spoken()) browser = new Browser();
+        language = spoken();
         if (browser.element.parentElement !== place) place.replaceChildren(browser.element);
       },
     });

@@ -2,6 +2,7 @@
 
 import { html, svg } from "./element.js";
 import { LEAK_LIMIT, gate, gatePath, inRows, percent } from "./gate.js";
+import { number, text } from "./texts.js";
 
 const [WIDTH, HEIGHT] = [280, 88];
 const PLOT = { left: 32, right: 274, top: 5, bottom: 72 };
@@ -21,16 +22,19 @@ pen.font = "9px Inter, Arial, sans-serif"; // as in perfusion.css
 export function drawGate(figure, settings, { superclass, superclass_similarity } = {}, similar = []) {
   const withShare = (mark) => ({ ...mark, share: gate(mark.at, settings.beta, settings.temperature) });
   const marks = [
-    { at: 1, name: "its own word", kind: "own" },
-    { at: superclass_similarity, name: `“${superclass}”`, kind: "superclass" },
-    { at: 0, name: "unrelated words", kind: "other" },
+    { at: 1, name: text("its own word"), kind: "own" },
+    { at: superclass_similarity, name: text("“{word}”", { word: superclass }), kind: "superclass" },
+    { at: 0, name: text("unrelated words"), kind: "other" },
   ]
     .filter((mark) => Number.isFinite(mark.at))
     .map(withShare);
-  const words = similar.map(([word, at]) => withShare({ at, word, name: `“${word}”`, kind: "word" }));
-  const leaks = gate(0, settings.beta, settings.temperature) > LEAK_LIMIT;
+  const words = similar.map(([word, at]) => withShare({ at, word, name: text("“{word}”", { word }), kind: "word" }));
   const said = (list) => list.map(({ name, share }) => `${name} ${percent(share)}`).join(", ");
-  const heard = `How far words become the concept: ${said(marks)}`;
+  const heard = { words: said(marks), others: said(words) };
+  const what = words.length
+    ? text("How far words become the concept: {words}; in the prompt {others}", heard)
+    : text("How far words become the concept: {words}", heard);
+  const leaks = gate(0, settings.beta, settings.temperature) > LEAK_LIMIT;
 
   const all = [...marks, ...words].map(({ at }) => at);
   /** @type {[number, number]} */
@@ -38,11 +42,11 @@ export function drawGate(figure, settings, { superclass, superclass_similarity }
   const x = (/** @type {number} */ at) => PLOT.left + ((at - span[0]) / (span[1] - span[0])) * (PLOT.right - PLOT.left);
   const y = (/** @type {number} */ share) => PLOT.bottom - share * (PLOT.bottom - PLOT.top);
   const line = (x1, y1, x2, y2, kind) => svg("line", { x1, y1, x2, y2, class: kind });
-  const label = (at, down, text, anchor) => svg("text", { x: at, y: down, "text-anchor": anchor }, text);
+  const label = (at, down, words, anchor) => svg("text", { x: at, y: down, "text-anchor": anchor }, words);
 
   const labels = words.map(({ at, share, word }) => {
-    const text = labelOf(word, at);
-    return { at: x(at), share, text, width: pen.measureText(text).width };
+    const said = labelOf(word, at);
+    return { at: x(at), share, said, width: pen.measureText(said).width };
   });
   const rows = inRows(labels, [PLOT.left, PLOT.right], GAP);
   const above = ROW * Math.max(0, ...rows.map(({ row }) => row + 1));
@@ -51,20 +55,16 @@ export function drawGate(figure, settings, { superclass, superclass_similarity }
   figure.replaceChildren(
     svg(
       "svg",
-      {
-        viewBox: `0 ${-above} ${WIDTH} ${HEIGHT + above}`,
-        role: "img",
-        "aria-label": words.length ? `${heard}; in the prompt ${said(words)}` : heard,
-      },
+      { viewBox: `0 ${-above} ${WIDTH} ${HEIGHT + above}`, role: "img", "aria-label": what },
       ...[0, 0.5, 1].flatMap((share) => [
         line(PLOT.left, y(share), PLOT.right, y(share), "perfusion-grid"),
-        label(PLOT.left - 4, y(share) + 3, `${share * 100}%`, "end"),
-        label(x(share), HEIGHT - 5, String(share), "middle"),
+        label(PLOT.left - 4, y(share) + 3, percent(share), "end"),
+        label(x(share), HEIGHT - 5, number(share), "middle"),
       ]),
       line(x(settings.beta), PLOT.top, x(settings.beta), PLOT.bottom, "perfusion-beta"),
       svg("path", { d: gatePath(settings, x, y, span), class: "perfusion-curve" }),
       ...rows.map(({ at, share, row }) => line(at, y(share), at, baseline(row) + 2, "perfusion-leader")),
-      ...rows.map(({ middle, row, text }) => label(middle, baseline(row), text, "middle")),
+      ...rows.map(({ middle, row, said }) => label(middle, baseline(row), said, "middle")),
       ...[...words, ...marks].map(({ at, share, kind }) =>
         svg("circle", {
           cx: x(at),
@@ -96,5 +96,5 @@ export function drawGate(figure, settings, { superclass, superclass_similarity }
 function labelOf(word, similarity) {
   const letters = [...word];
   const short = letters.length > LONGEST ? `${letters.slice(0, LONGEST - 1).join("")}…` : word;
-  return `${short} ${similarity.toFixed(2)}`;
+  return `${short} ${number(similarity, { minimumFractionDigits: 2, maximumFractionDigits: 2 })}`;
 }

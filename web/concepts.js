@@ -1,5 +1,7 @@
 // Concept files as the server lists them: to find, to sort and to describe. Pure: nothing of the page.
 
+import { amount, spoken, text } from "./texts.js";
+
 /**
  * @typedef {object} Concept
  * @property {string} file relative to the model folder, as the Loader names it
@@ -17,7 +19,7 @@
  * @property {string} [error] why the file cannot be read
  */
 
-const FAMILIES = { sd1: "SD 1.x", sd2: "SD 2.x", sdxl: "SDXL", demo: "demo model" };
+const FAMILIES = { sd1: "SD 1.x", sd2: "SD 2.x", sdxl: "SDXL" };
 
 /** Names by which checkpoints usually tell their family; the first that is found counts. */
 const FAMILY_OF_NAME = [
@@ -27,12 +29,20 @@ const FAMILY_OF_NAME = [
 ];
 
 /** @type {Record<string, (one: Concept, other: Concept) => number>} */
-export const ORDERS = {
+const ORDERS = {
   newest: (one, other) => (other.modified ?? 0) - (one.modified ?? 0),
   name: (one, other) => one.name.localeCompare(other.name, undefined, { numeric: true }),
   trigger: (one, other) => (one.trigger ?? "").localeCompare(other.trigger ?? "", undefined, { numeric: true }),
   model: (one, other) => family(one.base_model).localeCompare(family(other.base_model)) || ORDERS.name(one, other),
 };
+
+/** What the ways to sort are called. */
+export const orderNames = () => ({
+  newest: text("newest"),
+  name: text("name"),
+  trigger: text("trigger"),
+  model: text("model"),
+});
 
 /**
  * The concepts in which every word is found somewhere, in order.
@@ -51,7 +61,8 @@ export function search(concepts, words, order) {
 }
 
 /** @param {string} [base_model] */
-export const family = (base_model = "") => FAMILIES[base_model] ?? base_model;
+export const family = (base_model = "") =>
+  base_model === "demo" ? text("demo model") : (FAMILIES[base_model] ?? base_model);
 
 /**
  * The base_model that a checkpoint's name tells of, or undefined.
@@ -63,8 +74,9 @@ export function familyOfCheckpoint(checkpoint) {
 
 /** @param {number} bytes */
 export function size(bytes) {
-  if (bytes < 1000) return `${bytes} bytes`;
-  return bytes < 999_500 ? `${Math.round(bytes / 1000)} KB` : `${(bytes / 1e6).toFixed(1)} MB`;
+  if (bytes < 1000) return amount(bytes, "byte", { unitDisplay: "long" });
+  if (bytes < 999_500) return amount(bytes / 1000, "kilobyte", { maximumFractionDigits: 0 });
+  return amount(bytes / 1e6, "megabyte", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
 }
 
 /**
@@ -74,7 +86,7 @@ export function size(bytes) {
 export function day({ date, modified }) {
   const made = new Date(date || (modified ?? 0) * 1000);
   if (Number.isNaN(made.getTime())) return date ?? "";
-  return made.getTime() ? made.toLocaleDateString(undefined, { dateStyle: "medium" }) : "";
+  return made.getTime() ? made.toLocaleDateString(spoken(), { dateStyle: "medium" }) : "";
 }
 
 /**

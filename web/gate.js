@@ -1,18 +1,23 @@
 // What a concept's settings mean: the gate σ((x − β) / τ) and the presets. Pure maths, nothing of the page.
 
+import { number, text } from "./texts.js";
+
 /** @typedef {{beta: number, temperature: number, key_lock: number}} Settings */
 /** @typedef {Settings & {name: string, meaning: string}} Preset */
 
 /** Above this share the concept visibly changes words that have nothing to do with it. */
 export const LEAK_LIMIT = 0.05;
 
-/** @type {Preset[]} */
-export const PRESETS = [
-  { name: "Paper local", beta: 0.7, temperature: 0.15, key_lock: 0, meaning: "the paper's, with local key lock" },
-  { name: "Paper global", beta: 0.5, temperature: 0.15, key_lock: 1, meaning: "the paper's, with global key lock" },
-  { name: "Faithful", beta: 0.6, temperature: 0.15, key_lock: 0, meaning: "closer to the photos" },
-  { name: "Editable", beta: 0.75, temperature: 0.15, key_lock: 0, meaning: "more room for the rest of the prompt" },
-];
+/** @returns {Preset[]} */
+export const presets = () => {
+  const preset = (name, beta, key_lock, meaning) => ({ name, beta, temperature: 0.15, key_lock, meaning });
+  return [
+    preset(text("Paper local"), 0.7, 0, text("the paper's, with local key lock")),
+    preset(text("Paper global"), 0.5, 1, text("the paper's, with global key lock")),
+    preset(text("Faithful"), 0.6, 0, text("closer to the photos")),
+    preset(text("Editable"), 0.75, 0, text("more room for the rest of the prompt")),
+  ];
+};
 
 /**
  * How far the concept takes a word over, 0 to 1.
@@ -40,8 +45,9 @@ export function gatePath({ beta, temperature }, x, y, [from, to], pieces = 80) {
  * @returns {Preset[]}
  */
 export function presetsOf(recommended) {
-  if (!recommended || presetLike(recommended, PRESETS)) return PRESETS;
-  return [...PRESETS, { name: "Its own", meaning: "what its file recommends", ...recommended }];
+  const ours = presets();
+  if (!recommended || presetLike(recommended, ours)) return ours;
+  return [...ours, { name: text("Its own"), meaning: text("what its file recommends"), ...recommended }];
 }
 
 /**
@@ -84,6 +90,6 @@ export function inRows(labels, [start, end], gap) {
 
 /** @param {number} share 0 to 1 */
 export function percent(share) {
-  const number = share * 100;
-  return `${number > 0 && number < 9.95 ? number.toFixed(1) : Math.round(number)} %`;
+  const digits = share > 0 && share < 0.0995 ? 1 : 0;
+  return number(share, { style: "percent", minimumFractionDigits: digits, maximumFractionDigits: digits });
 }

@@ -16,12 +16,12 @@ export function addLoader(file, position) {
   const node = window.LiteGraph.createNode("PerfusionLoader");
   changeGraph(() => {
     const source = sourceOf(graph);
+    node.pos = position ?? freePlace(graph, node, source); // the Vue nodes of older frontends take it only here
     graph.add(node);
     const files = widgetOf(node, "concept").options.values;
     if (Array.isArray(files) && !files.includes(file)) files.push(file); // the host's list may be older than ours
     setWidgets(node, { concept: file });
     if (source) for (const type of ["MODEL", "CLIP"]) wire(graph, source, node, type);
-    node.pos = position ?? freePlace(graph, node, source);
     app.canvas.selectNode(node);
   });
   return node;

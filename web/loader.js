@@ -11,6 +11,7 @@ import { paintAll } from "./highlight.js";
 import { addPanel } from "./panel.js";
 import { insertIntoPrompt } from "./prompt.js";
 import { concepts, thumbnail } from "./server.js";
+import { text } from "./texts.js";
 
 const SETTINGS = ["beta", "temperature", "key_lock"];
 const SAID_FOR = 4000; // milliseconds
@@ -25,7 +26,7 @@ class LoaderPanel {
   #node;
   #picture = html("div", { class: "perfusion-picture" });
   #trigger = html("button", { type: "button", class: "perfusion-trigger", click: () => this.#copy() });
-  #insert = html("button", { type: "button", click: () => this.#insertTrigger() }, "Insert");
+  #insert = html("button", { type: "button", click: () => this.#insertTrigger() }, text("Insert"));
   #about = html("p", { class: "perfusion-muted" });
   #head = html(
     "div",
@@ -35,7 +36,7 @@ class LoaderPanel {
   );
   #badge = html("p", { class: "perfusion-badge", role: "alert" });
   #chart = html("figure");
-  #presets = html("div", { class: "perfusion-row", role: "group", "aria-label": "Presets" });
+  #presets = html("div", { class: "perfusion-row", role: "group", "aria-label": text("Presets") });
   #status = html("p", { class: "perfusion-status", role: "status" });
   #said = 0;
   /** @type {import("./concepts.js").Concept | undefined | null} null before the first time */
@@ -47,9 +48,9 @@ class LoaderPanel {
   /** @param {any} node one of LOADERS */
   constructor(node) {
     this.#node = node;
-    this.#insert.title = "Put the trigger into the selected prompt";
+    this.#insert.title = text("Put the trigger into the selected prompt");
     const parts = [this.#head, this.#badge, this.#chart, this.#presets, this.#status];
-    this.#fit = addPanel(node, "perfusion_concept", "Concept", ...parts);
+    this.#fit = addPanel(node, "perfusion_concept", text("Concept"), ...parts);
     for (const name of ["concept", ...SETTINGS]) {
       const widget = widgetOf(node, name);
       const own = widget.callback;
@@ -78,7 +79,7 @@ class LoaderPanel {
     const current = this.#offered.indexOf(presetLike(this.#settings, this.#offered));
     [...this.#presets.children].forEach((button, at) => button.setAttribute("aria-pressed", String(at === current)));
     const unused = trigger && !isInPrompts(trigger);
-    if (!this.#said) this.#status.textContent = unused ? `${trigger} is in no prompt yet.` : "";
+    if (!this.#said) this.#status.textContent = unused ? text("{trigger} is in no prompt yet.", { trigger }) : "";
     this.#fit();
   }
 
@@ -89,7 +90,7 @@ class LoaderPanel {
     this.#head.hidden = !concept?.trigger;
     this.#picture.replaceChildren(thumbnail(concept));
     this.#trigger.textContent = concept?.trigger ?? "";
-    this.#trigger.title = `Copy ${concept?.trigger}`;
+    this.#trigger.title = text("Copy {trigger}", { trigger: concept?.trigger });
     this.#about.textContent = concept ? summary(concept) : "";
     this.#about.title = concept?.notes ?? "";
     this.#offered = presetsOf(concept?.recommended);
@@ -105,27 +106,30 @@ class LoaderPanel {
   /** @param {import("./concepts.js").Concept | undefined} concept */
   #problem(concept) {
     const file = widgetOf(this.#node, "concept").value;
-    if (!concept) return concepts.problem || !file ? "" : `${file} is not in models/perfusion any more.`;
+    if (!concept) {
+      return concepts.problem || !file ? "" : text("{file} is not in models/perfusion any more.", { file });
+    }
     if (concept.error) return concept.error;
     const connected = connectedFamily(this.#node);
     if (!connected || connected.base_model === concept.base_model) return "";
     const [made, there] = [family(concept.base_model), family(connected.base_model)];
-    return `Does not fit: made for ${made}, but ${connected.told_by} looks like ${there}.`;
+    const model = connected.told_by;
+    return text("Does not fit: made for {made}, but {model} looks like {there}.", { made, model, there });
   }
 
   async #copy() {
     const trigger = this.#concept.trigger;
     try {
       await navigator.clipboard.writeText(trigger);
-      this.#say(`${trigger} is copied.`);
+      this.#say(text("{trigger} is copied.", { trigger }));
     } catch {
-      this.#say("The browser does not allow it to be copied.");
+      this.#say(text("The browser does not allow it to be copied."));
     }
   }
 
   #insertTrigger() {
     const done = insertIntoPrompt(this.#concept.trigger);
-    this.#say(done ? "It is in the prompt." : "Select a CLIP Text Encode node first.");
+    this.#say(done ? text("It is in the prompt.") : text("Select a CLIP Text Encode node first."));
   }
 
   /** @param {string} words shown for a while in place of the warning */

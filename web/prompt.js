@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 import { html } from "./element.js";
 import { LOADERS, allNodes, setWidgets, widgetOf } from "./graph.js";
 import { concepts } from "./server.js";
+import { text } from "./texts.js";
 import { insertWord, suggestions, wordStart } from "./words.js";
 
 const PROMPTS = ["CLIPTextEncode"];
@@ -44,7 +45,7 @@ class Suggestions {
     id: BOX_ID,
     class: "perfusion-suggestions",
     role: "listbox",
-    "aria-label": "Triggers",
+    "aria-label": text("Triggers"),
     hidden: true,
   });
   /** @type {HTMLTextAreaElement | null} */

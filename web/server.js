@@ -4,6 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { html } from "./element.js";
 import { allNodes } from "./graph.js";
+import { text } from "./texts.js";
 
 /** @typedef {import("./concepts.js").Concept} Concept */
 
@@ -12,7 +13,7 @@ class Concepts extends EventTarget {
   /** @type {Concept[]} */
   list = [];
   /** Why there is no list: not asked yet, no such route on this server, or what went wrong. */
-  problem = "The concepts are being looked up.";
+  problem = "";
   #loaded = Promise.resolve();
 
   /** Lists them again, after what is already being asked, which may know less. */
@@ -26,7 +27,8 @@ class Concepts extends EventTarget {
       this.problem = "";
     } catch (error) {
       this.list = [];
-      this.problem = `The concepts cannot be listed: ${error instanceof Error ? error.message : error}`;
+      const why = error instanceof Error ? error.message : String(error);
+      this.problem = text("The concepts cannot be listed: {why}", { why });
     }
     this.dispatchEvent(new Event("change"));
   }
@@ -74,9 +76,10 @@ const listFilesAgain = () => app.reloadNodeDefs?.() ?? app.refreshComboInNodes()
  */
 export function thumbnail(concept) {
   if (!concept?.has_thumbnail) return html("span", { "aria-hidden": "true" }, (concept?.superclass ?? "?").slice(0, 1));
-  const { file, modified } = concept;
+  const { file, modified, trigger } = concept;
   const address = `/perfusion/thumbnail?${new URLSearchParams({ file, at: String(modified) })}`;
-  return html("img", { src: api.apiURL(address), alt: `What ${concept.trigger} looks like`, draggable: "false" });
+  const alt = text("What {trigger} looks like", { trigger });
+  return html("img", { src: api.apiURL(address), alt, draggable: "false" });
 }
 
 /**
@@ -91,13 +94,15 @@ async function post(route, body) {
 /** @param {Response} response */
 async function answer(response) {
   const body = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(body.error ?? `the server answers ${response.status}.`);
+  const status = String(response.status);
+  if (!response.ok) throw new Error(body.error ?? text("the server answers {status}.", { status }));
   return body;
 }
 
 app.registerExtension({
   name: "perfusion.concepts",
   setup() {
+    concepts.problem = text("The concepts are being looked up.");
     concepts.load();
     api.addEventListener("execution_success", () => {
       if (allNodes().some((node) => node.type === "PerfusionSaveConcept")) concepts.load();

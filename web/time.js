@@ -1,5 +1,7 @@
 // How long something still takes. Pure: nothing of the page.
 
+import { amount } from "./texts.js";
+
 /**
  * Seconds left, by the pace since the first report; undefined before there is a pace.
  * @typedef {{done: number, at: number}} Report steps done, at a time in milliseconds
@@ -14,8 +16,8 @@ export function secondsLeft(first, last, total) {
 
 /** @param {number} seconds */
 export function duration(seconds) {
-  if (seconds < 90) return `${Math.round(seconds)} s`;
-  if (seconds < 90 * 60) return `${Math.round(seconds / 60)} min`;
+  if (seconds < 90) return amount(Math.round(seconds), "second");
   const minutes = Math.round(seconds / 60);
-  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  if (seconds < 90 * 60) return amount(minutes, "minute");
+  return `${amount(Math.floor(minutes / 60), "hour")} ${amount(minutes % 60, "minute")}`;
 }

@@ -6,13 +6,14 @@ import { html } from "./element.js";
 import { allNodes, widgetOf } from "./graph.js";
 import { addPanel } from "./panel.js";
 import { concepts } from "./server.js";
+import { spoken, text } from "./texts.js";
 import { duration, secondsLeft } from "./time.js";
 
 class TrainerPanel {
   #node;
-  #status = html("p", {}, "Not running.");
-  #bar = html("progress", { max: 1, value: 0, "aria-label": "Steps of the training" });
-  #stop = html("button", { type: "button", disabled: true, click: () => this.#stopRun() }, "Stop and keep");
+  #status = html("p", {}, text("Not running."));
+  #bar = html("progress", { max: 1, value: 0, "aria-label": text("Steps of the training") });
+  #stop = html("button", { type: "button", disabled: true, click: () => this.#stopRun() }, text("Stop and keep"));
   /** The prompt that is running here. @type {string | undefined} */
   #run;
   /** @type {import("./time.js").Report | undefined} */
@@ -21,8 +22,8 @@ class TrainerPanel {
   /** @param {any} node */
   constructor(node) {
     this.#node = node;
-    this.#stop.title = "Ends the training now; what was learned so far stays in a file";
-    addPanel(node, "perfusion_training", "Training", this.#status, this.#bar, this.#stop)();
+    this.#stop.title = text("Ends the training now; what was learned so far stays in a file");
+    addPanel(node, "perfusion_training", text("Training"), this.#status, this.#bar, this.#stop)();
   }
 
   /** @param {string} run the prompt's id */
@@ -30,7 +31,7 @@ class TrainerPanel {
     this.#run = run;
     this.#first = undefined;
     this.#stop.disabled = false;
-    this.#status.textContent = "Preparing.";
+    this.#status.textContent = text("Preparing.");
     this.#bar.removeAttribute("value");
   }
 
@@ -45,15 +46,16 @@ class TrainerPanel {
     const left = secondsLeft(this.#first, now, total);
     this.#bar.max = total;
     this.#bar.value = done;
-    this.#status.textContent = `Step ${done} of ${total}`;
+    this.#status.textContent = text("Step {done} of {total}", { done, total });
     if (left === undefined) return;
-    const end = new Date(now.at + left * 1000).toLocaleTimeString(undefined, { timeStyle: "short" });
-    this.#status.append(`, ${duration(left)} left, until ${end}`);
+    const end = new Date(now.at + left * 1000).toLocaleTimeString(spoken(), { timeStyle: "short" });
+    const values = { done, total, left: duration(left), end };
+    this.#status.textContent = text("Step {done} of {total}, {left} left, until {end}", values);
   }
 
   async #stopRun() {
     this.#stop.disabled = true;
-    this.#status.textContent = "Stopping after this step.";
+    this.#status.textContent = text("Stopping after this step.");
     await api.interrupt(this.#run);
   }
 
@@ -63,14 +65,16 @@ class TrainerPanel {
     this.#run = undefined;
     this.#stop.disabled = true;
     this.#bar.value = complete ? this.#bar.max : 0;
-    this.#status.textContent = complete ? "Done." : "Stopped.";
+    this.#status.textContent = complete ? text("Done.") : text("Stopped.");
     if (complete) return;
     const before = new Set(concepts.list.map(({ file }) => file));
     await concepts.load();
     const trigger = widgetOf(this.#node, "trigger").value;
     const kept = concepts.list.find((concept) => concept.trigger === trigger && !before.has(concept.file));
-    if (kept)
-      this.#status.textContent = `Stopped. What was learned is in ${kept.file}; continue_from takes it up again.`;
+    if (!kept) return;
+    const { file } = kept;
+    const where = text("Stopped. What was learned is in {file}; continue_from takes it up again.", { file });
+    this.#status.textContent = where;
   }
 }
 

@@ -1,4 +1,5 @@
-"""locales/: in English what the schemas say, in the other languages all of it, nothing else, and nothing lost."""
+"""locales/: in English what the schemas say, in the other languages all of it, nothing else, and nothing lost.
+The same for what the panels say, which in English stands in web/*.js."""
 
 import asyncio
 import json
@@ -15,7 +16,9 @@ from locales import LOCALES, SYNTAX, node_texts, without_syntax, written
 LANGUAGES = ("zh", "ja", "ko", "fr", "de", "es")
 SAME = {"Perfusion Loader", "Perfusion Covariance", "beta", "temperature", "key_lock", "cfg", "accumulation"}
 SAME |= {"concept", "concepts", "covariance", "images", "photos", "prompts", "ridge"}  # where they are that word too
+SAME |= {"Concept", "Concepts", "Name", "Notes", "Paper global", "Training", "{action} {name}", "“{word}”"}
 # Numbers, folders, example files and triggers, endings of files
+PANEL_TEXT = re.compile(r'\btext\(\s*"([^"]+)"', re.ASCII)
 MARKS = re.compile(r"\d+(?:\.\d+)?|[a-z]+/[\w/-]+|<[\w-]+>|\.[a-z]+\b|CLIP-[IT]|'a photo of a", re.ASCII)
 
 
@@ -39,6 +42,17 @@ def flat(texts: dict, prefix: str = "") -> dict[str, str]:
     for key, text in texts.items():
         found |= flat(text, f"{prefix}{key}.") if isinstance(text, dict) else {prefix + key: text}
     return found
+
+
+def without_panels(language: str) -> dict:
+    return {key: texts for key, texts in json.loads(read(language, "main")).items() if key != "perfusion"}
+
+
+def panel_texts() -> set[str]:
+    code = "".join(file.read_text("utf-8") for file in (LOCALES.parent / "web").glob("*.js"))
+    texts = PANEL_TEXT.findall(code)
+    assert len(texts) == len(re.findall(r"(?<!function )\btext\(", code)), "A sentence is not written out."
+    return set(texts)
 
 
 def test_english_is_what_the_schemas_say(schemas):
@@ -71,13 +85,28 @@ def test_nothing_is_left_in_english(schemas, language):
 @pytest.mark.parametrize("language", ("en", *LANGUAGES))
 def test_no_text_has_what_the_frontend_reads_as_syntax(language):
     """Older frontends fail to draw a node whose tooltip has {}: the translations say it in words."""
-    texts = flat(json.loads(read(language, "nodeDefs"))) | flat(json.loads(read(language, "main")))
+    texts = flat(json.loads(read(language, "nodeDefs"))) | flat(without_panels(language))
     assert [text for text in texts.values() if SYNTAX.search(text) or not text.strip()] == []
 
 
 def test_every_language_names_the_category_and_the_sidebar():
-    english = json.loads(read("en", "main"))
+    english = without_panels("en")
     (sidebar,) = english.keys() - {"nodeCategories"}
     assert json.dumps(sidebar) in (LOCALES.parent / "web" / "browser.js").read_text(encoding="utf-8")
     for language in LANGUAGES:
-        assert flat(json.loads(read(language, "main"))).keys() == flat(english).keys()
+        assert flat(without_panels(language)).keys() == flat(english).keys()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_panels_have_every_text_and_no_other(language):
+    translated = json.loads(read(language, "main"))["perfusion"]
+    assert translated.keys() == panel_texts()
+    assert read(language, "main") == written(json.loads(read(language, "main")))
+    assert [key for key, text in translated.items() if text == key and key not in SAME] == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_texts_of_the_panels_keep_their_values_and_folders(language):
+    marks = re.compile(rf"\{{\w+\}}|{MARKS.pattern}", re.ASCII)
+    for key, text in json.loads(read(language, "main"))["perfusion"].items():
+        assert Counter(marks.findall(text)) == Counter(marks.findall(key)), f"{key}: {text}"

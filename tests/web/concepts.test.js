@@ -70,7 +70,7 @@ test.each([
 
 test.each([
   [999, "999 bytes"],
-  [40_300, "40 KB"],
+  [40_300, "40 kB"],
   [999_600, "1.0 MB"],
 ])("%i is written %s", (bytes, words) => expect(size(bytes)).toBe(words));
 

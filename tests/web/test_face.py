@@ -3,6 +3,8 @@
 import pytest
 
 LOADER = "app.graph.nodes.find(node => node.type === 'PerfusionLoader')"
+TOGGLE_SIDEBAR = "() => app.extensionManager.sidebarTab.toggleSidebarTab('perfusion')"
+LIST_AGAIN = "() => app.reloadNodeDefs?.() ?? app.refreshComboInNodes()"  # as the key R does
 each_renderer = pytest.mark.parametrize("page", ["classic", "vue"], indirect=True)
 
 
@@ -68,10 +70,10 @@ def concepts(page):
     """The sidebar's list, opened."""
     shown = page.get_by_role("region", name="Perfusion concepts")
     if not shown.is_visible():
-        page.evaluate("() => app.extensionManager.sidebarTab.toggleSidebarTab('perfusion')")
+        page.evaluate(TOGGLE_SIDEBAR)
     shown.get_by_role("searchbox").fill("")
     yield shown
-    page.evaluate("() => app.extensionManager.sidebarTab.toggleSidebarTab('perfusion')")
+    page.evaluate(TOGGLE_SIDEBAR)
 
 
 def names(concepts):
@@ -88,14 +90,38 @@ def test_the_loader_shows_the_concept(page):
     assert not panel(page).get_by_role("status").is_visible()
 
 
-@each_renderer
-def test_nothing_of_the_panel_is_cut(page):
-    choose(page, concept="my-tiger.safetensors")
+def wait_until_nothing_is_cut(page):
     cut = """() => {
         const [inner, outer] = ['.perfusion-panel', '.perfusion-frame'].map(name => document.querySelector(name))
         return inner.scrollWidth > outer.clientWidth || inner.scrollHeight > outer.clientHeight + 1
     }"""
     page.wait_for_function(f"() => !({cut})()")
+
+
+@each_renderer
+def test_nothing_of_the_panel_is_cut(page):
+    choose(page, concept="my-tiger.safetensors")
+    wait_until_nothing_is_cut(page)
+
+
+@each_renderer
+def test_all_of_it_speaks_the_language_of_the_frontend(frontend, page):
+    frontend.set("Comfy.Locale", "fr")
+    try:
+        button(panel(page), "Fidèle").wait_for()
+        assert button(panel(page), "Insérer").get_attribute("title") == (
+            "Mettre le mot déclencheur dans le prompt sélectionné"
+        )
+        assert panel(page).locator(".perfusion-legend").inner_text().split("\n")[-1] == "0,9\N{NO-BREAK SPACE}%"
+        choose(page, concept="my-tiger.safetensors")
+        says(panel(page).get_by_role("alert"), "Ne convient pas\N{NO-BREAK SPACE}: fait pour SDXL, mais")
+        wait_until_nothing_is_cut(page)
+        page.evaluate(TOGGLE_SIDEBAR)
+        page.get_by_role("region", name="Concepts Perfusion").get_by_role("button", name="Supprimer amphora").wait_for()
+        page.evaluate(TOGGLE_SIDEBAR)
+    finally:
+        frontend.set("Comfy.Locale", "en")
+        button(panel(page), "Faithful").wait_for()
 
 
 def test_a_slider_of_the_classic_canvas_moves_the_curve(page):
@@ -133,16 +159,16 @@ def test_presets_set_the_sliders_and_are_known_again(page):
 def test_a_leak_over_5_percent_is_red(page):
     choose(page, beta=0.4)
     leak = panel(page).locator(".perfusion-legend li").filter(has_text="unrelated words")
-    assert leak.locator("b").inner_text() == "6.5 %"
+    assert leak.locator("b").inner_text() == "6.5%"
     red = leak.locator("b").evaluate("element => getComputedStyle(element).color")
     choose(page, beta=0.7)
-    assert leak.locator("b").inner_text() == "0.9 %"
+    assert leak.locator("b").inner_text() == "0.9%"
     assert leak.locator("b").evaluate("element => getComputedStyle(element).color") != red
 
 
 def test_a_screen_reader_hears_what_the_curve_shows(page):
     heard = panel(page).locator("svg").get_attribute("aria-label")
-    assert heard == "How far words become the concept: its own word 88 %, “teddy” 17 %, unrelated words 0.9 %"
+    assert heard == "How far words become the concept: its own word 88%, “teddy” 17%, unrelated words 0.9%"
 
 
 def test_a_concept_for_another_model_family_is_told(page):
@@ -372,12 +398,12 @@ def test_without_our_routes_the_plain_widgets_remain(frontend, page):
     frontend.complaints.clear()
     page.route("**/perfusion/**", lambda route: route.fulfill(status=404, body="404: Not Found"))
     try:
-        page.evaluate("() => app.reloadNodeDefs()")
+        page.evaluate(LIST_AGAIN)
         button(panel(page), "<my-teddy>").wait_for(state="hidden")
         button(panel(page), "Editable").click()
         assert settings(page) == ["my-teddy.safetensors", 0.75, 0.15, 0]
         assert not panel(page).get_by_role("alert").is_visible()
     finally:
         page.unroute("**/perfusion/**")
-        page.evaluate("() => app.reloadNodeDefs()")
+        page.evaluate(LIST_AGAIN)
     assert [line for line in frontend.complaints if "404 (Not Found)" not in line] == []

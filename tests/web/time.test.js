@@ -7,9 +7,9 @@ test("what is left goes by the pace since the first report, not by steps done ea
 });
 
 test.each([
-  [0.4, "0 s"],
-  [89, "89 s"],
+  [0.4, "0 sec"],
+  [89, "89 sec"],
   [100, "2 min"],
   [89.6 * 60, "90 min"],
-  [3 * 3600 + 65, "3 h 1 min"],
+  [3 * 3600 + 65, "3 hr 1 min"],
 ])("%f seconds are %s", (seconds, words) => expect(duration(seconds)).toBe(words));
