@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { ORDERS, search, summary } from "./concepts.js";
-import { html } from "./element.js";
+import { copy, html } from "./element.js";
 import { addLoader } from "./insert.js";
 import { concepts, thumbnail } from "./server.js";
 
@@ -52,9 +52,11 @@ class Browser {
 
   /** @param {Concept} concept */
   #card(concept) {
-    const { file, name, trigger, notes, error } = concept;
+    const { file, name, path, trigger, notes, error } = concept;
     const button = (/** @type {string} */ text, /** @type {string} */ title, /** @type {() => void} */ click) =>
       html("button", { type: "button", title, "aria-label": `${text} ${name}`, click }, text);
+    const where = html("p", { class: "perfusion-muted", role: "status" });
+    const reveal = async () => where.replaceChildren(html("code", {}, path), ` ${await copy(path)}`);
     const card = html(
       "li",
       {
@@ -75,8 +77,10 @@ class Browser {
           { class: "perfusion-row" },
           !error && button("Add", "Add a Loader with this concept to the graph", () => addLoader(file)),
           !error && button("Edit", "Change name, trigger and notes", () => this.#edit(card, concept)),
+          path && button("Reveal", "Show where the file lies, and copy its path", reveal),
           button("Delete", "Move the file to the trash", () => this.#trash(concept)),
         ),
+        where,
       ),
     );
     return card;

@@ -42,6 +42,19 @@ function fill(element, attributes, children) {
   return element;
 }
 
+/**
+ * Copies a text; returns how that went, in words to follow it.
+ * @param {string} text
+ */
+export async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return "is copied.";
+  } catch {
+    return "cannot be copied: the browser does not allow it.";
+  }
+}
+
 /** Resolves when perfusion.css is there, without which panels have no height to be measured. */
 export const styled = new Promise((resolve) => {
   const href = new URL("./perfusion.css", import.meta.url).href;

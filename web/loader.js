@@ -4,7 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { drawGate } from "./chart.js";
 import { family, summary } from "./concepts.js";
-import { html } from "./element.js";
+import { copy, html } from "./element.js";
 import { presetLike, presetsOf } from "./gate.js";
 import { LOADERS, allNodes, connectedFamily, isInPrompts, setWidgets, widgetOf } from "./graph.js";
 import { addPanel } from "./panel.js";
@@ -110,12 +110,7 @@ class LoaderPanel {
 
   async #copy() {
     const trigger = this.#concept.trigger;
-    try {
-      await navigator.clipboard.writeText(trigger);
-      this.#say(`${trigger} is copied.`);
-    } catch {
-      this.#say("The browser does not allow it to be copied.");
-    }
+    this.#say(`${trigger} ${await copy(trigger)}`);
   }
 
   #insertTrigger() {
