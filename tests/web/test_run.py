@@ -3,7 +3,7 @@
 import pytest
 
 TRAINER = "app.graph.nodes.find(({ type }) => type === 'PerfusionTrainConcept')"
-QUICK = {"steps": 5000, "previews": "", "checkpoint_every": 2500}
+QUICK = {"steps": 5000, "previews": "", "checkpoint_every": 2500, "batch_size": 1, "accumulation": 1}
 
 # Sets widgets by node type, in the graph that is shown
 SET = """changes => {
