@@ -98,6 +98,7 @@ class SweepPanel {
   /** Shows which pictures are made as the graph is set now. */
   mark() {
     for (const [{ settings, triggers }, picture] of this.#shown) {
+      if (picture.tagName !== "BUTTON") continue;
       const nodes = settersOf(triggers, settings);
       const same = (/** @type {any} */ node) =>
         Object.entries(settings).every(([name, value]) => Math.abs(widgetOf(node, name).value - value) < 1e-6);

@@ -308,6 +308,66 @@ def test_the_trainer_shows_the_time_left_and_stops_its_own_run(frontend, page):
     assert stop.is_disabled()
 
 
+# Takes the demo model in place of a checkpoint
+ON_DEMO_MODEL = """() => {
+    const old = app.graph.nodes.find(({ type }) => type === 'CheckpointLoaderSimple')
+    const demo = LiteGraph.createNode('PerfusionDemoModel')
+    app.graph.add(demo)
+    for (const [slot, { links }] of old.outputs.entries())
+        for (const { target_id, target_slot } of [...links ?? []].map(id => app.graph.links.get(id)))
+            demo.connect(slot, app.graph.getNodeById(target_id), target_slot)
+    app.graph.remove(old)
+}"""
+# Sets widgets by node type
+SET = """changes => {
+    for (const node of app.graph.nodes)
+        for (const [name, value] of Object.entries(changes[node.type] ?? {}))
+            node.widgets.find(widget => widget.name === name).value = value
+}"""
+RUN = """() => new Promise(done => {
+    for (const end of ['execution_success', 'execution_error', 'execution_interrupted'])
+        app.api.addEventListener(end, ({ detail }) => done([end, detail.exception_message ?? '']), { once: true })
+    app.queuePrompt(0)
+})"""
+
+
+@pytest.fixture
+def no_new_files(server):
+    models = server.base / "models" / "perfusion"
+    before = set(models.rglob("*.safetensors"))
+    yield
+    for path in set(models.rglob("*.safetensors")) - before:
+        path.unlink()
+
+
+def test_a_real_training_is_stopped_and_what_it_learned_paints(frontend, page, no_new_files):
+    open_workflow(frontend, "perfusion_train")
+    page.evaluate(ON_DEMO_MODEL)
+    quick = {"steps": 5000, "previews": "", "checkpoint_every": 2500, "batch_size": 1, "accumulation": 1}
+    changes = {
+        "PerfusionLoadPhotos": {"folder": "demo: teddy"}, "PerfusionCovariance": {"count": 100},
+        "PerfusionTrainConcept": {"superclass": "bear", **quick},
+    }  # fmt: skip
+    page.evaluate(SET, changes)
+    page.evaluate(f"() => {{ window.ended = ({RUN})() }}")
+    curve = "app.nodePreviewImages[app.graph.nodes.find(({ type }) => type === 'PerfusionTrainConcept').id]?.[0]"
+    page.wait_for_function(curve, timeout=60_000)
+    page.wait_for_function(f"first => {curve} !== first", arg=page.evaluate(f"() => {curve}"))
+    assert panel(page).locator("p").inner_text().startswith("Step ")
+    button(panel(page), "Stop and keep").click()
+    assert page.evaluate("() => window.ended")[0] == "execution_interrupted"
+    says(panel(page).locator("p"), "What was learned is in my-teddy-unfinished.safetensors")
+
+    open_workflow(frontend, "perfusion_generate")
+    page.evaluate(ON_DEMO_MODEL)
+    changes = {
+        "PerfusionLoader": {"concept": "my-teddy-unfinished.safetensors"}, "KSampler": {"steps": 2},
+        "EmptyLatentImage": {"width": 64, "height": 64, "batch_size": 1},
+    }  # fmt: skip
+    page.evaluate(SET, changes)
+    assert page.evaluate(RUN) == ["execution_success", ""]
+
+
 GRID = {  # of example.png as it were one: three by two cells, the last not finished
     "columns": {"kind": "beta", "values": [0.5, 0.6, 0.7]}, "rows": {"kind": "temperature", "values": [0.1, 0.3]},
     "triggers": ["<my-teddy>"], "pictures": 5, "size": [64, 64], "cell": 15, "gap": 3,
