@@ -56,7 +56,7 @@ class PerfusionAttentionMap(io.ComfyNode):
         progress.update(1, "with the concept")
         plain_picture, plain_maps = paint_watched(*without_concepts(model, clip), vae, sampling, text, negative, seed)
         concepts = {use.concept.trigger.lower(): use.concept for use in concept_uses(clip)}
-        rows, report = [], []
+        rows, report, words = [], [], []
         for trigger, attention in maps.items():
             concept, cells = concepts[trigger], []
             for image, heat in ((picture, attention), (plain_picture, plain_maps[trigger])):
@@ -64,10 +64,11 @@ class PerfusionAttentionMap(io.ComfyNode):
                 cells += [thumbnail, heat_overlay(thumbnail, _stretched(heat)[0])]
             rows.append((f"{concept.trigger} ({concept.superclass})", cells))
             report.append(_sentence(concept, attention, plain_maps[trigger]))
+            words.append(f"{concept.trigger} {attention.mean():.1%}")
         columns = ["with the concept", "where the trigger looks", "without the concept", "where the superclass looks"]
-        progress.update(2, text := "\n".join(report))
+        progress.update(2, f"attention: {', '.join(words)}")
         sheet, masks = as_image(contact_sheet(columns, rows)), _stretched(torch.cat(list(maps.values())))
-        return io.NodeOutput(sheet, picture, masks, text, ui=ui.PreviewImage(sheet))
+        return io.NodeOutput(sheet, picture, masks, "\n".join(report), ui=ui.PreviewImage(sheet))
 
 
 def _stretched(maps: Tensor) -> Tensor:

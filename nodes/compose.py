@@ -115,7 +115,7 @@ class PerfusionCombineConcepts(io.ComfyNode):
             raise ValueError("There is no concept to combine: connect at least one whose strength is not 0.")
         concepts = concept_set(uses)
         triggers = [use.concept.trigger for use in uses]
-        picture, report = heat_map(triggers, triggers, concepts.overlap().tolist()), overlap_report(concepts)
+        picture, report = heat_map(triggers, concepts.overlap().tolist()), overlap_report(concepts)
         return io.NodeOutput(uses, as_image(picture), report, ui=ui.PreviewText(report))
 
 

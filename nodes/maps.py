@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 
 from .host.text import concept_uses, token_labels
 from .host.uses import concept_set
-from .plots import as_image, heat_map
+from .plots import as_image, word_map
 from .schema import CATEGORY
 
 NOTICED = 0.05  # how open a gate must be to be named
@@ -38,7 +38,10 @@ class PerfusionGateMap(io.ComfyNode):
         gates = concept_set(uses).gates(encoding.float().cpu())[0, list(positions)].T.tolist()  # (concepts, words)
         triggers = [use.concept.trigger for use in uses]
         report = "\n".join(_sentence(trigger, words, row) for trigger, row in zip(triggers, gates, strict=True))
-        return io.NodeOutput(as_image(heat_map(triggers, words, gates)), report, ui=ui.PreviewText(report))
+        rows = zip(triggers, gates, strict=True)
+        picture = word_map([(f"{trigger} acts on", list(zip(words, row, strict=True))) for trigger, row in rows])
+        shown = {**ui.PreviewText(report).as_dict(), **ui.PreviewImage(as_image(picture)).as_dict()}
+        return io.NodeOutput(as_image(picture), report, ui=shown)
 
 
 def _sentence(trigger: str, words: tuple[str, ...], gates: list[float]) -> str:

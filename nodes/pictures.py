@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-_CELL, _GAP, _SIDE, _HEAD = 256, 6, 96, 52  # pixels; room for the labels at the side and above
+_CELL, GAP = 256, 6  # pixels
 _SMALL, _LARGE = 192, 512  # of a picture that is shown pixel by pixel
 _INK, _PAPER = "#202124", "white"
 
@@ -36,21 +37,25 @@ def contact_sheet(
 ) -> Image.Image:
     """A labelled grid of thumbnails. Each row has a label and at most as many pictures as there are columns.
 
-    cell: the side in pixels of the square that a thumbnail is to fit in.
+    cell: the side in pixels of the square that a thumbnail is to fit in. The labels grow with it, so that they can be
+    read when a node shows a large sheet small. Right of every cell and below it there is GAP; the rest is labels.
     """
-    step = cell + _GAP
-    sheet = Image.new("RGB", (_SIDE + len(columns) * step, _HEAD + len(rows) * step), _PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
-    for column, label in enumerate(columns):
-        lines = _wrapped(label, font, cell - 8, lines=2)
-        middle = (_SIDE + column * step + cell / 2, _HEAD / 2)
+    step, font = cell + GAP, ImageFont.load_default(cell / 9)
+    above = [_wrapped(label, font, cell - 8, lines=3) for label in columns]
+    beside = [_wrapped(label, font, round(cell * 0.7), lines=6) for label, _ in rows]
+    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    side = 2 * GAP + max(math.ceil(ruler.multiline_textbbox((0, 0), lines, font)[2]) for lines in beside)
+    head = 2 * GAP + max(math.ceil(ruler.multiline_textbbox((0, 0), lines, font)[3]) for lines in above)
+    sheet = Image.new("RGB", (side + len(columns) * step, head + len(rows) * step), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for column, lines in enumerate(above):
+        middle = (side + column * step + cell / 2, head / 2)
         draw.multiline_text(middle, lines, fill=_INK, font=font, anchor="mm", align="center")
-    for row, (label, pictures) in enumerate(rows):
-        top = _HEAD + row * step
-        lines = _wrapped(label, font, _SIDE - 12, lines=4)
-        draw.multiline_text((_SIDE - 8, top + cell / 2), lines, fill=_INK, font=font, anchor="rm", align="right")
+    for row, (lines, (_, pictures)) in enumerate(zip(beside, rows, strict=True)):
+        top = head + row * step
+        draw.multiline_text((side - GAP, top + cell / 2), lines, fill=_INK, font=font, anchor="rm", align="right")
         for column, picture in enumerate(pictures):
-            left = _SIDE + column * step
+            left = side + column * step
             sheet.paste(picture, (left + (cell - picture.width) // 2, top + (cell - picture.height) // 2))
     return sheet
 
@@ -59,12 +64,12 @@ def progress_picture(curve: Image.Image, label: str, pictures: Sequence[Image.Im
     """The loss curve with the latest sample pictures above it."""
     if not pictures:
         return curve
-    side = min((curve.width - _GAP) // len(pictures) - _GAP, _CELL)
-    sheet = Image.new("RGB", (curve.width, 24 + side + _GAP + curve.height), _PAPER)
-    ImageDraw.Draw(sheet).text((_GAP, 4), label, fill=_INK, font=ImageFont.load_default(14))
+    side = min((curve.width - GAP) // len(pictures) - GAP, _CELL)
+    sheet = Image.new("RGB", (curve.width, 24 + side + GAP + curve.height), _PAPER)
+    ImageDraw.Draw(sheet).text((GAP, 2), label, fill=_INK, font=ImageFont.load_default(18))
     for column, picture in enumerate(pictures):
-        sheet.paste(picture.resize((side, side)), (_GAP + column * (side + _GAP), 24))
-    sheet.paste(curve, (0, 24 + side + _GAP))
+        sheet.paste(picture.resize((side, side)), (GAP + column * (side + GAP), 24))
+    sheet.paste(curve, (0, 24 + side + GAP))
     return sheet
 
 

@@ -13,22 +13,38 @@ from ..perfusion_core import Covariance
 from ..perfusion_core.checkpoints import harmonic_mean
 
 _WIDTH, _HEIGHT = 720, 400
-_LEFT, _TOP, _RIGHT, _BOTTOM = 72, 40, 20, 48  # margins
-_INK, _GRID, _RAW, _SMOOTH, _RED = "#202124", "#dadce0", "#a8c7fa", "#0b57d0", "#b3261e"
+_LEFT, _RIGHT, _BOTTOM = 84, 28, 60  # margins
+_FONT = 18  # pixels; a node mostly shows a plot at half its size
+_INK, _GRID, _RAW, _SMOOTH, _RED = "#202124", "#dadce0", "#669df6", "#0b57d0", "#b3261e"
 _BAND, _ORANGE, _GREEN = "#e8f0fe", "#b06000", "#137333"
 _LEAST = 1e-8  # share of the mean; less is nothing, as in covariances once kept in fp32
 
 
 class _Plot:
-    """A white picture 720 x 400 with a plot in it; x and y: the ends of its axes, in the plotted numbers."""
+    """A white picture 720 x 400 with a plot in it; x and y: the ends of its axes, in the plotted numbers.
+
+    legend: words and their colours, written above the plot, on as many lines as they need.
+    """
 
     def __init__(
-        self, x: tuple[float, float], y: tuple[float, float], right: float = _WIDTH - _RIGHT, top: float = _TOP
+        self,
+        x: tuple[float, float],
+        y: tuple[float, float],
+        legend: Sequence[tuple[str, str]],
+        right: float = _WIDTH - _RIGHT,
     ):
         self.picture = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
-        self.draw, self.font = ImageDraw.Draw(self.picture), ImageFont.load_default(14)
-        self.right, self.top, self.bottom = right, top, _HEIGHT - _BOTTOM
+        self.draw, self.font = ImageDraw.Draw(self.picture), ImageFont.load_default(_FONT)
+        self.right, self.bottom = right, _HEIGHT - _BOTTOM
         self._x, self._y = x, y
+        across, self.top = _RIGHT, 10
+        for words, colour in legend:
+            width = round(self.font.getlength(words))
+            if across > _RIGHT and across + width > _WIDTH - _RIGHT:
+                across, self.top = _RIGHT, self.top + 26
+            self.text((across, self.top), words, colour)
+            across += width + 20
+        self.top += 38
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """Where a point is in the picture, in pixels."""
@@ -45,7 +61,7 @@ class _Plot:
             self.draw.line([(_LEFT, down), (self.right, down)], fill=_GRID)
             self.text((_LEFT - 8, down), label, _INK, "rm")
         for value, label in x.items():
-            self.text((self.at(value, self._y[0])[0], self.bottom + 8), label, _INK, "mt")
+            self.text((self.at(value, self._y[0])[0], self.bottom + 12), label, _INK, "mt")
 
     def text(self, place: tuple[float, float], words: str, colour: str, anchor: str = "la") -> None:
         self.draw.text(place, words, fill=colour, font=self.font, anchor=anchor)
@@ -61,14 +77,10 @@ def loss_curve(losses: Sequence[float], tested: Mapping[int, float]) -> Image.Im
     low, high = min(shown), max(shown)
     margin = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
     low, high = low - margin, high + margin
-    plot = _Plot((1, max(len(losses), 2)), (low, high))
+    legend = [("training loss", _INK), ("raw", _RAW), ("smoothed", _SMOOTH)]
+    plot = _Plot((1, max(len(losses), 2)), (low, high), legend + [("on fixed noises", _RED)] * bool(tested))
     plot.axes(_counted(len(losses)), {loss: f"{loss:.3f}" for loss in np.linspace(low, high, 5)})
     plot.text((_WIDTH / 2, _HEIGHT - 6), "step", _INK, "mb")
-    plot.text((_LEFT, 12), "training loss", _INK)
-    plot.text((_LEFT + 120, 12), "raw", _RAW)
-    plot.text((_LEFT + 160, 12), "smoothed", _SMOOTH)
-    if tested:
-        plot.text((_LEFT + 245, 12), "on fixed noises", _RED)
     for values, colour, width in ((losses, _RAW, 1), (_smoothed(losses), _SMOOTH, 3)):
         points = [plot.at(step, loss) for step, loss in enumerate(values, 1)]
         if len(points) > 1:
@@ -90,19 +102,19 @@ def spectrum(covariance: Covariance) -> Image.Image:
     ridge = max(covariance.ridge, _LEAST) if covariance.ridge else shares[-1]
     low = math.floor(math.log10(min(shares[-1], ridge)))
     high = max(math.ceil(math.log10(max(shares[0], ridge))), low + 1)
-    plot = _Plot((1, max(len(shares), 2)), (low, high))
-    decades = {decade: f"{10.0**decade:g}" for decade in range(low, high + 1)}
-    plot.axes(_counted(len(shares)), decades)
-    plot.text((_WIDTH / 2, _HEIGHT - 6), "direction", _INK, "mb")
-    plot.text((_LEFT, 12), "eigenvalues, shares of their mean", _SMOOTH)
-    curve = [plot.at(number, math.log10(share)) for number, share in enumerate(shares, 1)]
-    plot.draw.line(curve, fill=_SMOOTH, width=3, joint="curve")
     words = "no ridge"
     if covariance.ridge:
         below = int((values < covariance.ridge * mean).sum())
         words = f"ridge {covariance.ridge:g}: {below} of {len(shares)} directions lie below it"
+    legend = [("eigenvalues, shares of their mean", _SMOOTH), (words, _RED)]
+    plot = _Plot((1, max(len(shares), 2)), (low, high), legend)
+    decades = {decade: f"{10.0**decade:g}" for decade in range(low, high + 1)}
+    plot.axes(_counted(len(shares)), decades)
+    plot.text((_WIDTH / 2, _HEIGHT - 6), "direction", _INK, "mb")
+    curve = [plot.at(number, math.log10(share)) for number, share in enumerate(shares, 1)]
+    plot.draw.line(curve, fill=_SMOOTH, width=3, joint="curve")
+    if covariance.ridge:
         plot.draw.line([plot.at(end, math.log10(ridge)) for end in (1, len(shares))], fill=_RED, width=2)
-    plot.text((_WIDTH - _RIGHT, 12), words, _RED, "ra")
     return plot.picture
 
 
@@ -114,12 +126,10 @@ def similarities(points: Sequence[tuple[float, float]], best: int, words: str) -
     corners = np.array([np.min(points, axis=0), np.max(points, axis=0)])
     margin = np.maximum((corners[1] - corners[0]) * 0.08, 0.002)
     (left, low), (right, high) = corners[0] - margin, corners[1] + margin
-    plot = _Plot((left, right), (low, high))
+    plot = _Plot((left, right), (low, high), [("CLIP-T, to the prompts", _INK), (words, _RED)])
     across, up = ({x: f"{x:.3f}" for x in np.linspace(*ends)} for ends in ((left, right, 6), (low, high, 5)))
     plot.axes(across, up)
     plot.text((_WIDTH / 2, _HEIGHT - 6), "CLIP-I, to the photos", _INK, "mb")
-    plot.text((_LEFT, 12), "CLIP-T, to the prompts", _INK)
-    plot.text((_WIDTH - _RIGHT, 12), words, _RED, "ra")
     if (mean := harmonic_mean(*points[best])) > 0:
         alike = [
             (image, mean * image / (2 * image - mean)) for image in np.linspace(left, right, 200) if image > mean / 2
@@ -145,19 +155,21 @@ def gate_curve(
     """
     small = ImageOps.contain(picture.convert("RGB"), (150, 150)) if picture is not None else None
     low, high = min(-0.1, *words.values()) - 0.05, max(1.15, *words.values()) + 0.05
-    plot = _Plot((low, high), (0, 1), _WIDTH - _RIGHT - (small.width + 20 if small else 0), 68)
-    if small is not None:
-        plot.picture.paste(small, (_WIDTH - _RIGHT - small.width, plot.top))
 
     def gate(similarity: float) -> float:
         return 1 / (1 + math.exp(min((beta - similarity) / temperature, 700)))
 
-    plot.text((_LEFT, 12), f"gate at beta {beta:.2f}, temperature {temperature:.2f}", _INK)
+    legend = [(f"gate at beta {beta:.2f}, temperature {temperature:.2f}", _INK)]
+    if suggested:
+        legend.append((f"suggested beta {suggested[0]:.2f} to {suggested[1]:.2f}", _SMOOTH))
+    dots = list(zip(words.items(), (_RED, _ORANGE, _GREEN), strict=False))
+    legend += [(f"{_shortened(word)} {gate(similarity):.1%}", colour) for (word, similarity), colour in dots]
+    plot = _Plot((low, high), (0, 1), legend, _WIDTH - _RIGHT - (small.width + 20 if small else 0))
+    if small is not None:
+        plot.picture.paste(small, (_WIDTH - _RIGHT - small.width, plot.top))
     if suggested:
         (x0, top), (x1, bottom) = plot.at(suggested[0], 1), plot.at(suggested[1], 0)
         plot.draw.rectangle([x0, top, x1, bottom], fill=_BAND)
-        label = f"suggested beta {suggested[0]:.2f} to {suggested[1]:.2f}"
-        plot.text((_WIDTH - _RIGHT, 12), label, _SMOOTH, "ra")
     quarters = (0, 0.25, 0.5, 0.75, 1)
     plot.axes({x: f"{x:g}" for x in quarters}, {y: f"{y:.0%}" for y in quarters})
     plot.text(((_LEFT + plot.right) / 2, _HEIGHT - 6), "how like the concept a word is", _INK, "mb")
@@ -166,36 +178,64 @@ def gate_curve(
     plot.text((x - 4, top + 2), "beta", _INK, "ra")
     curve = [plot.at(x, gate(x)) for x in np.linspace(low, high, 200).tolist()]
     plot.draw.line(curve, fill=_SMOOTH, width=3, joint="curve")
-    across = _LEFT
-    for (word, similarity), colour in zip(words.items(), (_RED, _ORANGE, _GREEN), strict=False):
-        plot.dot(plot.at(similarity, gate(similarity)), 6, fill=colour, outline="white", width=2)
-        label = f"{_shortened(word)} {gate(similarity):.1%}"
-        plot.text((across, 36), label, colour)
-        across += plot.font.getlength(label) + 24
+    for (_, similarity), colour in dots:
+        plot.dot(plot.at(similarity, gate(similarity)), 7, fill=colour, outline="white", width=2)
     return plot.picture
 
 
-def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> Image.Image:
-    """Numbers in -1..1 with a name for every row and column; blue is high, red below 0."""
-    font, cell = ImageFont.load_default(14), 48
-    rows, columns = [list(map(_shortened, names)) for names in (rows, columns)]
-    side, top = (round(max(font.getlength(name) for name in names)) + 16 for names in (rows, columns))
-    picture = Image.new("RGB", (side + cell * len(columns) + 8, top + cell * len(rows) + 8), "white")
+def heat_map(names: Sequence[str], values: Sequence[Sequence[float]]) -> Image.Image:
+    """A table of numbers in -1..1 with the same names for rows and columns; blue is high, red below 0."""
+    font, cell = ImageFont.load_default(22), 76
+    names = list(map(_shortened, names))
+    side = round(max(map(font.getlength, names))) + 20
+    picture = Image.new("RGB", (side + cell * len(names) + 8, side + cell * len(names) + 8), "white")
     draw = ImageDraw.Draw(picture)
-    for j, name in enumerate(columns):
-        label = Image.new("RGB", (top, cell), "white")
-        ImageDraw.Draw(label).text((8, cell / 2), name, fill=_INK, font=font, anchor="lm")
-        picture.paste(label.rotate(90, expand=True), (side + cell * j, 0))
-    for i, name in enumerate(rows):
-        draw.text((side - 8, top + cell * (i + 0.5)), name, fill=_INK, font=font, anchor="rm")
+    for i, name in enumerate(names):
+        label = Image.new("RGB", (side, cell), "white")
+        ImageDraw.Draw(label).text((10, cell / 2), name, fill=_INK, font=font, anchor="lm")
+        picture.paste(label.rotate(90, expand=True), (side + cell * i, 0))
+        draw.text((side - 10, side + cell * (i + 0.5)), name, fill=_INK, font=font, anchor="rm")
         for j, value in enumerate(values[i]):
-            shade = np.array(ImageColor.getrgb(_SMOOTH if value > 0 else _RED)) - 255
-            colour = tuple((255 + shade * min(abs(value), 1)).astype(int).tolist())
-            x, y = side + cell * j, top + cell * i
-            draw.rectangle([x, y, x + cell - 2, y + cell - 2], fill=colour)
-            ink = "white" if abs(value) > 0.5 else _INK
+            x, y = side + cell * j, side + cell * i
+            paper, ink = _colours(value)
+            draw.rectangle([x, y, x + cell - 3, y + cell - 3], fill=paper)
             draw.text((x + cell / 2, y + cell / 2), f"{value:.2f}", fill=ink, font=font, anchor="mm")
     return picture
+
+
+def word_map(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Image.Image:
+    """Texts with the number 0..1 of every word below it, the bluer the higher, and a heading above each; 640 wide."""
+    font, small, pad, high = ImageFont.load_default(24), ImageFont.load_default(20), 8, 62
+    width, across, down = 640, pad, pad
+    texts, boxes = [], []  # (place, text) and (left, top, right, word, number)
+    for heading, words in rows:
+        texts.append(((pad, down), heading))
+        across, down = pad, down + 36
+        for word, number in words:
+            label = _shortened(word)
+            wide = round(max(font.getlength(label), small.getlength(f"{number:.2f}"))) + 2 * pad
+            if across > pad and across + wide > width - pad:
+                across, down = pad, down + high + 6
+            boxes.append((across, down, across + wide, label, number))
+            across += wide + 3
+        down += high + 3 * pad
+    picture = Image.new("RGB", (width, down - pad), "white")
+    draw = ImageDraw.Draw(picture)
+    for place, text in texts:
+        draw.text(place, text, fill=_INK, font=font)
+    for left, top, right, word, number in boxes:
+        paper, ink = _colours(number)
+        draw.rectangle([left, top, right, top + high], fill=paper)
+        draw.text(((left + right) / 2, top + 18), word, fill=ink, font=font, anchor="mm")
+        draw.text(((left + right) / 2, top + 45), f"{number:.2f}", fill=ink, font=small, anchor="mm")
+    return picture
+
+
+def _colours(value: float) -> tuple[tuple[int, ...], str]:
+    """Of the paper and the ink for a number in -1..1."""
+    shade = np.array(ImageColor.getrgb(_SMOOTH if value > 0 else _RED)) - 255
+    paper = tuple((255 + shade * min(abs(value), 1)).astype(int).tolist())
+    return paper, "white" if abs(value) > 0.5 else _INK
 
 
 def heat_overlay(picture: Image.Image, heat: torch.Tensor) -> Image.Image:

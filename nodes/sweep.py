@@ -16,7 +16,7 @@ from .host.progress import Cancelled, Progress, cut_short, times_cut_short
 from .host.sampling import Sampling
 from .host.text import apply_to_clip
 from .host.uses import ConceptUse
-from .pictures import contact_sheet, native
+from .pictures import GAP, contact_sheet, native
 from .plots import as_image
 from .prompts import has_trigger, prompt_lines, with_triggers
 from .schema import ADVANCED, CATEGORY, Concepts, sampling_inputs, use_inputs
@@ -89,7 +89,11 @@ class PerfusionSweep(io.ComfyNode):
                 raise
             cut_short(node_id)
         report = _report(cells, pictures, sampling, negative, seed)
-        return io.NodeOutput(as_image(grid), torch.cat(pictures), report, ui=ui.PreviewImage(as_image(grid)))
+        shown_on_node = {
+            **ui.PreviewImage(as_image(grid)).as_dict(),
+            "perfusion_sweep": [_geometry(across, down, concepts, shown, grid)],
+        }
+        return io.NodeOutput(as_image(grid), torch.cat(pictures), report, ui=shown_on_node)
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,13 @@ class Axis:
     values: Sequence[Any]
 
     @property
+    def plain_values(self) -> list[Any]:
+        """With triggers in place of uses."""
+        return [use.concept.trigger for use in self.values] if self.kind == _CONCEPT else list(self.values)
+
+    @property
     def labels(self) -> list[str]:
-        if self.kind == _CONCEPT:
-            return [use.concept.trigger for use in self.values]
-        return list(self.values) if self.kind == _PROMPT else [f"{self.kind} {value:g}" for value in self.values]
+        return [f"{self.kind} {value:g}" if self.kind in _NUMBERS else value for value in self.plain_values]
 
 
 @dataclass(frozen=True)
@@ -185,6 +192,21 @@ def _grid(across: Axis, down: Axis, pictures: Sequence[Image.Image]) -> Image.Im
     width = len(across.values)
     rows = [(label, pictures[i * width : (i + 1) * width]) for i, label in enumerate(down.labels)]
     return contact_sheet(across.labels, rows, pictures[0].width)
+
+
+def _geometry(
+    across: Axis, down: Axis, concepts: Sequence[ConceptUse], pictures: Sequence[Image.Image], grid: Image.Image
+) -> dict[str, Any]:
+    """What web/grid.js makes cells to click of: what each was made with and where in the grid it is, in pixels."""
+    return {
+        "columns": {"kind": across.kind, "values": across.plain_values},
+        "rows": {"kind": down.kind, "values": down.plain_values},
+        "triggers": [use.concept.trigger for use in concepts],
+        "pictures": len(pictures),
+        "size": grid.size,
+        "cell": pictures[0].width,
+        "gap": GAP,
+    }
 
 
 def _report(cells: Sequence[Cell], pictures: Sequence[Tensor], sampling: Sampling, negative: str, seed: int) -> str:

@@ -5,6 +5,7 @@ Used as `with Server(base) as server: outputs = server.run(server.to_prompt(work
 
 import asyncio
 import contextlib
+import html
 import os
 import socket
 import struct
@@ -151,7 +152,7 @@ class Client:
                 kind, length = struct.unpack_from(">II", message.data)
                 if kind != TEXT_EVENT:
                     continue
-                text = message.data[8 + length :].decode(errors="replace")
+                text = html.unescape(message.data[8 + length :].decode(errors="replace"))
             elif message.type == aiohttp.WSMsgType.TEXT:
                 event = message.json()
                 data = event["data"]

@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { orderNames, search, summary } from "./concepts.js";
-import { html } from "./element.js";
+import { copy, html } from "./element.js";
 import { addLoader } from "./insert.js";
 import { concepts, thumbnail } from "./server.js";
 import { spoken, text } from "./texts.js";
@@ -54,10 +54,15 @@ class Browser {
 
   /** @param {Concept} concept */
   #card(concept) {
-    const { file, name, trigger, notes, error } = concept;
+    const { file, name, path, trigger, notes, error } = concept;
     const button = (/** @type {string} */ action, /** @type {string} */ title, /** @type {() => void} */ click) => {
       const label = text("{action} {name}", { action, name });
       return html("button", { type: "button", title, "aria-label": label, click }, action);
+    };
+    const where = html("p", { class: "perfusion-muted", role: "status" });
+    const reveal = async () => {
+      const end = (await copy(path)) ? text("Copied.") : text("The browser does not allow it to be copied.");
+      where.replaceChildren(html("code", {}, path), ` ${end}`);
     };
     const card = html(
       "li",
@@ -79,8 +84,10 @@ class Browser {
           { class: "perfusion-row" },
           !error && button(text("Add"), text("Add a Loader with this concept to the graph"), () => addLoader(file)),
           !error && button(text("Edit"), text("Change name, trigger and notes"), () => this.#edit(card, concept)),
+          path && button(text("Reveal"), text("Show where the file lies, and copy its path"), reveal),
           button(text("Delete"), text("Move the file to the trash"), () => this.#trash(concept)),
         ),
+        where,
       ),
     );
     return card;

@@ -6,6 +6,7 @@ import { amount, spoken, text } from "./texts.js";
  * @typedef {object} Concept
  * @property {string} file relative to the model folder, as the Loader names it
  * @property {string} name
+ * @property {string} [path] where it lies on the server
  * @property {number} [bytes]
  * @property {number} [modified] seconds since 1970
  * @property {string} [trigger]

@@ -42,6 +42,19 @@ function fill(element, attributes, children) {
   return element;
 }
 
+/**
+ * Copies a text; returns whether the browser allows it.
+ * @param {string} text
+ */
+export async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 /** Resolves when perfusion.css is there, without which panels have no height to be measured. */
 export const styled = new Promise((resolve) => {
   const href = new URL("./perfusion.css", import.meta.url).href;

@@ -16,6 +16,19 @@ export function allNodes(graph = app.rootGraph ?? app.graph) {
 }
 
 /**
+ * The node that runs under an id, in which the subgraphs it is in stand before its own.
+ * @param {unknown} id
+ */
+export function nodeOfRun(id) {
+  let [graph, node] = [app.rootGraph ?? app.graph, undefined];
+  for (const part of String(id).split(":")) {
+    node = graph?.nodes.find((/** @type {any} */ node) => String(node.id) === part);
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
+/**
  * @param {any} node
  * @param {string} name
  */

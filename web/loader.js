@@ -4,7 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { drawGate } from "./chart.js";
 import { family, summary } from "./concepts.js";
-import { html } from "./element.js";
+import { copy, html } from "./element.js";
 import { presetLike, presetsOf } from "./gate.js";
 import { LOADERS, allNodes, connectedFamily, isInPrompts, setWidgets, widgetOf } from "./graph.js";
 import { paintAll } from "./highlight.js";
@@ -119,12 +119,8 @@ class LoaderPanel {
 
   async #copy() {
     const trigger = this.#concept.trigger;
-    try {
-      await navigator.clipboard.writeText(trigger);
-      this.#say(text("{trigger} is copied.", { trigger }));
-    } catch {
-      this.#say(text("The browser does not allow it to be copied."));
-    }
+    const copied = text("{trigger} is copied.", { trigger });
+    this.#say((await copy(trigger)) ? copied : text("The browser does not allow it to be copied."));
   }
 
   #insertTrigger() {

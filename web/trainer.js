@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { html } from "./element.js";
-import { allNodes, widgetOf } from "./graph.js";
+import { nodeOfRun, widgetOf } from "./graph.js";
 import { addPanel } from "./panel.js";
 import { concepts } from "./server.js";
 import { spoken, text } from "./texts.js";
@@ -84,16 +84,6 @@ const panels = new WeakMap();
 /** @type {TrainerPanel | undefined} of the node that is running */
 let running;
 
-/**
- * The panel of a trainer by the id it runs under, in which the subgraphs it is in stand before its own.
- * @param {unknown} id
- */
-function panelOf(id) {
-  const own = String(id).split(":").at(-1);
-  const node = allNodes().find((node) => String(node.id) === own && panels.has(node));
-  return node && panels.get(node);
-}
-
 app.registerExtension({
   name: "perfusion.trainer",
   nodeCreated(node) {
@@ -108,7 +98,7 @@ app.registerExtension({
     };
     api.addEventListener("execution_start", ({ detail }) => (run = detail.prompt_id));
     api.addEventListener("executing", ({ detail }) => {
-      const panel = detail ? panelOf(detail) : undefined;
+      const panel = panels.get(nodeOfRun(detail));
       if (panel === running) return;
       end(true);
       running = panel;

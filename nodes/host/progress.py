@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import sys
 import time
 from collections import Counter
@@ -65,4 +66,4 @@ def _show_text(text: str, node_id: str | None) -> None:
 
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id is not None:
-        server.send_progress_text(text, node_id)
+        server.send_progress_text(html.escape(text, quote=False), node_id)  # the page takes <my-teddy> for a tag

@@ -100,7 +100,7 @@ def _entry(file: str) -> dict[str, Any]:
     try:
         path = own_concept_path(file)
         stat = path.stat()
-        entry |= {"bytes": stat.st_size, "modified": stat.st_mtime}
+        entry |= {"path": str(path), "bytes": stat.st_size, "modified": stat.st_mtime}
         concept = load_concept(path)
     except (ValueError, OSError) as error:
         return {**entry, "error": str(error)}

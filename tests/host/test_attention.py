@@ -143,7 +143,7 @@ def test_the_sheet_has_a_row_and_a_mask_for_every_trigger_in_the_prompt(world):
     assert picture.shape == (1, 64, 64, 3)
     assert masks.shape == (2, 64, 64) and one_mask.shape == (1, 64, 64)
     assert all((mask.min().item(), mask.max().item()) == (0.0, 1.0) for mask in masks)
-    assert sheet.shape[1] - one.shape[1] > 200 and sheet.shape[2] == one.shape[2]
+    assert sheet.shape[1] - one.shape[1] > 200
     assert [line.split()[0] for line in report.splitlines()] == ["<my-cup>", "<my-toy>"]
     assert len(one_report.splitlines()) == 1
 

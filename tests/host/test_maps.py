@@ -1,13 +1,23 @@
 """What concepts do, shown."""
 
+import sys
+import types
+
+import folder_paths
 import pytest
 import torch
+from comfyui_perfusion.nodes.host.progress import Progress
 from comfyui_perfusion.nodes.host.text import apply_to_clip, token_labels
 from comfyui_perfusion.nodes.host.uses import ConceptUse
 from comfyui_perfusion.nodes.maps import PerfusionGateMap
 from comfyui_perfusion.perfusion_core import ConceptSet
 
 from makers import make_concept
+
+
+@pytest.fixture(autouse=True)
+def _own_temp(monkeypatch, tmp_path):
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
 
 
 @pytest.fixture(params=["sd1", "sdxl"])
@@ -36,7 +46,23 @@ def test_the_report_names_the_words_each_concept_acts_on_by_its_gate(known):
     first, second = report.splitlines()
     assert f"<my-toy> {gates[0]:.2f}" in first and "not in the prompt" not in first
     assert second.startswith("<My-Cup> acts on ") and second.endswith("Its trigger is not in the prompt.")
-    assert image.shape[0] == 1 and image.shape[3] == 3 and image.std() > 0.05
+    assert image.shape[0] == 1 and image.shape[2:] == (640, 3) and image.std() > 0.05
+
+
+def test_the_map_is_on_the_node_and_grows_down_with_the_prompt(known):
+    short, long = (PerfusionGateMap.execute(known[0], "a photo of a <my-toy>" + more) for more in ("", " on snow" * 20))
+    assert len(short.ui["images"]) == 1 and short.ui["text"] == (short.args[1],)
+    assert long.args[0].shape[1] > 2 * short.args[0].shape[1] and long.args[0].shape[2] == short.args[0].shape[2]
+
+
+def test_a_trigger_in_a_line_of_progress_is_no_tag(monkeypatch):
+    """The page shows these lines as HTML."""
+    sent = []
+    server = types.SimpleNamespace(send_progress_text=lambda text, node_id: sent.append(text))
+    module = types.SimpleNamespace(PromptServer=types.SimpleNamespace(instance=server))
+    monkeypatch.setitem(sys.modules, "server", module)
+    Progress(1, "7", bar=False).update(1, "<my-toy> & more")
+    assert sent == ["&lt;my-toy&gt; &amp; more"]
 
 
 def test_a_clip_without_concepts_is_an_error_that_says_what_to_connect(models):

@@ -78,7 +78,7 @@ def test_a_concept_is_listed_with_what_a_browser_shows(folder):
     assert listed == [
         {
             "file": FILE, "name": "toy", "trigger": "<my-toy>", "superclass": "teddy", "base_model": "sd1", "dim": 8,
-            "date": "2026-05-01", "bytes": path.stat().st_size, "modified": path.stat().st_mtime,
+            "date": "2026-05-01", "path": str(path), "bytes": path.stat().st_size, "modified": path.stat().st_mtime,
             "notes": "brown,\nsoft 🧸", "recommended": {"beta": 0.65, "temperature": 0.15, "key_lock": 0.5},
             "has_thumbnail": True, "superclass_similarity": 0.25,
         }
@@ -106,6 +106,9 @@ def test_unusable_files_are_listed_with_the_reason_and_other_files_not_at_all(fo
     assert errors.keys() == {"broken.safetensors", "lora.safetensors", "link.safetensors", FILE}
     assert "damaged" in errors["broken.safetensors"] and "is a LoRA" in errors["lora.safetensors"]
     assert "a link that leads out" in errors["link.safetensors"] and errors[FILE] is None
+    paths = {entry["file"]: entry.get("path") for entry in listed}
+    assert paths["broken.safetensors"] == str(folder / "broken.safetensors") and paths["link.safetensors"] is None
+    assert str(tmp_path / "outside") not in json.dumps(listed)
 
 
 def test_texts_of_foreign_files_are_cut_to_what_can_be_edited(folder):

@@ -1,7 +1,9 @@
 """Every picture of a grid is the one that Perfusion Loader and the host's own nodes make with these settings."""
 
 import asyncio
+import json
 import types
+from pathlib import Path
 
 import comfy.model_management
 import execution
@@ -14,6 +16,7 @@ from comfyui_perfusion.nodes.host.sampling import Sampling
 from comfyui_perfusion.nodes.load import PerfusionLoader
 from comfyui_perfusion.nodes.sweep import PerfusionSweep
 from comfyui_perfusion.perfusion_core import save_concept
+from PIL import Image
 
 import nodes as host_nodes
 from makers import make_concept
@@ -112,6 +115,35 @@ def test_the_grid_shows_every_pixel_of_the_cells_in_their_places(world):
         expected = picture.clamp(0, 1).repeat_interleave(3, 0).repeat_interleave(3, 1)
         torch.testing.assert_close(shown, expected, atol=0.5 / 255 + 1e-6, rtol=0)
     assert grid[0, :top].min() < 0.5 and grid[0, :, :left].min() < 0.5  # the labels
+
+
+def told(world, columns, rows, text=TEXT, concepts=None):
+    """(What the page gets to make cells of, the picture that it gets with it.)"""
+    given = PerfusionSweep.execute(*world.models, concepts or world.toy, text, columns, rows, "", **SAMPLING)
+    ((image,), (geometry,)) = given.ui["images"], given.ui["perfusion_sweep"]
+    return json.loads(json.dumps(geometry)), Image.open(Path(folder_paths.get_temp_directory()) / image["filename"])
+
+
+def test_the_page_is_told_the_values_of_the_cells_and_where_they_are(world):
+    geometry, picture = told(world, axis("columns", "beta", "0.5, .6"), axis("rows", "strength", "0, 1, 2"))
+    assert geometry == {
+        "columns": {"kind": "beta", "values": [0.5, 0.6]}, "rows": {"kind": "strength", "values": [0, 1, 2]},
+        "triggers": ["<my-toy>"], "pictures": 6, "size": list(picture.size), "cell": 192, "gap": 6,
+    }  # fmt: skip
+
+
+def test_the_page_is_told_concepts_by_their_triggers(world):
+    text, both = "a {} on snow\n<b>a {}</b>", (*world.toy, *world.cup)
+    geometry, _ = told(world, axis("columns", "concept"), axis("rows", "prompt"), text, both)
+    assert geometry["columns"] == {"kind": "concept", "values": ["<my-toy>", "<my-cup>"]}
+    assert geometry["rows"] == {"kind": "prompt", "values": ["a {} on snow", "<b>a {}</b>"]}
+    assert geometry["triggers"] == ["<my-toy>", "<my-cup>"]
+
+
+def test_the_page_is_told_how_many_pictures_of_a_cancelled_grid_there_are(world, monkeypatch):
+    cancelled_after(monkeypatch, 3)
+    geometry, _ = told(world, axis("columns", "beta", "0.5, 0.6"), axis("rows", "key_lock", "0, 1"))
+    assert geometry["pictures"] == 3 and len(geometry["rows"]["values"]) == 2
 
 
 def test_the_models_are_left_as_they_were(world):

@@ -295,6 +295,14 @@ def test_concepts_are_searched_and_sorted(concepts):
     assert names(concepts) == ["my-teddy", "my-tiger"]
 
 
+def test_reveal_shows_where_the_file_lies_and_copies_it(server, page, concepts):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    button(concepts, "Reveal amphora").press("Enter")
+    path = str(server.base / "models" / "perfusion" / "vases" / "amphora.safetensors")
+    says(concepts.get_by_role("status"), f"{path} Copied.")
+    assert page.evaluate("() => navigator.clipboard.readText()") == path
+
+
 def test_an_edit_is_written_and_the_loader_shows_it(page, concepts):
     for trigger in ("<our-teddy>", "<my-teddy>"):
         button(concepts, "Edit my-teddy").click()
@@ -383,6 +391,134 @@ def test_the_trainer_shows_the_time_left_and_stops_its_own_run(frontend, page):
     page.evaluate(send, ["execution_interrupted", {"prompt_id": "our-run"}])
     says(shown, "Stopped.")
     assert stop.is_disabled()
+
+
+# Takes the demo model in place of a checkpoint
+ON_DEMO_MODEL = """() => {
+    const old = app.graph.nodes.find(({ type }) => type === 'CheckpointLoaderSimple')
+    const demo = LiteGraph.createNode('PerfusionDemoModel')
+    app.graph.add(demo)
+    for (const [slot, { links }] of old.outputs.entries())
+        for (const { target_id, target_slot } of [...links ?? []].map(id => app.graph.links.get(id)))
+            demo.connect(slot, app.graph.getNodeById(target_id), target_slot)
+    app.graph.remove(old)
+}"""
+# Sets widgets by node type
+SET = """changes => {
+    for (const node of app.graph.nodes)
+        for (const [name, value] of Object.entries(changes[node.type] ?? {}))
+            node.widgets.find(widget => widget.name === name).value = value
+}"""
+RUN = """() => new Promise(done => {
+    for (const end of ['execution_success', 'execution_error', 'execution_interrupted'])
+        app.api.addEventListener(end, ({ detail }) => done([end, detail.exception_message ?? '']), { once: true })
+    app.queuePrompt(0)
+})"""
+
+
+@pytest.fixture
+def no_new_files(server):
+    models = server.base / "models" / "perfusion"
+    before = set(models.rglob("*.safetensors"))
+    yield
+    for path in set(models.rglob("*.safetensors")) - before:
+        path.unlink()
+
+
+def test_a_real_training_is_stopped_and_what_it_learned_paints(frontend, page, no_new_files):
+    open_workflow(frontend, "perfusion_train")
+    page.evaluate(ON_DEMO_MODEL)
+    quick = {"steps": 5000, "previews": "", "checkpoint_every": 2500, "batch_size": 1, "accumulation": 1}
+    changes = {
+        "PerfusionLoadPhotos": {"folder": "demo: teddy"}, "PerfusionCovariance": {"count": 100},
+        "PerfusionTrainConcept": {"superclass": "bear", **quick},
+    }  # fmt: skip
+    page.evaluate(SET, changes)
+    page.evaluate(f"() => {{ window.ended = ({RUN})() }}")
+    curve = "app.nodePreviewImages[app.graph.nodes.find(({ type }) => type === 'PerfusionTrainConcept').id]?.[0]"
+    page.wait_for_function(curve, timeout=60_000)
+    page.wait_for_function(f"first => {curve} !== first", arg=page.evaluate(f"() => {curve}"))
+    assert panel(page).locator("p").inner_text().startswith("Step ")
+    button(panel(page), "Stop and keep").click()
+    assert page.evaluate("() => window.ended")[0] == "execution_interrupted"
+    says(panel(page).locator("p"), "What was learned is in my-teddy-unfinished.safetensors")
+
+    open_workflow(frontend, "perfusion_generate")
+    page.evaluate(ON_DEMO_MODEL)
+    changes = {
+        "PerfusionLoader": {"concept": "my-teddy-unfinished.safetensors"}, "KSampler": {"steps": 2},
+        "EmptyLatentImage": {"width": 64, "height": 64, "batch_size": 1},
+    }  # fmt: skip
+    page.evaluate(SET, changes)
+    assert page.evaluate(RUN) == ["execution_success", ""]
+
+
+GRID = {  # of example.png as it were one: three by two cells, the last not finished
+    "columns": {"kind": "beta", "values": [0.5, 0.6, 0.7]}, "rows": {"kind": "temperature", "values": [0.1, 0.3]},
+    "triggers": ["<my-teddy>"], "pictures": 5, "size": [64, 64], "cell": 15, "gap": 3,
+}  # fmt: skip
+
+
+def paint(page, **changes):
+    """As if PerfusionSweep had run."""
+    output = {
+        "images": [{"filename": "example.png", "subfolder": "", "type": "input"}], "animated": [False],
+        "perfusion_sweep": [{**GRID, **changes}],
+    }  # fmt: skip
+    script = """output => {
+        const node = app.graph.nodes.find(node => node.type === 'PerfusionSweep')
+        app.api.dispatchCustomEvent('executed', { node: String(node.id), display_node: String(node.id), output })
+    }"""
+    page.evaluate(script, output)
+
+
+def used(page):
+    """beta and temperature of the node that loads the concept for the sweep."""
+    found = "app.graph.nodes.find(node => node.type === 'PerfusionLoadConcept')"
+    return page.evaluate(f"() => {found}.widgets.slice(1, 3).map(({{ value }}) => value)")
+
+
+@each_renderer
+def test_a_picture_of_a_sweep_sets_the_loader_and_it_can_be_undone(frontend, page):
+    open_workflow(frontend, "perfusion_sweep")
+    paint(page)
+    grid = page.get_by_role("group", name="Grid")
+    assert len(grid.get_by_role("button").all()) == 5
+    cell = button(grid, "beta 0.6, temperature 0.3")
+    assert cell.get_attribute("aria-pressed") == "false"
+    cell.press("Enter")
+    assert used(page) == [0.6, 0.3]
+    says(grid.get_by_role("status"), "Set in Perfusion Load Concept: beta 0.6 and temperature 0.3.")
+    assert cell.get_attribute("aria-pressed") == "true"
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.Undo')")
+    page.wait_for_function(
+        "app.graph.nodes.find(({ type }) => type === 'PerfusionLoadConcept').widgets[1].value === 0.7"
+    )
+    assert used(page) == [0.7, 0.15]
+    button(grid, "beta 0.7, temperature 0.1").click()
+    assert used(page) == [0.7, 0.1]
+
+
+def test_the_grid_is_shown_once(frontend, page):
+    open_workflow(frontend, "perfusion_sweep")
+    paint(page)
+    page.wait_for_timeout(500)  # the host would load and show its own by then
+    names = page.evaluate(
+        "() => app.graph.nodes.find(({ type }) => type === 'PerfusionSweep').widgets.map(w => w.name)"
+    )
+    assert "$$canvas-image-preview" not in names
+
+
+def test_a_sweep_over_concepts_sets_the_one_of_the_picture(frontend, page):
+    open_workflow(frontend, "perfusion_sweep")
+    rows = {"kind": "concept", "values": ["<my-teddy>", "<amphora>"]}
+    paint(page, rows=rows, triggers=rows["values"])
+    grid = page.get_by_role("group", name="Grid")
+    button(grid, "beta 0.5, <my-teddy>").click()
+    assert used(page) == [0.5, 0.15]
+    button(grid, "beta 0.6, <amphora>").click()
+    assert used(page) == [0.5, 0.15]
+    says(grid.get_by_role("status"), "Nothing is set: no node here loads <amphora>.")
 
 
 def test_the_panel_is_in_no_workflow_and_no_prompt(page):
