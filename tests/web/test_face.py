@@ -271,7 +271,7 @@ def test_the_words_of_the_encoded_prompt_are_marked_on_the_curve(page):
     page.evaluate(tell, {"my-teddy.safetensors": words, "my-tiger.safetensors": [["cat", 0.5]]})
     picture = panel(page).locator("svg")
     heard = picture.get_attribute("aria-label")
-    assert heard.endswith("; in the prompt “on” 13 %, “unbelievablylonglonglongword” 12 %, “beach” 11 %")
+    assert heard.endswith("; in the prompt “on” 13%, “unbelievablylonglonglongword” 12%, “beach” 11%")
     boxes = [label.bounding_box() for label in picture.locator("text").all()]
     outer = picture.bounding_box()
     for at, one in enumerate(boxes):
