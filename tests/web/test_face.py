@@ -283,7 +283,7 @@ def test_the_words_of_the_encoded_prompt_are_marked_on_the_curve(page):
                 or abs(one["y"] - other["y"]) > 9
             )  # fmt: skip
     choose(page, beta=0.4)
-    assert "in the prompt “on” 52 %" in picture.get_attribute("aria-label")
+    assert "in the prompt “on” 52%" in picture.get_attribute("aria-label")
 
 
 def test_concepts_are_searched_and_sorted(concepts):
