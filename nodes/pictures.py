@@ -40,8 +40,8 @@ def contact_sheet(
     cell: the side in pixels of the square that a thumbnail is to fit in. The labels grow with it, so that they can be
     read when a node shows a large sheet small. Right of every cell and below it there is GAP; the rest is labels.
     """
-    step, font = cell + GAP, ImageFont.load_default(cell / 9)
-    above = [_wrapped(label, font, cell - 8, lines=3) for label in columns]
+    step, font = cell + GAP, ImageFont.load_default(cell / 10)
+    above = [_wrapped(label, font, cell - 8, lines=4) for label in columns]
     beside = [_wrapped(label, font, round(cell * 0.7), lines=6) for label, _ in rows]
     ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     side = 2 * GAP + max(math.ceil(ruler.multiline_textbbox((0, 0), lines, font)[2]) for lines in beside)

@@ -24,7 +24,7 @@ KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 # For the demo model, whose pictures are 64 times smaller than Stable Diffusion's
 TRAINING = {
     "steps": 400, "batch_size": 4, "accumulation": 1, "seed": 0, "flip": False,
-    "learning_rate_values": 0.05, "learning_rate_embedding": 0.001, "unmasked_weight": 0.3, "min_timestep": 500,
+    "learning_rate_values": 0.1, "learning_rate_embedding": 0.003, "unmasked_weight": 0.3,
     "checkpoint_every": 100, "previews": "a photo of a {} on snow",
 }  # fmt: skip
 PROMPTS = (
@@ -191,7 +191,7 @@ def sheet(subject: Subject, other: Subject, rows: dict[str, list[Image.Image]]) 
     whole = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
     top = 0
     for part in parts:
-        whole.paste(part, (0, top))
+        whole.paste(part, (whole.width - part.width, top))  # their columns are alike, their labels are not
         top += part.height
     return whole
 
