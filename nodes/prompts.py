@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..perfusion_core import Concept
-from .host.photos import whole_word
+from .host.text import whole_word
 
 
 def prompt_lines(text: str) -> list[str]:

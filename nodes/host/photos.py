@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .files import input_path
+from .text import whole_word
 
 # What Load Photos offers beside the input directory
 DEMO_FOLDERS = {f"demo: {name}": Path(__file__).parents[1] / "demo_photos" / name for name in ("teddy", "tiger")}
@@ -166,11 +167,6 @@ def _square(picture: Tensor, place: float, size: int) -> Tensor:
         picture = picture.narrow(-1 if width > height else -2, start, min(height, width))
     method = "area" if min(picture.shape[-2:]) > size else "bicubic"
     return comfy.utils.common_upscale(picture, size, size, method, "center").clamp(0, 1)  # bicubic overshoots
-
-
-def whole_word(words: str) -> re.Pattern:
-    """Finds words as prompts find triggers: in any case, but letters at their ends not within a longer word."""
-    return re.compile(r"(?!\B\w)" + r"\s+".join(map(re.escape, words.split())) + r"(?<!\w\B)", re.IGNORECASE)
 
 
 def _is_picture(path: Path) -> bool:

@@ -140,6 +140,11 @@ def with_triggers(tokenizer, embeddings: Mapping[str, Mapping[str, Tensor | Sequ
     return tokenizer
 
 
+def whole_word(words: str) -> re.Pattern:
+    """Finds a trigger, or words, as prompts do: in any case, but letters at their ends not within a longer word."""
+    return re.compile(r"(?!\B\w)" + r"\s+".join(map(re.escape, words.split())) + r"(?<!\w\B)", re.IGNORECASE)
+
+
 def trigger_positions(tokens: Sequence[tuple]) -> list[int]:
     """Where in one section of weighted tokens a trigger stands."""
     return [i for i, token in enumerate(tokens) if hasattr(token[0], _TRIGGER)]
@@ -227,7 +232,8 @@ class _TriggerTokenizer:
             self._tokens.append([given.detach().clone()] if isinstance(given, Tensor) else list(map(_Token, given)))
             for token in self._tokens[-1]:
                 setattr(token, _TRIGGER, trigger.lower())
-        self._pattern = re.compile("|".join(map(_whole_word, longest_first)), re.IGNORECASE)
+        patterns = [f"({whole_word(trigger).pattern})" for trigger in longest_first]
+        self._pattern = re.compile("|".join(patterns), re.IGNORECASE)
 
     def __call__(self, text: str, *args, **kwargs):
         found = list(self._pattern.finditer(text))
@@ -248,13 +254,6 @@ class _TriggerTokenizer:
         if name == "plain":  # while a copy is being made
             raise AttributeError(name)
         return getattr(self.plain, name)
-
-
-def _whole_word(trigger: str) -> str:
-    """A group of the pattern that finds ``trigger``, not as a part of a longer word."""
-    before = r"(?<!\w)" if trigger[0].isalnum() else ""
-    after = r"(?!\w)" if trigger[-1].isalnum() else ""
-    return f"({before}{re.escape(trigger)}{after})"
 
 
 def _key_encoding(plain, tokens, cond: Tensor, locks: Mapping[str, float], words: Mapping[str, dict]) -> Tensor | None:

@@ -195,6 +195,7 @@ def test_any_prompt_tokenizes_like_the_superclass_prompt(prompt_pieces, pieces):
         ("my-toy", "my-toys (my-toy:1.1)", 1),
         ("<my-toy>", "a<my-toy>b <my-toy>s", 2),
         ("<toy>", "<toy2> <toy> toy", 1),
+        ("_toy_", "my_toy_ _toy_ _toy_s", 1),
         ("Straße", "a straße", 1),
         ("<sks>", "a <ſks>", None),  # equal only to those who ignore case: firing or not, it encodes
         ("<İ>", "a <İ>", 1),
