@@ -19,8 +19,8 @@ export function spans(text, triggers) {
 
 /** @param {string} trigger */
 function wholeWord(trigger) {
-  const before = /^[\p{L}\p{N}]/u.test(trigger) ? "(?<![\\p{L}\\p{N}_])" : "";
-  const after = /[\p{L}\p{N}]$/u.test(trigger) ? "(?![\\p{L}\\p{N}_])" : "";
+  const before = /^[\p{L}\p{N}_]/u.test(trigger) ? "(?<![\\p{L}\\p{N}_])" : "";
+  const after = /[\p{L}\p{N}_]$/u.test(trigger) ? "(?![\\p{L}\\p{N}_])" : "";
   return before + trigger.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&") + after;
 }
 

@@ -21,6 +21,7 @@ describe("spans", () => {
     ["a my-teddy-2", ["my-teddy", "my-teddy-2"], ["my-teddy-2"]],
     ["İİ a.b axb", ["a.b"], ["a.b"]],
     ["_sks sks_ /^$.*+?|", ["sks", "/^$.*+?|"], ["/^$.*+?|"]],
+    ["my_toy_ _toy_ _toy_s", ["_toy_"], ["_toy_"]],
     ["anything", [], []],
   ])("of %j: %j are %j", (text, triggers, found) => {
     expect(spans(text, triggers).map(([from, to]) => text.slice(from, to))).toEqual(found);
