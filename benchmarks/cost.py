@@ -108,8 +108,7 @@ def training_steps(model, clip, size: int, batch: int) -> Iterator[dict[str, Cal
 
     subject = Subject(torch.zeros(batch, size, size, 3), None, [TEMPLATES] * batch, "teddy")
     with open_trainee(model, clip, RandomVAE(), subject) as trainee:
-        settings = TrainingSettings(batch_size=batch, target_gradient=False)  # as the straightforward loop has it
-        given = trainee, torch.eye(WIDTH), "<my-toy>", "teddy", "sd1", settings
+        given = trainee, torch.eye(WIDTH), "<my-toy>", "teddy", "sd1", TrainingSettings(batch_size=batch)
         ours, loop = Training(*given), Straightforward(*given)
         yield {
             "training without the edit": step(Frozen(*given)),

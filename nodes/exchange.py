@@ -155,7 +155,6 @@ def leak_report(clip, use: ConceptUse) -> str:
     """
     concept = use.concept
     clip = apply_to_clip(clip, [ConceptUse(concept)])
-    likeness = concept.target_dual / (concept.target_input @ concept.target_dual)
 
     def shares(text: str) -> tuple[list[str], list[tuple[float, float]]]:
         """The tokens up to the end, and of these and the padding (as LoRA, with the gate)."""
@@ -164,7 +163,7 @@ def leak_report(clip, use: ConceptUse) -> str:
             encoding = clip.encode_from_tokens(tokens).float().cpu()
         words = [word for _, word in token_labels(clip, tokens)]
         gates = concept_set([use]).gates(encoding)[0, :, 0]
-        return words, list(zip((encoding[0] @ likeness).tolist(), gates.tolist(), strict=True))
+        return words, list(zip(concept.similarity(encoding[0]).tolist(), gates.tolist(), strict=True))
 
     lines = [
         "A LoRA has no gate: it changes every word as far as it is like the concept. Shares of the concept, by the "

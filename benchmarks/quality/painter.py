@@ -144,7 +144,10 @@ def task(name: str, count: int = len(PHOTO_BACKGROUNDS)) -> Task:
 
 
 class PainterTrainee:
-    """The demo model and photos, as perfusion_core trains them. outside: what counts off the masks, 0..1."""
+    """The demo model and photos, as perfusion_core trains them, from ``min_timestep`` on.
+
+    outside: what counts off the masks, 0..1.
+    """
 
     def __init__(self, painter: Painter, task: Task, outside: float, min_timestep: int):
         self.painter, self.task, self._min_timestep = painter, task, min_timestep

@@ -52,9 +52,14 @@ def times_cut_short(node_id: str | None) -> int:
 
 def listener() -> Callable[[str, Any], None] | None:
     """What tells the page that queued the running work of an event, if there is such a page."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server = _server()
     page = getattr(server, "client_id", None)
     return None if page is None else lambda event, data: server.send_sync(event, data, page)
+
+
+def _server():
+    """The running server, or None when nodes run outside one."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def _minutes(seconds: float) -> str:
@@ -62,8 +67,6 @@ def _minutes(seconds: float) -> str:
 
 
 def _show_text(text: str, node_id: str | None) -> None:
-    from server import PromptServer  # there is none when nodes run outside a server
-
-    server = getattr(PromptServer, "instance", None)
+    server = _server()
     if server is not None and node_id is not None:
         server.send_progress_text(html.escape(text, quote=False), node_id)  # the page takes <my-teddy> for a tag

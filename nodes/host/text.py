@@ -186,11 +186,12 @@ def similar_words(tokenizer, tokens, encoding: Tensor, uses: Sequence[ConceptUse
     encoding: (1, tokens, d) of ``tokens``. Triggers and punctuation are left out; of a word its likest part counts.
     """
     name, sections = next(iter(tokens.items()))
-    encoding = encoding[0].cpu()
-    stream = [token for section in sections for token, *_ in section][: len(encoding)]
+    stream = [token for section in sections for token, *_ in section][: encoding.shape[1]]
     present = {getattr(token, _TRIGGER, None) for token in stream}
     told = [use for use in uses if use.file and use.concept.trigger.lower() in present]
-    words = _words(_plain(getattr(tokenizer, f"clip_{name}")), stream) if told else {}
+    if not told:
+        return {}
+    words, encoding = _words(_plain(getattr(tokenizer, f"clip_{name}")), stream), encoding[0].cpu()
     similar = {}
     for use in told:
         similarity = use.concept.similarity(encoding).tolist()
