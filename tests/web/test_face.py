@@ -231,12 +231,13 @@ GROUNDS = """text => {
     const area = [...document.querySelectorAll('textarea')].find(area => area.checkVisibility() && area.value === text)
     const style = getComputedStyle(area), pen = document.createElement('canvas').getContext('2d')
     pen.font = style.font
-    const letter = pen.measureText('m').width // of a font in which all letters are alike
+    const letters = width => [...text, ''].findIndex((_, at) => pen.measureText(text.slice(0, at)).width > width - 1)
     const [places, sizes] = [style.backgroundPosition, style.backgroundSize].map(list => list.split(', '))
-    return places.slice(0, -1).map((place, at) => [
-        Math.round((parseFloat(place) - parseFloat(style.paddingLeft)) / letter),
-        Math.round(parseFloat(sizes[at]) / letter),
-    ])
+    return places.slice(0, -1).map((place, at) => {
+        const start = parseFloat(place) - parseFloat(style.paddingLeft)
+        const first = letters(start)
+        return [first, letters(start + parseFloat(sizes[at])) - first]
+    })
 }"""
 
 
