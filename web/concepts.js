@@ -87,7 +87,8 @@ export function size(bytes) {
 export function day({ date, modified }) {
   const made = new Date(date || (modified ?? 0) * 1000);
   if (Number.isNaN(made.getTime())) return date ?? "";
-  return made.getTime() ? made.toLocaleDateString(spoken(), { dateStyle: "medium" }) : "";
+  const timeZone = date ? "UTC" : undefined; // as files have it
+  return made.getTime() ? made.toLocaleDateString(spoken(), { dateStyle: "medium", timeZone }) : "";
 }
 
 /**

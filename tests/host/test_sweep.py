@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import types
 from pathlib import Path
 
@@ -267,3 +268,10 @@ def test_finished_pictures_of_a_cancelled_grid_go_on_and_the_next_run_paints_it_
     assert torch.equal(seen[1][1][:3], pictures)
     queue()
     assert len(begun) == 8 and len(seen) == 2  # now it is kept
+
+
+def test_a_grid_loads_each_model_once(world, caplog):
+    comfy.model_management.unload_all_models()
+    with caplog.at_level(logging.INFO):
+        world.sweep(axis("columns", "beta", "0.5, 0.6"), axis("rows", "key_lock", "0, 1"))
+    assert sum("loaded completely" in record.message for record in caplog.records) == 3  # text encoder, UNet, VAE

@@ -1,5 +1,5 @@
-import { describe, expect, test } from "vitest";
-import { familyOfCheckpoint, search, size, summary } from "../../web/concepts.js";
+import { describe, expect, test, vi } from "vitest";
+import { day, familyOfCheckpoint, search, size, summary } from "../../web/concepts.js";
 
 const teddy = {
   file: "my-teddy.safetensors",
@@ -73,6 +73,12 @@ test.each([
   [40_300, "40 kB"],
   [999_600, "1.0 MB"],
 ])("%i is written %s", (bytes, words) => expect(size(bytes)).toBe(words));
+
+test.each(["America/Los_Angeles", "Pacific/Auckland"])("the day is the one in the file, read in %s", (zone) => {
+  vi.stubEnv("TZ", zone);
+  expect(day({ date: "2026-01-02" })).toBe("Jan 2, 2026");
+  vi.unstubAllEnvs();
+});
 
 test("the summary leaves out what is not known", () => {
   expect(summary({ file: "a", name: "a", superclass: "vase", base_model: "other", date: "no date" })).toBe(
