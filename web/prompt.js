@@ -14,15 +14,36 @@ const BOX_ID = "perfusion-suggestions";
 let left = { node: /** @type {any} */ (null), caret: 0 };
 
 /**
+ * A node, and what is in it if it is a subgraph, whose text may be that of a prompt in it.
+ * @param {any} node
+ */
+const parts = (node) => [node, ...(node.subgraph ? allNodes(node.subgraph) : [])];
+
+/** @param {any} node */
+const isPrompt = (node) => parts(node).some(({ type }) => PROMPTS.includes(type));
+
+/**
  * The prompt node that a text area belongs to, in either renderer.
  * @param {EventTarget | null} box
  */
 export function promptOf(box) {
   if (!(box instanceof HTMLTextAreaElement)) return undefined;
   const id = /** @type {HTMLElement | null} */ (box.closest("[data-node-id]"))?.dataset.nodeId;
-  const own = (node) => (id ? String(node.id) === id : (node.widgets ?? []).some(({ element }) => element === box));
+  const has = (node) => (node.widgets ?? []).some(({ element }) => element === box);
+  const own = (node) => (id ? String(node.id) === id : parts(node).some(has));
   const node = (app.canvas.graph?.nodes ?? []).find(own);
-  return PROMPTS.includes(node?.type) ? node : undefined;
+  return node && isPrompt(node) ? node : undefined;
+}
+
+/**
+ * Where the value of a subgraph's widget is, in frontends in which that is in the subgraph.
+ * @param {any} node
+ * @param {any} widget
+ * @returns {{node: any, widget: any}}
+ */
+function origin(node, widget) {
+  const inner = widget.sourceNodeId && node.subgraph?.getNodeById(widget.sourceNodeId);
+  return inner ? origin(inner, widgetOf(inner, widget.sourceWidgetName)) : { node, widget };
 }
 
 /**
@@ -30,12 +51,13 @@ export function promptOf(box) {
  * @param {string} trigger
  */
 export function insertIntoPrompt(trigger) {
-  const selected = Object.values(app.canvas.selected_nodes ?? {}).filter((node) => PROMPTS.includes(node.type));
-  if (selected.length !== 1) return false;
-  const [node] = selected;
-  const { value } = widgetOf(node, "text");
-  const caret = left.node === node ? left.caret : value.length;
-  setWidgets(node, { text: insertWord(value, trigger, caret).text });
+  const texts = Object.values(app.canvas.selected_nodes ?? {})
+    .filter(isPrompt)
+    .flatMap((node) => node.widgets.filter(({ type }) => type === "customtext").map((widget) => origin(node, widget)));
+  if (texts.length !== 1) return false;
+  const [{ node, widget }] = texts;
+  const caret = left.node === node ? left.caret : widget.value.length;
+  setWidgets(node, { [widget.name]: insertWord(widget.value, trigger, caret).text });
   return true;
 }
 

@@ -266,6 +266,26 @@ def test_triggers_in_prompts_stand_on_a_coloured_ground(page):
 
 
 @each_renderer
+def test_the_text_of_a_subgraph_around_a_prompt_is_a_prompt(page):
+    page.evaluate(
+        """() => {
+            const prompt = app.graph.nodes.find(node => node.type === 'CLIPTextEncode')
+            app.canvas.select(app.graph.convertToSubgraph(new Set([prompt])).node)
+        }"""
+    )
+    page.wait_for_timeout(500)  # until the host shows the subgraph's own text
+    box = next(box for box in page.locator("textarea:visible").all() if box.input_value().startswith("a photo"))
+    box.fill("")
+    box.press_sequentially("a big te")
+    box.press("Enter")
+    assert box.input_value() == "a big <my-teddy>"
+    page.wait_for_function(f"text => JSON.stringify(({GROUNDS})(text)) === '[[6,10]]'", arg="a big <my-teddy>")
+    box.fill("")
+    button(panel(page), "Insert").click()
+    assert box.input_value() == "<my-teddy>"
+
+
+@each_renderer
 def test_the_words_of_the_encoded_prompt_are_marked_on_the_curve(page):
     words = [["on", 0.41], ["unbelievablylonglonglongword", 0.4], ["beach", 0.39]]
     tell = "words => app.api.dispatchCustomEvent('perfusion.words', words)"
