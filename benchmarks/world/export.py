@@ -62,9 +62,21 @@ def main() -> None:
 def restore(file: Path, folder: Path) -> None:
     """The autoencoder, and start.pt, from which train_diffusion.py starts; optimizers start anew."""
     weights = read_weights(file)
+    text, known = weights["text"], load_file(file)["tokens"].tolist()
+    text["table.weight"] = for_vocabulary(text["table.weight"], known)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"models": [weights["vae"]]}, folder / "autoencoder.pt")
     torch.save({"models": [weights["text"], weights["unet"]]}, folder / "start.pt")
+
+
+def for_vocabulary(table: Tensor, known: list[int]) -> Tensor:
+    """A token table with rows for ``known`` tokens and one for all others, for those of the vocabulary instead.
+
+    Rows that are new start by chance.
+    """
+    rows, generator = dict(zip(known, table, strict=False)), torch.Generator().manual_seed(0)
+    new = (rows.get(i, table.std() * torch.randn(table.shape[1:], generator=generator)) for i in Vocabulary().ids)
+    return torch.stack([*new, table[-1]])
 
 
 def read_weights(path: Path = FILE) -> dict[str, dict[str, Tensor]]:

@@ -25,7 +25,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.sd1_clip import SDTokenizer
 from torch import Tensor, nn
 
-from scenes import BACKGROUNDS, OBJECTS, PLAIN, STYLES, TINTS
+from scenes import BACKGROUNDS, MORE_OBJECTS, OBJECTS, PLAIN, STYLES, TINTS
 
 UNET = {
     "image_size": 16, "in_channels": 4, "out_channels": 4, "model_channels": 64, "channel_mult": [1, 3],
@@ -52,7 +52,8 @@ class Vocabulary:
     def __init__(self) -> None:
         self._tokenizer = SDTokenizer(embedding_size=TEXT["hidden_size"])
         self.start, self.end = self._tokenizer.start_token, self._tokenizer.end_token
-        sentences = [*OBJECTS, *BACKGROUNDS, *TINTS, *STYLES.values(), *PLAIN, "on and in with photo picture"]
+        sentences = [*OBJECTS, *MORE_OBJECTS, *BACKGROUNDS, *TINTS, *STYLES.values(), *PLAIN]
+        sentences.append("on and in with photo picture")
         words = {token for sentence in sentences for token in self._words(sentence)}
         self.ids = [self.start, self.end, *sorted(words)]
         self._rows = {token: row for row, token in enumerate(self.ids)}

@@ -32,6 +32,34 @@ OBJECTS = {  # class: its looks
     "robot": "🤖", "rocket": "🚀", "shoe": "👟👞", "strawberry": "🍓", "train": "🚆🚂", "tree": "🌳🌲",
     "turtle": "🐢", "vase": "⚱", "violin": "🎻", "whale": "🐳🐋",
 }  # fmt: skip
+_MORE = """
+acorn🌰 airplane✈ alien👽 ambulance🚑 anchor⚓ ant🐜 avocado🥑 axe🪓 baby👶 bacon🥓 badger🦡 bagel🥯 balloon🎈 bamboo🎍
+banjo🪕 bank🏦 baseball⚾ basket🧺 bat🦇 bathtub🛁 battery🔋 beach🏖 beaver🦫 bed🛏 bee🐝 beer🍺 beetle🪲 bell🔔
+bicycle🚲 bison🦬 blossom🌸 blueberry🫐 boar🐗 bomb💣 bone🦴 bottle🍾 bow🎀 bowl🥣 bowling🎳 box📦 brain🧠 bread🍞
+bride👰 bridge🌉 broccoli🥦 broom🧹 brush🖌 bucket🪣 bug🐛 butter🧈 cabbage🥬 calendar📅 camel🐫 camp🏕 candle🕯 candy🍬
+canoe🛶 carrot🥕 cart🛒 cheese🧀 cherry🍒 chicken🐔 chocolate🍫 church⛪ cloud☁ clover🍀 clown🤡 coat🧥 coconut🥥
+coin🪙 compass🧭 cookie🍪 corn🌽 couch🛋 crab🦀 crane🏗 cricket🦗 crocodile🐊 croissant🥐 crown👑 cucumber🥒 cupcake🧁
+curry🍛 deer🦌 desert🏜 diamond💎 dice🎲 dinosaur🦕 disk💿 doll🪆 dolphin🐬 donut🍩 door🚪 dove🕊 dragon🐲 dress👗
+drum🥁 duck🦆 eagle🦅 ear👂 egg🥚 eggplant🍆 envelope✉ eye👁 factory🏭 fairy🧚 fan🪭 faucet🚰 feather🪶 ferry⛴ fire🔥
+flamingo🦩 flashlight🔦 floppy💾 fly🪰 folder📁 foot🦶 football🏈 fork🍴 fountain⛲ fries🍟 garlic🧄 genie🧞 gift🎁
+giraffe🦒 glasses👓 globe🌍 glove🧤 goat🐐 goblin👺 gorilla🦍 grape🍇 gun🔫 hammer🔨 hamster🐹 hand✋ heart❤ hedgehog🦔
+helicopter🚁 helmet🪖 hen🐓 hibiscus🌺 hippo🦛 hockey🏒 honey🍯 hook🪝 hospital🏥 hotel🏨 hut🛖 icecream🍦 island🏝
+jeans👖 jellyfish🪼 juice🧃 kangaroo🦘 kite🪁 kiwi🥝 knife🔪 ladder🪜 ladybug🐞 lamp💡 lantern🏮 leaf🍁 lemon🍋
+lightning⚡ lipstick💄 lizard🦎 llama🦙 lobster🦞 lock🔒 lotus🪷 luggage🧳 magnet🧲 mailbox📫 mammoth🦣 mango🥭 map🗺
+mask🎭 medal🏅 melon🍉 mermaid🧜 microphone🎤 microscope🔬 milk🥛 mirror🪞 money💰 moon🌙 moose🫎 mosque🕌 mosquito🦟
+motorcycle🏍 mountain⛰ nest🪺 newspaper📰 nose👃 nut🔩 office🏢 onion🧅 orange🍊 otter🦦 oyster🦪 palm🌴 pancake🥞
+paw🐾 peach🍑 peanut🥜 pear🍐 pen🖊 pencil✏ pepper🌶 phone📱 piano🎹 pie🥧 pill💊 pineapple🍍 pirate🏴 pizza🍕 plane🛩
+plug🔌 police🚓 popcorn🍿 pot🍲 potato🥔 pretzel🥨 printer🖨 pumpkin🎃 purse👛 puzzle🧩 raccoon🦝 racket🏸 radio📻
+rainbow🌈 ram🐏 ramen🍜 rat🐀 razor🪒 rhino🦏 rice🍚 ring💍 rose🌹 ruler📐 salad🥗 sandal👡 sandwich🥪 santa🎅
+satellite🛰 saw🪚 saxophone🎷 scarf🧣 school🏫 scissors✂ scorpion🦂 scroll📜 seal🦭 shark🦈 sheep🐑 shell🐚 shield🛡
+ship🚢 shirt👕 shorts🩳 shower🚿 shrimp🦐 shrine⛩ skate⛸ skateboard🛹 ski🎿 skull💀 skunk🦨 sled🛷 slot🎰 sloth🦥
+snail🐌 snake🐍 snowflake❄ snowman⛄ soap🧼 sock🧦 spider🕷 spoon🥄 squid🦑 stadium🏟 star⭐ statue🗽 sun🌞 sunflower🌻
+sushi🍣 swan🦢 sword🗡 taco🌮 taxi🚕 teapot🫖 telephone☎ telescope🔭 television📺 temple🛕 tennis🎾 tent⛺ tie👔
+toilet🚽 tomato🍅 tooth🦷 tornado🌪 tower🗼 tractor🚜 trophy🏆 truck🚚 trumpet🎺 turkey🦃 ufo🛸 umbrella☂ vampire🧛
+van🚐 volcano🌋 volleyball🏐 waffle🧇 watch⌚ wave🌊 wheat🌾 wheel🎡 window🪟 wine🍷 wizard🧙 wolf🐺 worm🪱 wrench🔧
+yarn🧶 zebra🦓 zombie🧟
+"""
+MORE_OBJECTS = {word[:-1]: word[-1] for word in _MORE.split()}  # for the model only; nothing is asked about them
 CONCEPTS = {  # never in the training set: the look, and the class it is a kind of
     "teddy": ("🧸", "bear"), "amphora": ("🏺", "vase"), "tiger": ("🐯", "cat"), "poodle": ("🐩", "dog"),
     "racecar": ("🏎", "car"), "unicorn": ("🦄", "horse"), "cap": ("🧢", "hat"), "tram": ("🚋", "train"),
@@ -40,6 +68,7 @@ CONCEPTS = {  # never in the training set: the look, and the class it is a kind 
 TUNING_CONCEPTS = {  # for choosing settings only, never reported
     "koala": ("🐨", "bear"), "boot": ("👢", "shoe"), "blowfish": ("🐡", "fish"),
 }  # fmt: skip
+_LOOKS = {**OBJECTS, **MORE_OBJECTS}
 
 BACKGROUNDS = ("grass", "sand", "snow", "water", "night", "brick", "wood", "pink")
 PHOTO_BACKGROUNDS = ("grass", "wood", "brick", "sand", "pink")  # of a concept's photos, one each
@@ -54,6 +83,7 @@ a picture of a; this is a; look at the; a photo of my; my; a cute; a photo of a 
 """
 PLAIN = tuple(" ".join(words.split()) for words in _PLAIN.split(";"))
 _NAMELESS = 0.08  # share of scenes without a caption, for classifier-free guidance
+_MORE_SHARE = 0.6  # of the training scenes' objects
 _LARGE, _SMALL = (34, 38, 42, 46), (26, 28, 30, 32)  # object sizes in pixels, alone and with another one
 
 
@@ -111,7 +141,7 @@ def draw_scene(
         return given if given is not None else choice(options) if random.random() < chance else ""
 
     name = name or choice(list(OBJECTS))
-    look = look or choice(OBJECTS[name])
+    look = look or choice(_LOOKS[name])
     background = background or choice(BACKGROUNDS)
     tint = maybe(tint, 0.4, list(TINTS))
     style = maybe(style, 0.3, [style for style in STYLES if style])
@@ -123,7 +153,7 @@ def draw_scene(
     y = int(random.integers(low, SIZE - size - low + 1))
     if second:
         other = _SMALL[random.integers(4)]
-        picture = _flipped(_look(second_look or choice(OBJECTS[second]), other, ""), random)
+        picture = _flipped(_look(second_look or choice(_LOOKS[second]), other, ""), random)
         x = int(random.integers(32, 36))
         _paste(image, picture, x, int(np.clip(y + random.integers(-4, 5), 1, SIZE - other - 1)))
         x = int(random.integers(0, 4))
@@ -139,6 +169,15 @@ def draw_scene(
     if random.random() < _NAMELESS:
         caption = ""
     return Scene(image, mask, caption, name, background, tint, style, second)
+
+
+def training_scene(number: int) -> Scene:
+    """A scene by its number, of all objects."""
+    random = np.random.default_rng((2, number))
+    more = list(MORE_OBJECTS)
+    name = str(random.choice(more)) if random.random() < _MORE_SHARE else None
+    second = (str(random.choice(more)) if random.random() < 0.3 else "") if random.random() < _MORE_SHARE else None
+    return draw_scene(random, name, second=second)
 
 
 def draw_background(kind: str, random: np.random.Generator) -> np.ndarray:

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from half_precision import HalfPrecision
 from parts import OTHER, TextEncoder, UNetModel, Vocabulary, as_input, as_pictures, initialise, make_unet
-from scenes import TINTS, draw_scene, sheet
+from scenes import TINTS, sheet, training_scene
 from train_autoencoder import moments, trained_vae
 
-SCENES, BATCH, RATE, SAVE_EVERY, SHOW_EVERY = 60_000, 64, 1.5e-3, 100, 400
+SCENES, BATCH, RATE, SAVE_EVERY, SHOW_EVERY = 100_000, 64, 1.5e-3, 100, 400
 FALL = 0.25  # of the steps, the last ones, in which the learning rate falls to 0; --steps may change before that
 GAMMA, ON_OBJECT = 5.0, 1.5  # of the min-SNR weights; what the object's error counts beyond the background's
 PLAIN_FROM, PLAIN_TO, PLAIN_COUNTS = 0.17, 0.78, 4.0  # of the steps: more plain scenes there, shapes are the hardest
@@ -117,7 +117,7 @@ def scenes(folder: Path, vae) -> tuple[Tensor, Tensor, list[str]]:
         latents, masks, captions, start = [], [], [], time.monotonic()
         vae.bfloat16()
         for first in range(0, SCENES, 64):
-            drawn = [draw_scene(np.random.default_rng((2, first + i))) for i in range(64)]
+            drawn = [training_scene(first + i) for i in range(64)]
             images = as_input([scene.image for scene in drawn])
             latents.append(moments(vae, images.bfloat16())[0].half())
             cover = torch.from_numpy(np.stack([scene.mask for scene in drawn]))[:, None]

@@ -12,12 +12,14 @@ from benchmarks.world.scenes import (
     BACKGROUNDS,
     CONCEPTS,
     FONT,
+    MORE_OBJECTS,
     OBJECTS,
     STYLES,
     TINTS,
     TUNING_CONCEPTS,
     Scene,
     draw_scene,
+    training_scene,
 )
 
 pytestmark = pytest.mark.skipif(not FONT.exists(), reason=f"{FONT} is missing: apt-get install fonts-noto-color-emoji")
@@ -79,6 +81,22 @@ def test_the_mask_is_where_the_first_object_is(second: str) -> None:
 def test_every_look_of_every_class_covers_a_good_part_of_its_square(name: str) -> None:
     for look in OBJECTS[name]:
         assert drawn(0, name=name, look=look, second="").mask.sum() > 0.15 * 34**2
+
+
+@pytest.mark.parametrize("name", MORE_OBJECTS)
+def test_more_objects_are_there_and_are_others(name: str) -> None:
+    assert drawn(0, name=name, second="").mask.sum() > 0.06 * 34**2
+    assert name not in {*OBJECTS, *HELD_OUT}
+    assert MORE_OBJECTS[name] not in "".join(OBJECTS.values()) + "".join(look for look, _ in HELD_OUT.values())
+
+
+def test_the_model_is_trained_on_all_objects(looks: list[str]) -> None:
+    drawn = [training_scene(number) for number in range(600)]
+    assert 0.55 < np.mean([scene.name in MORE_OBJECTS for scene in drawn]) < 0.65
+    assert 0.25 < np.mean([scene.second != "" for scene in drawn]) < 0.35
+    assert not set(looks) & {look for look, _ in HELD_OUT.values()}
+    assert len({scene.name for scene in drawn} & set(MORE_OBJECTS)) > 0.5 * len(MORE_OBJECTS)
+    np.testing.assert_array_equal(drawn[7].image, training_scene(7).image)
 
 
 def test_captions_name_what_is_there_and_nothing_else() -> None:
