@@ -171,9 +171,9 @@ def draw_scene(
     return Scene(image, mask, caption, name, background, tint, style, second)
 
 
-def training_scene(number: int) -> Scene:
+def world_scene(*number: int) -> Scene:
     """A scene by its number, of all objects."""
-    random = np.random.default_rng((2, number))
+    random = np.random.default_rng(number)
     more = list(MORE_OBJECTS)
     name = str(random.choice(more)) if random.random() < _MORE_SHARE else None
     second = (str(random.choice(more)) if random.random() < 0.3 else "") if random.random() < _MORE_SHARE else None
@@ -270,7 +270,7 @@ def photos(concept: str, count: int = len(PHOTO_BACKGROUNDS)) -> list[Scene]:
 
 def captions(count: int) -> list[str]:
     """Of scenes that nothing was trained on, for the covariance; some scenes have none."""
-    drawn = (draw_scene(np.random.default_rng((6, i))).caption for i in range(count))
+    drawn = (world_scene(6, i).caption for i in range(count))
     return [caption for caption in drawn if caption]
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from half_precision import HalfPrecision
 from parts import OTHER, TextEncoder, UNetModel, Vocabulary, as_input, as_pictures, initialise, make_unet
-from scenes import TINTS, sheet, training_scene
+from scenes import TINTS, sheet, world_scene
 from train_autoencoder import moments, trained_vae
 
 SCENES, BATCH, RATE, SAVE_EVERY, SHOW_EVERY = 100_000, 64, 1.5e-3, 100, 400
@@ -117,7 +117,7 @@ def scenes(folder: Path, vae) -> tuple[Tensor, Tensor, list[str]]:
         latents, masks, captions, start = [], [], [], time.monotonic()
         vae.bfloat16()
         for first in range(0, SCENES, 64):
-            drawn = [training_scene(first + i) for i in range(64)]
+            drawn = [world_scene(2, first + i) for i in range(64)]
             images = as_input([scene.image for scene in drawn])
             latents.append(moments(vae, images.bfloat16())[0].half())
             cover = torch.from_numpy(np.stack([scene.mask for scene in drawn]))[:, None]

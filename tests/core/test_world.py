@@ -19,7 +19,7 @@ from benchmarks.world.scenes import (
     TUNING_CONCEPTS,
     Scene,
     draw_scene,
-    training_scene,
+    world_scene,
 )
 
 pytestmark = pytest.mark.skipif(not FONT.exists(), reason=f"{FONT} is missing: apt-get install fonts-noto-color-emoji")
@@ -91,12 +91,12 @@ def test_more_objects_are_there_and_are_others(name: str) -> None:
 
 
 def test_the_model_is_trained_on_all_objects(looks: list[str]) -> None:
-    drawn = [training_scene(number) for number in range(600)]
+    drawn = [world_scene(2, number) for number in range(600)]
     assert 0.55 < np.mean([scene.name in MORE_OBJECTS for scene in drawn]) < 0.65
     assert 0.25 < np.mean([scene.second != "" for scene in drawn]) < 0.35
     assert not set(looks) & {look for look, _ in HELD_OUT.values()}
     assert len({scene.name for scene in drawn} & set(MORE_OBJECTS)) > 0.5 * len(MORE_OBJECTS)
-    np.testing.assert_array_equal(drawn[7].image, training_scene(7).image)
+    np.testing.assert_array_equal(drawn[7].image, world_scene(2, 7).image)
 
 
 def test_captions_name_what_is_there_and_nothing_else() -> None:
