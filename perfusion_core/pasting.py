@@ -1,7 +1,6 @@
 """More pictures of a subject: cut out by its mask and pasted onto others (copy-paste, Ghiasi et al. 2021).
 
-From few photos a concept also learns where in them its subject stands, how large it is and what is behind it. In the
-quality benchmark that is what keeps it from standing second in a prompt.
+From few photos a concept also learns where in them its subject stands, and is lost where it comes second in a prompt.
 """
 
 from __future__ import annotations
