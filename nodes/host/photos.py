@@ -23,6 +23,7 @@ from .text import whole_word
 DEMO_FOLDERS = {f"demo: {name}": Path(__file__).parents[1] / "demo_photos" / name for name in ("teddy", "tiger")}
 _KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 _LONGEST_CAPTION = 64 * 1024  # bytes
+_SHORTER_SIDE = 1024  # pixels, at most, of pictures that are made; a hundred of them must fit into memory
 
 
 def photo_folders() -> list[str]:
@@ -159,6 +160,8 @@ def pasted_photos(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """IMAGE (1, height, width, 3) and MASK (1, height, width) of ``count`` pictures, the photos' subjects in turn.
 
+    Each is as large as its photo, or smaller with 1024 pixels on the shorter side.
+
     images, masks: see ``collected``; backgrounds: batches like those of images. Raises ValueError also where there are
     no masks, and for one that is empty or covers its photo; and the host's cancel.
     """
@@ -173,10 +176,14 @@ def pasted_photos(
         progress.update(i)
         number = i % len(photos)
         photo, background = photos[number][..., :3], places[int(torch.randint(len(places), (), generator=generator))]
-        size = photo.shape[:2]
-        mask = F.interpolate(covers[number][None, None], size=size, mode="bilinear")[0, 0]
+        shrink = min(1, _SHORTER_SIDE / min(photo.shape[:2]))
+        size = [round(side * shrink) for side in photo.shape[:2]]
+        photo, mask = (
+            F.interpolate(x[None], size=size, mode="bilinear", antialias=True)[0].cpu()
+            for x in (photo.movedim(-1, 0), covers[number][None].nan_to_num())
+        )
         try:
-            picture, cover = paste_subject(photo.cpu(), mask.cpu().nan_to_num(), background.cpu(), generator)
+            picture, cover = paste_subject(photo.movedim(0, -1), mask[0], background.cpu(), generator)
         except ValueError as error:
             raise ValueError(
                 f"Photo {number + 1}: {error} Paint the subject white and all else black, or take the photo out."

@@ -509,22 +509,35 @@ def test_subjects_are_pasted_in_turn_onto_the_backgrounds(paste):
     assert prepared.shape == (6, 32, 32, 3) and covers.shape == (6, 32, 32)
 
 
+def test_huge_photos_become_pictures_of_1024_pixels(paste):
+    image, mask = red_subject(1300, 1600)
+    images, masks = paste([image], [mask], [torch.zeros(1, 48, 48, 3)], count=1)
+    assert images[0].shape == (1, 1024, 1260, 3) and masks[0].shape == (1, 1024, 1260)
+    assert 0.6 < masks[0].mean() / mask.mean() < 1.4
+
+
 def test_the_seed_decides_where_subjects_are_pasted(paste):
     image, mask = red_subject(48, 48)
     first, again, other = (paste([image], [mask], [torch.zeros(1, 48, 48, 3)], seed=seed)[1] for seed in (1, 1, 2))
     assert all(map(torch.equal, first, again)) and not all(map(torch.equal, first, other))
 
 
-def test_a_mask_of_another_scale_and_an_alpha_channel_cut_alike(paste):
+def test_an_alpha_channel_cuts_as_its_mask_does(paste):
     image, mask = red_subject(48, 48)
     backgrounds = [torch.zeros(1, 48, 48, 3)]
-    plain = paste([image], [mask], backgrounds)
-    for images, masks in (
-        ([image], [mask.repeat_interleave(2, 1).repeat_interleave(2, 2)]),
-        ([torch.cat([image, mask[..., None]], -1)], []),
-    ):
-        for one, other in zip(plain, paste(images, masks, backgrounds), strict=True):
-            torch.testing.assert_close(torch.cat(one), torch.cat(other))
+    plain, alpha = (
+        paste([image], [mask], backgrounds),
+        paste([torch.cat([image, mask[..., None]], -1)], [], backgrounds),
+    )
+    assert all(map(torch.equal, plain[0], alpha[0])) and all(map(torch.equal, plain[1], alpha[1]))
+
+
+def test_a_mask_of_another_scale_cuts_the_same_subject(paste):
+    image, mask = red_subject(48, 48)
+    double = mask.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    for made, where in zip(*paste([image], [double], [torch.zeros(1, 48, 48, 3)]), strict=True):
+        assert where.shape == (1, 48, 48) and 0.6 < where.sum() / mask.sum() < 1.4
+        torch.testing.assert_close(made[where == 1], torch.tensor([1.0, 0, 0]).expand(int((where == 1).sum()), 3))
 
 
 @pytest.mark.parametrize(
