@@ -171,19 +171,14 @@ def pasted_photos(
         raise ValueError("There are no masks, so nothing says what to cut out. Connect one mask per photo.")
     if not all(torch.isfinite(place).all() for place in places):
         raise ValueError("A background holds NaN. Look at the node that makes it.")
+    subjects = [_limited(photo[..., :3], cover) for photo, cover in zip(photos, covers, strict=True)]
     generator, progress, pictures, where = torch.Generator().manual_seed(seed), Progress(count, node_id), [], []
     for i in range(count):
         progress.update(i)
-        number = i % len(photos)
-        photo, background = photos[number][..., :3], places[int(torch.randint(len(places), (), generator=generator))]
-        shrink = min(1, _SHORTER_SIDE / min(photo.shape[:2]))
-        size = [round(side * shrink) for side in photo.shape[:2]]
-        photo, mask = (
-            F.interpolate(x[None], size=size, mode="bilinear", antialias=True)[0].cpu()
-            for x in (photo.movedim(-1, 0), covers[number][None].nan_to_num())
-        )
+        number = i % len(subjects)
+        background = places[int(torch.randint(len(places), (), generator=generator))]
         try:
-            picture, cover = paste_subject(photo.movedim(0, -1), mask[0], background.cpu(), generator)
+            picture, cover = paste_subject(*subjects[number], background.cpu(), generator)
         except ValueError as error:
             raise ValueError(
                 f"Photo {number + 1}: {error} Paint the subject white and all else black, or take the photo out."
@@ -191,6 +186,17 @@ def pasted_photos(
         pictures.append(picture[None])
         where.append(cover[None])
     return pictures, where
+
+
+def _limited(photo: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """A photo (height, width, 3), with _SHORTER_SIDE if it has more, and its mask, of that size, on the CPU."""
+    shrink = min(1, _SHORTER_SIDE / min(photo.shape[:2]))
+    size = [round(side * shrink) for side in photo.shape[:2]]
+    photo, mask = (
+        F.interpolate(x[None], size=size, mode="bilinear", antialias=True)[0].cpu()
+        for x in (photo.movedim(-1, 0), mask[None].nan_to_num())
+    )
+    return photo.movedim(0, -1), mask[0]
 
 
 def _check_shape(mask: Tensor, photo: Tensor, number: int) -> None:
