@@ -19,7 +19,7 @@ from .host import clipseg, files, routes, scorers
 from .info import PerfusionConceptInfo
 from .load import PerfusionLoader, PerfusionSaveConcept
 from .maps import PerfusionGateMap
-from .photos import PerfusionLoadPhotos, PerfusionMasksFromText
+from .photos import PerfusionLoadPhotos, PerfusionMasksFromText, PerfusionPasteSubject
 from .score import PerfusionScore
 from .sweep import PerfusionSweep
 from .train import PerfusionTrainConcept
@@ -44,6 +44,7 @@ class PerfusionExtension(ComfyExtension):
             PerfusionAttentionMap,
             PerfusionLoadPhotos,
             PerfusionMasksFromText,
+            PerfusionPasteSubject,
             PerfusionTrainConcept,
             PerfusionCovariance,
             PerfusionImportCovariance,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .host.clipseg import CLIPSEG, FOLDER, clipseg_folder, clipseg_names, find_subject
-from .host.photos import load_caption, load_photo, photo_files, photo_folders
+from .host.photos import load_caption, load_photo, pasted_photos, photo_files, photo_folders
 from .schema import CATEGORY
 
 
@@ -92,3 +92,50 @@ class PerfusionMasksFromText(io.ComfyNode):
         photos = [photo for batch in images for photo in batch]
         masks, report = find_subject(photos, subject[0].strip(), clipseg_folder(model[0]), cls.hidden.unique_id)
         return io.NodeOutput(masks, report)
+
+
+class PerfusionPasteSubject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PerfusionPasteSubject",
+            display_name="Perfusion Paste Subject",
+            category=CATEGORY,
+            description="Makes more photos of few: the subject, cut out by its mask, in other places on other "
+            "pictures. A concept trained on them learns less of where its subject stood, and keeps its place beside "
+            "others.",
+            search_aliases=["augment", "copy paste", "more photos"],
+            is_input_list=True,
+            inputs=[
+                io.Image.Input("images", tooltip="Photos of your subject, as a batch or a list of any sizes."),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="One mask per photo, white where the subject is, which is whole in the photo. Not "
+                    "connected: the photos' fourth channel.",
+                ),
+                io.Image.Input(
+                    "backgrounds",
+                    tooltip="Pictures without the subject, such as photos of rooms and landscapes; the more, the "
+                    "better.",
+                ),
+                io.Int.Input("count", default=100, min=1, max=1000, tooltip="Pictures to make."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**53 - 1,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="The same seed gives the same pictures.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", is_output_list=True),
+                io.Mask.Output(display_name="masks", is_output_list=True),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, images, backgrounds, count, seed, masks=()) -> io.NodeOutput:
+        return io.NodeOutput(*pasted_photos(images, masks, backgrounds, count[0], seed[0], cls.hidden.unique_id))

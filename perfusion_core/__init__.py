@@ -5,6 +5,7 @@ from .concept import Concept
 from .concept_file import ConceptFileError, load_concept, save_concept
 from .covariance import Covariance
 from .edit import ConceptSet, EditedEncoding
+from .pasting import paste_subject
 from .training import EncodedPrompts, Trainee, Training, TrainingSettings, draw_timesteps, masked_mse, train_concept
 from .training_file import load_training, save_training
 from .wiring import Wiring, cross_attention_layers
@@ -27,6 +28,7 @@ __all__ = [
     "load_concept",
     "load_training",
     "masked_mse",
+    "paste_subject",
     "save_concept",
     "save_training",
     "train_concept",

@@ -10,16 +10,20 @@ import comfy.utils
 import folder_paths
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ...perfusion_core import paste_subject
 from .files import input_path
+from .progress import Progress
 from .text import whole_word
 
 # What Load Photos offers beside the input directory
 DEMO_FOLDERS = {f"demo: {name}": Path(__file__).parents[1] / "demo_photos" / name for name in ("teddy", "tiger")}
 _KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 _LONGEST_CAPTION = 64 * 1024  # bytes
+_SHORTER_SIDE = 1024  # pixels, at most, of pictures that are made; a hundred of them must fit into memory
 
 
 def photo_folders() -> list[str]:
@@ -99,12 +103,12 @@ def caption_texts(captions: Sequence[str], count: int, trigger: str, superclass:
     return texts
 
 
-def prepare_photos(images: Sequence[Tensor], masks: Sequence[Tensor], size: int) -> tuple[Tensor, Tensor | None]:
-    """Crops every photo to a square and scales it: IMAGE (n, size, size, 3), MASK (n, size, size) or None.
+def collected(images: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Photos (height, width, 3 or 4) and their masks (height, width), or no masks.
 
     images: batches (b, height, width, 3), each of its own size. masks: one mask (height, width) per photo of the
-    photo's shape, any scale, or none: then a fourth channel of the images is the mask. The square is where most of the
-    mask is, without masks the middle. Raises ValueError when they do not match or a mask is empty.
+    photo's shape, any scale, or none: then a fourth channel of the images is the mask. Raises ValueError when they do
+    not match, and for NaN.
     """
     photos = [photo for batch in images for photo in batch.float()]
     covers = [mask for batch in masks for mask in (batch if batch.ndim == 3 else batch[None]).float()]
@@ -119,6 +123,16 @@ def prepare_photos(images: Sequence[Tensor], masks: Sequence[Tensor], size: int)
             raise ValueError(f"Photo {i + 1} holds NaN. Look at the node that makes it.")
         if covers:
             _check_shape(covers[i], photo, i + 1)
+    return photos, covers
+
+
+def prepare_photos(images: Sequence[Tensor], masks: Sequence[Tensor], size: int) -> tuple[Tensor, Tensor | None]:
+    """Crops every photo to a square and scales it: IMAGE (n, size, size, 3), MASK (n, size, size) or None.
+
+    images, masks: see ``collected``. The square is where most of the mask is, without masks the middle. Raises
+    ValueError when they do not match or a mask is empty.
+    """
+    photos, covers = collected(images, masks)
     places = list(map(_place, covers)) or [0.5] * len(photos)
     squares = [_square(x.movedim(-1, 0)[None, :3], place, size) for x, place in zip(photos, places, strict=True)]
     square_photos = torch.cat(squares).movedim(1, -1)
@@ -134,6 +148,55 @@ def prepare_photos(images: Sequence[Tensor], masks: Sequence[Tensor], size: int)
                 "transparency)."
             )
     return square_photos, square_covers
+
+
+def pasted_photos(
+    images: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    backgrounds: Sequence[Tensor],
+    count: int,
+    seed: int,
+    node_id: str | None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """IMAGE (1, height, width, 3) and MASK (1, height, width) of ``count`` pictures, the photos' subjects in turn.
+
+    Each is as large as its photo, or smaller with 1024 pixels on the shorter side.
+
+    images, masks: see ``collected``; backgrounds: batches like those of images. Raises ValueError also where there are
+    no masks, and for one that is empty or covers its photo; and the host's cancel.
+    """
+    photos, covers = collected(images, masks)
+    places = [background[..., :3] for batch in backgrounds for background in batch.float()]
+    if not covers:
+        raise ValueError("There are no masks, so nothing says what to cut out. Connect one mask per photo.")
+    if not all(torch.isfinite(place).all() for place in places):
+        raise ValueError("A background holds NaN. Look at the node that makes it.")
+    subjects = [_limited(photo[..., :3], cover) for photo, cover in zip(photos, covers, strict=True)]
+    generator, progress, pictures, where = torch.Generator().manual_seed(seed), Progress(count, node_id), [], []
+    for i in range(count):
+        progress.update(i)
+        number = i % len(subjects)
+        background = places[int(torch.randint(len(places), (), generator=generator))]
+        try:
+            picture, cover = paste_subject(*subjects[number], background.cpu(), generator)
+        except ValueError as error:
+            raise ValueError(
+                f"Photo {number + 1}: {error} Paint the subject white and all else black, or take the photo out."
+            ) from None
+        pictures.append(picture[None])
+        where.append(cover[None])
+    return pictures, where
+
+
+def _limited(photo: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """A photo (height, width, 3), with _SHORTER_SIDE if it has more, and its mask, of that size, on the CPU."""
+    shrink = min(1, _SHORTER_SIDE / min(photo.shape[:2]))
+    size = [round(side * shrink) for side in photo.shape[:2]]
+    photo, mask = (
+        F.interpolate(x[None], size=size, mode="bilinear", antialias=True)[0].cpu()
+        for x in (photo.movedim(-1, 0), mask[None].nan_to_num())
+    )
+    return photo.movedim(0, -1), mask[0]
 
 
 def _check_shape(mask: Tensor, photo: Tensor, number: int) -> None:

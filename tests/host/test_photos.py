@@ -1,5 +1,8 @@
 """Photos, their masks and captions: read from folders, matched, and cropped for training."""
 
+import types
+
+import comfy.model_management
 import comfy.utils
 import folder_paths
 import numpy as np
@@ -14,7 +17,7 @@ from comfyui_perfusion.nodes.host.photos import (
     photo_folders,
     prepare_photos,
 )
-from comfyui_perfusion.nodes.photos import PerfusionLoadPhotos
+from comfyui_perfusion.nodes.photos import PerfusionLoadPhotos, PerfusionPasteSubject
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -470,3 +473,91 @@ def test_what_is_no_number_does_not_move_the_square():
     mask[0, 0] = torch.nan
     with pytest.raises(ValueError, match="mask of photo 1"):
         prepare_photos([noise(1, 64, 256, 3)], [mask], 64)
+
+
+@pytest.fixture
+def paste(monkeypatch):
+    """Perfusion Paste Subject as the host runs it: every input is a list."""
+    monkeypatch.setattr(PerfusionPasteSubject, "hidden", types.SimpleNamespace(unique_id=None))
+
+    def run(images, masks, backgrounds, count=6, seed=0):
+        return PerfusionPasteSubject.execute(images, backgrounds, [count], [seed], masks).args
+
+    return run
+
+
+def red_subject(height, width):
+    """IMAGE and MASK of a red box in the middle of a white photo."""
+    image, mask = torch.ones(1, height, width, 3), torch.zeros(1, height, width)
+    rows, columns = slice(height // 3, 2 * height // 3), slice(width // 3, 2 * width // 3)
+    image[0, rows, columns], mask[0, rows, columns] = torch.tensor([1.0, 0, 0]), 1
+    return image, mask
+
+
+def test_subjects_are_pasted_in_turn_onto_the_backgrounds(paste):
+    (small, small_mask), (large, large_mask) = red_subject(48, 48), red_subject(60, 90)
+    backgrounds = [torch.zeros(2, 30, 40, 3), torch.full((1, 90, 20, 4), 0.5)]
+    images, masks = paste([small, large], [small_mask, large_mask], backgrounds)
+    assert [tuple(image.shape) for image in images] == [(1, 48, 48, 3), (1, 60, 90, 3)] * 3
+    shades = set()
+    for image, mask in zip(images, masks, strict=True):
+        assert mask.shape == image.shape[:3]
+        torch.testing.assert_close(image[mask == 1], torch.tensor([1.0, 0, 0]).expand(int((mask == 1).sum()), 3))
+        shades |= set(image[mask == 0].flatten().tolist())
+    assert shades == {0.0, 0.5}
+    prepared, covers = prepare_photos(images, masks, 32)  # the trainer takes them
+    assert prepared.shape == (6, 32, 32, 3) and covers.shape == (6, 32, 32)
+
+
+def test_huge_photos_become_pictures_of_1024_pixels(paste):
+    image, mask = red_subject(1300, 1600)
+    images, masks = paste([image], [mask], [torch.zeros(1, 48, 48, 3)], count=1)
+    assert images[0].shape == (1, 1024, 1260, 3) and masks[0].shape == (1, 1024, 1260)
+    assert 0.6 < masks[0].mean() / mask.mean() < 1.4
+
+
+def test_the_seed_decides_where_subjects_are_pasted(paste):
+    image, mask = red_subject(48, 48)
+    first, again, other = (paste([image], [mask], [torch.zeros(1, 48, 48, 3)], seed=seed)[1] for seed in (1, 1, 2))
+    assert all(map(torch.equal, first, again)) and not all(map(torch.equal, first, other))
+
+
+def test_an_alpha_channel_cuts_as_its_mask_does(paste):
+    image, mask = red_subject(48, 48)
+    backgrounds = [torch.zeros(1, 48, 48, 3)]
+    plain, alpha = (
+        paste([image], [mask], backgrounds),
+        paste([torch.cat([image, mask[..., None]], -1)], [], backgrounds),
+    )
+    assert all(map(torch.equal, plain[0], alpha[0])) and all(map(torch.equal, plain[1], alpha[1]))
+
+
+def test_a_mask_of_another_scale_cuts_the_same_subject(paste):
+    image, mask = red_subject(48, 48)
+    double = mask.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    for made, where in zip(*paste([image], [double], [torch.zeros(1, 48, 48, 3)]), strict=True):
+        assert where.shape == (1, 48, 48) and 0.6 < where.sum() / mask.sum() < 1.4
+        torch.testing.assert_close(made[where == 1], torch.tensor([1.0, 0, 0]).expand(int((where == 1).sum()), 3))
+
+
+@pytest.mark.parametrize(
+    ("mask", "background", "message"),
+    [
+        (None, 0.0, "There are no masks"),
+        (torch.zeros(1, 8, 8), 0.0, "Photo 1: The mask is empty"),
+        (torch.ones(1, 8, 8), 0.0, "Photo 1: The mask covers the whole photo"),
+        (torch.full((1, 8, 8), torch.nan), 0.0, "Photo 1: The mask is empty"),
+        (torch.eye(8)[None], torch.nan, "A background holds NaN"),
+        (torch.zeros(1, 8, 16), 0.0, "not the same shape"),
+    ],
+)
+def test_what_cannot_be_pasted_is_named(paste, mask, background, message):
+    with pytest.raises(ValueError, match=message):
+        paste([torch.rand(1, 8, 8, 3)], [] if mask is None else [mask], [torch.full((1, 8, 8, 3), background)])
+
+
+def test_pasting_can_be_cancelled(paste):
+    image, mask = red_subject(48, 48)
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        paste([image], [mask], [torch.zeros(1, 48, 48, 3)])
