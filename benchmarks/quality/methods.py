@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from half_precision import HalfPrecision
-from painter import Painter, PainterTrainee, Task
+from painter import Painter, PainterTrainee, Task, pasted
 from perfusion_core import Concept, ConceptSet, Training, TrainingSettings, Wiring, cross_attention_layers
 from perfusion_core.captions import TEMPLATES
 from perfusion_core.edit import BETA, TEMPERATURE
@@ -46,6 +46,16 @@ class Learned(Protocol):
 
 
 Method = Callable[[Painter, Task, int], Learned]
+
+
+@dataclass(frozen=True)
+class Pasted:
+    """A method that does not train on the photos but on pictures with their subject pasted onto other backgrounds."""
+
+    method: Method
+
+    def __call__(self, painter: Painter, task: Task, seed: int) -> Learned:
+        return self.method(painter, replace(task, photos=pasted(task.photos)), seed)
 
 
 # Perfusion

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,13 +12,14 @@ from torch import Tensor
 
 from export import read_weights
 from parts import OTHER, TextEncoder, Vocabulary, as_input, as_pictures, make_unet, make_vae, word_counts
-from perfusion_core import EncodedPrompts, Wiring, cross_attention_layers, draw_timesteps, masked_mse
+from perfusion_core import EncodedPrompts, Wiring, cross_attention_layers, draw_timesteps, masked_mse, paste_subject
 from perfusion_core.captions import TEMPLATES
-from scenes import CONCEPTS, PHOTO_BACKGROUNDS, TUNING_CONCEPTS, Scene, photos
+from scenes import BACKGROUNDS, CONCEPTS, PHOTO_BACKGROUNDS, TUNING_CONCEPTS, Scene, draw_background, photos
 from train_autoencoder import moments
 from train_diffusion import ALPHAS, TIMESTEPS
 
 SAMPLING_STEPS, GUIDANCE = 15, 5.0
+PASTED, PASTED_ON = 100, 32  # pictures made of a concept's photos, and the empty backgrounds for them
 _SIGMAS = ((1 - ALPHAS) / ALPHAS).sqrt()
 
 
@@ -141,6 +142,22 @@ class Task:
 def task(name: str, count: int = len(PHOTO_BACKGROUNDS)) -> Task:
     _, superclass = {**CONCEPTS, **TUNING_CONCEPTS}[name]
     return Task(name, superclass, tuple(photos(name, count)))
+
+
+def pasted(photos: Sequence[Scene]) -> tuple[Scene, ...]:
+    """What *Perfusion Paste Subject* makes of photos: the subject elsewhere on other backgrounds; mirrored, too."""
+    kinds = [BACKGROUNDS[i % len(BACKGROUNDS)] for i in range(PASTED_ON)]
+    empty = [torch.from_numpy(draw_background(kind, np.random.default_rng((8, i)))) for i, kind in enumerate(kinds)]
+    made, generator = [], torch.Generator().manual_seed(0)
+    for i in range(PASTED):
+        scene = photos[i % len(photos)]
+        background = empty[int(torch.randint(PASTED_ON, (), generator=generator))]
+        picture, mask = paste_subject(
+            torch.from_numpy(scene.image), torch.from_numpy(scene.mask), background, generator
+        )
+        for image, where in ((picture, mask), (picture.flip(1), mask.flip(1))):
+            made.append(replace(scene, image=image.numpy(), mask=where.numpy()))
+    return tuple(made)
 
 
 class PainterTrainee:

@@ -35,6 +35,7 @@ from methods import (
     LearnedWeights,
     Lora,
     Method,
+    Pasted,
     Perfusion,
     Reused,
     TextualInversion,
@@ -46,7 +47,7 @@ from perfusion_core import Concept, load_concept, save_concept
 from scenes import CONCEPTS, sheet
 
 SEEDS = (0, 1, 2)
-LORA = "lora, rank 4"
+LORAS = "lora, rank 4", "lora, rank 4, pasted"
 PAIRED = ("a photo of a {} and a {} on grass", "a photo of a {} and a {} on snow", "a {} and a {} on wood",
           "a photo of a {} and a {} on pink")  # fmt: skip
 THREE = ("a photo of a {} and a {} and a {} on grass", "a {} and a {} and a {} on snow")
@@ -57,16 +58,18 @@ def methods(inverse: Tensor, trained: Callable[[str, int], Concept]) -> dict[str
     """inverse: C^-1, (d, d). trained: what the first method learned of a concept with a seed."""
     plain = Perfusion(inverse)
     return {
-        "perfusion": plain,
+        "perfusion": Pasted(plain),
         "perfusion, by strength": Reused(trained, by_strength=True),
         "perfusion, global lock, by strength": Reused(trained, key_lock=1.0, by_strength=True),
         "perfusion, global lock": Reused(trained, key_lock=1.0),
-        "perfusion, trained keys": replace(plain, kind=FreeKeyTraining),
-        "perfusion, no mask": replace(plain, outside=1.0),
-        "perfusion, no gate": replace(plain, betas=STRENGTHS, kind=UngatedTraining),
+        "perfusion, photos alone": plain,
+        "perfusion, trained keys": Pasted(replace(plain, kind=FreeKeyTraining)),
+        "perfusion, no mask": Pasted(replace(plain, outside=1.0)),
+        "perfusion, no gate": Pasted(replace(plain, betas=STRENGTHS, kind=UngatedTraining)),
         "textual inversion": TextualInversion(),
         "lora, rank 1": Lora(1),
-        LORA: Lora(4),
+        "lora, rank 4": Lora(4),
+        "lora, rank 4, pasted": Pasted(Lora(4)),
         "custom diffusion": FineTune(r"attn2\.to_[kv]\.", 4e-4, embedding_rate=0.006),
         "dreambooth": FineTune("", 6e-4),
     }
@@ -86,12 +89,12 @@ def ablations(inverse: Tensor) -> dict[str, Method]:
         "twice the steps": {"steps": 2 * plain.settings.steps},
         "100 steps of 16 pictures": {"steps": 100, "batch_size": 16},
     }
-    settings = {name: replace(plain, settings=replace(plain.settings, **change)) for name, change in changed.items()}
-    return {
+    found = {
         "nothing counts outside the mask": replace(plain, outside=0.0),
         "all timesteps": replace(plain, min_timestep=0),
-        **settings,
+        **{name: replace(plain, settings=replace(plain.settings, **change)) for name, change in changed.items()},
     }
+    return {name: Pasted(method) for name, method in found.items()}
 
 
 def main() -> None:
@@ -130,7 +133,7 @@ class Bench:
         for name in (name for name in list(CONCEPTS)[::5] if name in names):
             for label, method in ablations(self.inverse).items():
                 self.once(f"{label} - {name} - 0", lambda: self.train(label, method, name, 0))  # noqa: B023
-            one = Perfusion(self.inverse)
+            one = Pasted(Perfusion(self.inverse))
             self.once(f"one photo - {name} - 0", lambda: self.train("one photo", one, name, 0, photos=1))  # noqa: B023
         if len(names) < len(CONCEPTS):
             return
@@ -171,15 +174,17 @@ class Bench:
 
     def keep(self, label: str, name: str, seed: int, learned: Learned) -> None:
         """What is combined later."""
-        path = self.folder / "learned" / f"{name} - {seed}"
         if label == "perfusion" and isinstance(learned, LearnedConcepts):
-            save_concept(learned.concepts[0], path.with_name(f"{path.name}.safetensors"))
-        elif label == LORA and isinstance(learned, LearnedWeights):
+            save_concept(learned.concepts[0], self.path(label, name, seed))
+        elif label in LORAS and isinstance(learned, LearnedWeights):
             embedding, weights = learned.versions[1.0]
-            save_file({"embedding": embedding, **weights}, path.with_name(f"{path.name}.lora.safetensors"))
+            save_file({"embedding": embedding, **weights}, self.path(label, name, seed))
+
+    def path(self, label: str, name: str, seed: int) -> Path:
+        return self.folder / "learned" / f"{label} - {name} - {seed}.safetensors"
 
     def concept(self, name: str, seed: int) -> Concept:
-        return load_concept(self.folder / "learned" / f"{name} - {seed}.safetensors")
+        return load_concept(self.path("perfusion", name, seed))
 
     def gates(self, seed: int) -> list[dict[str, Any]]:
         inverses = {label: inverse_covariance(self.painter, *choice) for label, choice in COVARIANCES.items()}
@@ -208,7 +213,7 @@ class Bench:
                 "perfusion": LearnedConcepts(concepts, (COMBINED_BETA,)),
                 "perfusion, half global lock": LearnedConcepts(concepts, (COMBINED_BETA,), key_lock=0.5),
                 "perfusion, global lock": LearnedConcepts(concepts, (COMBINED_BETA,), key_lock=1.0),
-                LORA: summed(self.painter, [self.lora(name, seed) for name in together]),
+                **{label: summed(self.painter, [self.lora(label, name, seed) for name in together]) for label in LORAS},
             }
             for label, one in learned.items():
                 start = noise(len(sentences), seed)
@@ -219,8 +224,8 @@ class Bench:
                 found.append({"method": label, "concepts": together, "seed": seed, **scores})
         return found
 
-    def lora(self, name: str, seed: int) -> LearnedWeights:
-        weights = load_file(self.folder / "learned" / f"{name} - {seed}.lora.safetensors")
+    def lora(self, label: str, name: str, seed: int) -> LearnedWeights:
+        weights = load_file(self.path(label, name, seed))
         subject = task(name)
         phrase = f"{subject.trigger} {subject.superclass}"
         return LearnedWeights(phrase, subject.trigger, 0, {1.0: (weights.pop("embedding"), weights)})

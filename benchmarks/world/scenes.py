@@ -5,6 +5,7 @@ Everything about it follows from one random generator, its caption says what is 
 
     python benchmarks/world/scenes.py sheet sheet.png                       # a look at it
     python benchmarks/world/scenes.py photos nodes/demo_photos teddy tiger  # photos of concepts, for the demo
+    python benchmarks/world/scenes.py captions scripts/demo_captions.txt  # for its covariance
 """
 
 from __future__ import annotations
@@ -287,7 +288,8 @@ if __name__ == "__main__":
     if what == "photos":
         for name in names:
             save_photos(name, Path(target) / name)
-        (Path(target) / "captions.txt").write_text("\n".join(captions(1000)) + "\n")
+    elif what == "captions":
+        Path(target).write_text("\n".join(captions(1000)) + "\n")
     else:
         random = np.random.default_rng(0)
         shown = [draw_scene(random) for _ in range(48)]

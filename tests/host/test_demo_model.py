@@ -36,7 +36,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from parts import TextEncoder, Vocabulary, make_unet
 from safetensors.torch import load_file
-from scenes import BACKGROUNDS, OBJECTS, STYLES, TINTS
+from scenes import BACKGROUNDS, MORE_OBJECTS, OBJECTS, STYLES, TINTS
 
 stored = load_file(sys.argv[2])
 vocabulary, text, unet = Vocabulary(), TextEncoder(len(stored["text.embeddings.token_embedding.weight"])), make_unet()
@@ -55,7 +55,7 @@ with torch.no_grad():
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     predicted = unet(noise, torch.tensor([20, 800]), encodings[:2], transformer_options={})
 torch.save({"encodings": encodings, "noise": noise, "predicted": predicted}, sys.argv[3])
-print(json.dumps([*OBJECTS, *BACKGROUNDS, *TINTS, *filter(None, STYLES.values())]))
+print(json.dumps([*OBJECTS, *MORE_OBJECTS, *BACKGROUNDS, *TINTS, *filter(None, STYLES.values())]))
 """
 
 # In a process of its own, too: new words with known words' embeddings stand where these would.
