@@ -62,7 +62,6 @@ def methods(inverse: Tensor, trained: Callable[[str, int], Concept]) -> dict[str
         "perfusion, by strength": Reused(trained, by_strength=True),
         "perfusion, global lock, by strength": Reused(trained, key_lock=1.0, by_strength=True),
         "perfusion, global lock": Reused(trained, key_lock=1.0),
-        "perfusion, photos alone": plain,
         "perfusion, trained keys": Pasted(replace(plain, kind=FreeKeyTraining)),
         "perfusion, no mask": Pasted(replace(plain, outside=1.0)),
         "perfusion, no gate": Pasted(replace(plain, betas=STRENGTHS, kind=UngatedTraining)),
@@ -94,7 +93,7 @@ def ablations(inverse: Tensor) -> dict[str, Method]:
         "all timesteps": replace(plain, min_timestep=0),
         **{name: replace(plain, settings=replace(plain.settings, **change)) for name, change in changed.items()},
     }
-    return {name: Pasted(method) for name, method in found.items()}
+    return {"photos alone": plain, **{name: Pasted(method) for name, method in found.items()}}
 
 
 def main() -> None:
