@@ -74,9 +74,43 @@ assert torch.equal(encoding, plain) and position.tolist() == [5]
 """
 
 
-def test_the_benchmark_puts_several_new_words_where_they_stand():
+# A model that knew fewer words is trained further: their rows stay, and so does the row of all others.
+FEWER_WORDS = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import torch
+from export import for_vocabulary
+from parts import Vocabulary
+
+ids, table = Vocabulary().ids, torch.arange(6.0).reshape(3, 2)
+found = for_vocabulary(table, [ids[7], ids[3]])
+assert found.shape == (len(ids) + 1, 2) == (len(Vocabulary()), 2)
+assert [found[7].tolist(), found[3].tolist(), found[-1].tolist()] == table.tolist()
+assert len(found.unique(dim=0)) == len(found)
+"""
+
+# The benchmark's pasted pictures: each as it is, and mirrored.
+PASTED = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import numpy as np
+from painter import pasted, task
+
+photos = task("teddy").photos
+made = pasted(photos)
+assert len(made) == 200
+for one, mirrored in zip(made[::2], made[1::2], strict=True):
+    assert np.array_equal(one.image[:, ::-1], mirrored.image) and np.array_equal(one.mask[:, ::-1], mirrored.mask)
+sizes = [scene.mask.sum() / photo.mask.sum() for scene, photo in zip(made[::2], photos * 20, strict=True)]
+assert 0.85**2 * 0.9 < min(sizes) < max(sizes) < 1.15**2 * 1.1
+assert len({scene.image[0, 0].tobytes() for scene in made}) > 20
+"""
+
+
+@pytest.mark.parametrize("check", [NEW_WORDS, FEWER_WORDS, PASTED], ids=["new words", "fewer words", "pasted"])
+def test_the_benchmark_does_what_it_says(check):
     folders = [str(REPO / folder) for folder in ("", "benchmarks/world", "benchmarks/quality")]
-    subprocess.run([sys.executable, "-c", NEW_WORDS, *folders], check=True, capture_output=True, text=True)
+    subprocess.run([sys.executable, "-c", check, *folders], check=True, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
