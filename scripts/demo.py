@@ -24,7 +24,7 @@ KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 # For the demo model, whose pictures are 64 times smaller than Stable Diffusion's
 TRAINING = {
     "steps": 400, "batch_size": 4, "accumulation": 1, "seed": 0, "flip": False,
-    "learning_rate_values": 0.1, "learning_rate_embedding": 0.006, "unmasked_weight": 0.3,
+    "learning_rate_values": 0.05, "learning_rate_embedding": 0.006, "unmasked_weight": 0.3, "min_timestep": 100,
     "checkpoint_every": 100, "previews": "a photo of a {} on snow",
 }  # fmt: skip
 PROMPTS = (

@@ -281,7 +281,7 @@ class TextualInversion:
     """A new word and nothing else (Gal et al. 2022)."""
 
     rate: float = 0.005
-    batch: int = 8
+    batch: int = 4
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedWeights:
         run = _Run(painter, task, seed, task.trigger, self.batch, task.superclass, self.rate)
@@ -299,9 +299,9 @@ class Lora:
     """A low-rank change of to_k and to_v beside a new word before the superclass; its strength is swept."""
 
     rank: int
-    rate: float = 0.001
+    rate: float = 0.0005
     embedding_rate: float = 0.006
-    batch: int = 16
+    batch: int = 4
     strengths: Sequence[float] = STRENGTHS
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedWeights:
@@ -356,7 +356,7 @@ class FineTune:
     part: str  # a pattern of module names; "" are all
     rate: float
     embedding_rate: float = 0.0
-    batch: int = 16
+    batch: int = 4
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedWeights:
         phrase = f"{task.trigger} {task.superclass}"

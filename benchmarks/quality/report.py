@@ -58,8 +58,8 @@ def summary(found: Mapping[str, Any], trained: Sequence[Record]) -> dict[str, An
     methods, ablations, anchors = defaultdict(list), defaultdict(list), found["anchors"]
     for record in trained:
         methods[record["method"]].append(record)
-    whole = max(map(len, methods.values()))
-    for name in [name for name, records in methods.items() if len(records) < whole]:
+    concepts = {name: len({record["concept"] for record in records}) for name, records in methods.items()}
+    for name in [name for name, count in concepts.items() if count < max(concepts.values())]:
         ablations[name] = methods.pop(name)
     compared = {(record["concept"], record["seed"]) for records in ablations.values() for record in records}
     ablations[UNCHANGED] = [r for r in methods["perfusion"] if (r["concept"], r["seed"]) in compared]

@@ -66,11 +66,11 @@ def methods(inverse: Tensor, trained: Callable[[str, int], Concept]) -> dict[str
         "perfusion, no mask": Pasted(replace(plain, outside=1.0)),
         "perfusion, no gate": Pasted(replace(plain, betas=STRENGTHS, kind=UngatedTraining)),
         "textual inversion": TextualInversion(),
-        "lora, rank 1": Lora(1),
+        "lora, rank 1": Lora(1, rate=0.001),
         "lora, rank 4": Lora(4),
         "lora, rank 4, pasted": Pasted(Lora(4)),
-        "custom diffusion": FineTune(r"attn2\.to_[kv]\.", 4e-4, embedding_rate=0.006),
-        "dreambooth": FineTune("", 6e-4),
+        "custom diffusion": FineTune(r"attn2\.to_[kv]\.", 2e-4, embedding_rate=0.006),
+        "dreambooth": FineTune("", 6e-4, batch=16),
     }
 
 

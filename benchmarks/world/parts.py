@@ -29,8 +29,8 @@ from scenes import BACKGROUNDS, MORE_OBJECTS, OBJECTS, PLAIN, STYLES, TINTS
 
 UNET = {
     "image_size": 16, "in_channels": 4, "out_channels": 4, "model_channels": 64, "channel_mult": [1, 3],
-    "num_res_blocks": [1, 1], "transformer_depth": [0, 1], "transformer_depth_middle": 1,
-    "transformer_depth_output": [0, 0, 1, 1], "context_dim": 192, "num_heads": 4, "num_head_channels": -1,
+    "num_res_blocks": [1, 1], "transformer_depth": [1, 1], "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1, 1, 1], "context_dim": 192, "num_heads": 4, "num_head_channels": -1,
     "use_spatial_transformer": True, "use_linear_in_transformer": False, "legacy": False,
 }  # fmt: skip
 TEXT = {

@@ -60,7 +60,7 @@ def main() -> None:
     initialise(unet, zero=_starting_at_zero(unet))
     if (options.folder / "start.pt").exists():  # see export.py --restore
         for model, state in zip((text, unet), torch.load(options.folder / "start.pt")["models"], strict=True):
-            model.load_state_dict(state)
+            model.load_state_dict(state, strict=False)  # layers that it does not have start as above
         for (word,), (other,) in (map(vocabulary.row, pair) for pair in options.like):
             start = text.table.weight.data[other]
             text.table.weight.data[word] = start + LIKE_NOISE * start.std() * torch.randn_like(start)
