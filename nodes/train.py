@@ -13,6 +13,7 @@ from comfy_api.latest import io, ui
 from ..perfusion_core import Checkpoint, Training, TrainingSettings
 from ..perfusion_core.captions import TEMPLATES
 from ..perfusion_core.concept import trigger_problem
+from ..perfusion_core.training import SCHEDULES
 from .host import text, thumbnail
 from .host.encoder_covariance import CAPTIONS, cached_covariance, fingerprint
 from .host.files import concept_names, concept_stamp
@@ -234,6 +235,13 @@ class PerfusionTrainConcept(io.ComfyNode):
                     max=999,
                     tooltip="Leave out the timesteps below, those of little noise. Paper: 0. Shapes are made in the "
                     "noisier half, from 500 on.",
+                    **_RARE,
+                ),
+                io.Combo.Input(
+                    "learning_rate_schedule",
+                    options=list(SCHEDULES),
+                    tooltip="cosine takes both rates down to 0 over the steps, which makes more of hard subjects; then "
+                    "double learning_rate_values.",
                     **_RARE,
                 ),
             ],

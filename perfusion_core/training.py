@@ -18,6 +18,7 @@ from .concept import Concept, trigger_problem
 from .edit import ConceptSet
 from .wiring import Wiring
 
+SCHEDULES = ("constant", "cosine")  # of the learning rates
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
 _MANY_PHOTOS = 10_000  # after so many the running mean no longer hurries
 _LOSS_SCALE = 2.0**12  # keeps fp16 models' gradients from underflowing; exact, being a power of two
@@ -32,6 +33,7 @@ class TrainingSettings:
     accumulation: int = 4  # effective batch 16
     learning_rate_values: float = 0.03
     learning_rate_embedding: float = 0.006
+    learning_rate_schedule: str = "constant"  # or "cosine", which takes both rates down to 0 over the steps
     beta: float = 0.75
     temperature: float = 0.1
     decay: float = 0.99  # of the running mean i*, per four photos
@@ -45,10 +47,20 @@ class TrainingSettings:
         for name in ("learning_rate_values", "learning_rate_embedding", "temperature"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
+        if self.learning_rate_schedule not in SCHEDULES:
+            raise ValueError(
+                f"learning_rate_schedule must be {' or '.join(SCHEDULES)}, got {self.learning_rate_schedule!r}."
+            )
         if not abs(self.beta) < float("inf"):
             raise ValueError(f"beta must be a number, got {self.beta}.")
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {self.decay}.")
+
+    def share_of_rates(self, done: int) -> float:
+        """What the learning rates of the step after ``done`` others are multiplied by."""
+        if self.learning_rate_schedule == "constant":
+            return 1.0
+        return (1 + math.cos(math.pi * min(done / self.steps, 1))) / 2
 
 
 @dataclass(frozen=True)
@@ -173,6 +185,9 @@ class Training:
             self.target_input, self._photos_seen, random_state = before
             self._generator.set_state(random_state)
             raise
+        share = self.settings.share_of_rates(len(self.losses))
+        for group in self._optimizer.param_groups:
+            group["lr"] = share * group.setdefault("initial_lr", group["lr"])
         self._optimizer.step()
         self.losses.append(loss)
         return loss

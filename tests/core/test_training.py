@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -211,6 +212,20 @@ def test_deltas_and_embedding_have_their_own_learning_rates() -> None:
         torch.testing.assert_close(change.abs(), torch.full_like(change, rate), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize(("schedule", "least", "most"), [("constant", 0.3, 3), ("cosine", 0.001, 0.1)])
+def test_by_the_cosine_schedule_the_last_steps_are_small(schedule: str, least: float, most: float) -> None:
+    """Steps of Adam are of the learning rate's order."""
+    settings = dataclasses.replace(QUICK, steps=10, learning_rate_schedule=schedule)
+    assert settings.share_of_rates(0) == 1
+    assert settings.share_of_rates(10) == settings.share_of_rates(11) == (schedule == "constant")
+    before: list[Concept] = []
+    after = train(TinyTrainee(), settings, lambda training: before.append(training.concept()))
+    moved = [(after.token_embeddings["l"] - before[-2].token_embeddings["l"], 0.006)]
+    moved += [(delta - before[-2].value_deltas[layer], 0.03) for layer, delta in after.value_deltas.items()]
+    for change, rate in moved:
+        assert least < change.abs().max() / rate < most
+
+
 def test_training_starts_at_the_superclass() -> None:
     trainee = TinyTrainee()
     concept = start(trainee).concept()
@@ -273,9 +288,11 @@ def test_photos_keep_to_the_templates_that_go_with_them() -> None:
     assert seen == {(0, 2), (1, 0), (1, 1), (2, 1)}
 
 
-@pytest.mark.parametrize("target_gradient", [False, True])
-def test_a_training_that_was_left_and_taken_up_again_gives_the_same_bits(target_gradient: bool, tmp_path: Path) -> None:
-    settings = dataclasses.replace(QUICK, steps=6, target_gradient=target_gradient)
+@pytest.mark.parametrize("change", [{}, {"target_gradient": True}, {"learning_rate_schedule": "cosine"}])
+def test_a_training_that_was_left_and_taken_up_again_gives_the_same_bits(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(QUICK, steps=6, **change)
     whole, first = start(TinyTrainee(), settings), start(TinyTrainee(), settings)
     with whole.trainee.wiring, first.trainee.wiring:
         for _ in range(6):
@@ -428,6 +445,7 @@ def test_numbers_that_go_wrong_stop_training_and_spare_what_was_learned(
         {"learning_rate_embedding": -0.1},
         {"learning_rate_values": float("nan")},
         {"learning_rate_embedding": float("inf")},
+        {"learning_rate_schedule": "linear"},
         {"temperature": 0},
         {"temperature": float("nan")},
         {"beta": float("nan")},
@@ -437,7 +455,7 @@ def test_numbers_that_go_wrong_stop_training_and_spare_what_was_learned(
         {"decay": float("nan")},
     ],
 )
-def test_bad_settings_are_named(wrong: dict[str, float]) -> None:
+def test_bad_settings_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TrainingSettings(**wrong)
 

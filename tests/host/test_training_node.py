@@ -126,6 +126,15 @@ def test_the_same_seed_gives_the_same_file(models):
     assert state_of(first).read_bytes() == state_of(second).read_bytes()
 
 
+def test_by_the_cosine_schedule_a_concept_moves_less(models):
+    constant, cosine = (
+        train_node(models, images=PHOTOS, steps=[5], learning_rate_schedule=[schedule]).args[1][0].concept
+        for schedule in ("constant", "cosine")
+    )
+    assert json.loads(cosine.metadata["training"])["learning_rate_schedule"] == "cosine"
+    assert all(delta.norm() < constant.value_deltas[layer].norm() for layer, delta in cosine.value_deltas.items())
+
+
 def test_a_cancelled_training_goes_on_as_if_it_had_never_stopped(models, model_folder, monkeypatch):
     inputs = {"images": PHOTOS, "steps": [5], "checkpoint_every": [2]}
     whole = saved(train_node(models, **inputs), "whole/toy")
