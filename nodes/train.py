@@ -240,8 +240,7 @@ class PerfusionTrainConcept(io.ComfyNode):
                 io.Combo.Input(
                     "learning_rate_schedule",
                     options=list(SCHEDULES),
-                    tooltip="cosine takes both rates down to 0 over the steps, which makes more of hard subjects; then "
-                    "double learning_rate_values.",
+                    tooltip="cosine takes both rates down to 0 over the steps; then double learning_rate_values.",
                     **_RARE,
                 ),
             ],

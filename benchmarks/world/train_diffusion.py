@@ -61,7 +61,7 @@ def main() -> None:
     if (options.folder / "start.pt").exists():  # see export.py --restore
         for model, state in zip((text, unet), torch.load(options.folder / "start.pt")["models"], strict=True):
             if unknown := model.load_state_dict(state, strict=False).unexpected_keys:  # what it lacks starts as above
-                raise SystemExit(f"{options.folder} starts from another kind of network, with a {unknown[0]}.")
+                raise SystemExit(f"{options.folder} starts from another kind of network: it has {unknown[0]}.")
         for (word,), (other,) in (map(vocabulary.row, pair) for pair in options.like):
             start = text.table.weight.data[other]
             text.table.weight.data[word] = start + LIKE_NOISE * start.std() * torch.randn_like(start)
