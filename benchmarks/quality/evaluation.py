@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,14 +80,15 @@ def photos(task: Task) -> Tensor:
     return torch.from_numpy(np.stack([scene.image for scene in task.photos]))
 
 
-def evaluate(
-    painter: Painter, judges: Judges, learned: Learned, task: Task, seed: int
-) -> tuple[dict[float, dict[str, float]], dict[float, Tensor]]:
-    """{setting: scores} and {setting: pictures} over the whole curve, from the same noises for every method."""
+def painted(painter: Painter, learned: Learned, seed: int) -> dict[float, Tensor]:
+    """{setting: pictures} of PROMPTS over the whole curve, from the same noises for every method."""
     sentences, start = [prompt.sentence for prompt in PROMPTS], noise(len(PROMPTS), seed)
-    pictures = {setting: learned.paint(painter, sentences, start, setting) for setting in learned.settings}
-    scores = {setting: judges.scores(shown, photos(task), PROMPTS, task) for setting, shown in pictures.items()}
-    return scores, pictures
+    return {setting: learned.paint(painter, sentences, start, setting) for setting in learned.settings}
+
+
+def scored(judges: Judges, pictures: Mapping[float, Tensor], task: Task) -> dict[float, dict[str, float]]:
+    """{setting: scores}"""
+    return {setting: judges.scores(shown, photos(task), PROMPTS, task) for setting, shown in pictures.items()}
 
 
 def combined_scores(judges: Judges, images: Tensor, names: Sequence[str]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from half_precision import HalfPrecision
 from painter import Painter, PainterTrainee, Task, pasted
 from perfusion_core import Concept, ConceptSet, Training, TrainingSettings, Wiring, cross_attention_layers
 from perfusion_core.captions import TEMPLATES
-from perfusion_core.edit import BETA, TEMPERATURE
+from perfusion_core.edit import TEMPERATURE
 from scenes import draw_scene
 
 PICTURES = 1600  # that every method trains on, in batches that suit it
@@ -30,8 +30,9 @@ _SETTINGS = TrainingSettings(
     steps=400, batch_size=4, accumulation=1, learning_rate_values=0.05, learning_rate_embedding=0.001
 )
 OUTSIDE = 0.3  # what counts outside the masks, for Perfusion
-MIN_TIMESTEP = 500  # that Perfusion trains on
+MIN_TIMESTEP = 250  # that Perfusion trains on
 BETAS = (0.3, 0.5, 0.7, 0.9)
+MIDDLE_BETA = 0.5  # where strength is swept, and concepts are combined
 STRENGTHS = (0.4, 0.7, 1.0, 1.3)  # where that is swept
 MARKS = (0.125, 0.25, 0.5, 1.0)  # shares of the steps, where these are
 REGULAR_SCENES = 32  # pictures of the superclass that keep Custom Diffusion and DreamBooth from forgetting it
@@ -128,7 +129,7 @@ class LearnedConcepts:
         if not self.gated:
             concepts = UngatedSet(self.concepts, strengths=setting)
         elif self.by_strength:
-            concepts = ConceptSet(self.concepts, BETA, TEMPERATURE, strengths=setting)
+            concepts = ConceptSet(self.concepts, MIDDLE_BETA, TEMPERATURE, strengths=setting)
         else:
             concepts = ConceptSet(self.concepts, setting, TEMPERATURE)
         with Wiring(painter.unet, cross_attention_layers(painter.unet), concepts) as wiring:

@@ -18,7 +18,7 @@ from scenes import BACKGROUNDS, CONCEPTS, PHOTO_BACKGROUNDS, TUNING_CONCEPTS, Sc
 from train_autoencoder import moments
 from train_diffusion import ALPHAS, TIMESTEPS
 
-SAMPLING_STEPS, GUIDANCE = 15, 5.0
+SAMPLING_STEPS, GUIDANCE = 15, 3.5
 PASTED, PASTED_ON = 100, 32  # pictures made of a concept's photos, and the empty backgrounds for them
 _SIGMAS = ((1 - ALPHAS) / ALPHAS).sqrt()
 

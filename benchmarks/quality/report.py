@@ -47,7 +47,7 @@ def main() -> None:
         for name, curve in figures["curves"].items():
             best = max(range(len(curve)), key=lambda i: harmonic_mean(curve[i]["image"], curve[i]["text"]))
             label = f"{name} {curve[best]['setting']:g}"
-            rows.append((label, cells(options.folder / f"{name} - {concept}.png", best)))
+            rows.append((label, cells(options.folder / "painted" / f"{name} - {concept} - 0.png", best)))
         contact_sheet(found["prompts"], rows, CELL).save(DOCS / f"quality-{concept}.jpg", quality=88)
     findings = Path(__file__).with_name("findings.md").read_text(encoding="utf-8")
     (DOCS / "quality.md").write_text(document(figures, findings), encoding="utf-8")

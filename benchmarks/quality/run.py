@@ -1,8 +1,9 @@
 """The quality benchmark: every method learns every concept, three times; then concepts are combined, and looked into.
 
-    bash scripts/env.sh python benchmarks/quality/run.py FOLDER --judges FOLDER [--only METHOD ...]
+    bash scripts/env.sh python benchmarks/quality/run.py FOLDER [--judges FOLDER] [--only METHOD ...]
 
-Every finished piece is kept in FOLDER, so it goes on where it was stopped. report.py makes docs/quality.md of them.
+Every finished piece is kept in FOLDER, so it goes on where it was stopped: in FOLDER/painted what was learned and its
+pictures, in FOLDER itself, once there are judges, how they judge them. report.py makes docs/quality.md of the latter.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO), str(REPO / "benchmarks" / "world")]
 
-from evaluation import PROMPTS, Judges, anchors, combined_scores, evaluate, model_scores, noise
+from evaluation import PROMPTS, Judges, anchors, combined_scores, model_scores, noise, painted, scored
 from gates import COVARIANCES, calibrated, discriminating, gate_responses, inverse_covariance
 from methods import (
+    MIDDLE_BETA,
     STRENGTHS,
     FineTune,
     FreeKeyTraining,
@@ -47,11 +51,10 @@ from perfusion_core import Concept, load_concept, save_concept
 from scenes import CONCEPTS, sheet
 
 SEEDS = (0, 1, 2)
-LORAS = "lora, rank 4", "lora, rank 4, pasted"
+LORAS = "lora, rank 1", "lora, rank 4", "lora, rank 4, pasted"
 PAIRED = ("a photo of a {} and a {} on grass", "a photo of a {} and a {} on snow", "a {} and a {} on wood",
           "a photo of a {} and a {} on pink")  # fmt: skip
 THREE = ("a photo of a {} and a {} and a {} on grass", "a {} and a {} and a {} on snow")
-COMBINED_BETA = 0.5
 
 
 def methods(inverse: Tensor, trained: Callable[[str, int], Concept]) -> dict[str, Method]:
@@ -99,7 +102,7 @@ def ablations(inverse: Tensor) -> dict[str, Method]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--judges", type=Path, required=True)
+    parser.add_argument("--judges", type=Path, help="without, pictures are painted and nothing is judged")
     parser.add_argument("--only", nargs="*", help="names of methods; nothing else is done")
     parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS, help="fewer make an early report")
     parser.add_argument(
@@ -108,16 +111,16 @@ def main() -> None:
     )  # fmt: skip
     options = parser.parse_args()
     torch.set_flush_denormal(True)
-    Bench(options.folder, Judges.load(options.judges)).run(
-        options.only, options.seeds, slice(options.share[0], None, options.share[1])
-    )
+    judges = Judges.load(options.judges) if options.judges else None
+    Bench(options.folder, judges).run(options.only, options.seeds, slice(options.share[0], None, options.share[1]))
 
 
 class Bench:
-    def __init__(self, folder: Path, judges: Judges):
+    def __init__(self, folder: Path, judges: Judges | None):
         self.folder, self.judges, self.painter = folder, judges, Painter()
         self.inverse = inverse_covariance(self.painter)
-        (folder / "learned").mkdir(parents=True, exist_ok=True)
+        for kind in ("learned", "painted"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
 
     def run(self, only: list[str] | None, seeds: Sequence[int], share: slice) -> None:
         """``only``: names of methods; ``share``: of the concepts. Without either also what needs them all."""
@@ -126,50 +129,61 @@ class Bench:
             raise SystemExit(f"There is no method {', '.join(sorted(unknown))}. There are: {'; '.join(chosen)}.")
         names = list(CONCEPTS)[share]
         for seed, name, label in itertools.product(seeds, names, only or chosen):
-            self.once(f"{label} - {name} - {seed}", lambda: self.train(label, chosen[label], name, seed))  # noqa: B023
+            self.train(label, chosen[label], name, seed)
         if only:
             return
         for name in (name for name in list(CONCEPTS)[::5] if name in names):
             for label, method in ablations(self.inverse).items():
-                self.once(f"{label} - {name} - 0", lambda: self.train(label, method, name, 0))  # noqa: B023
-            one = Pasted(Perfusion(self.inverse))
-            self.once(f"one photo - {name} - 0", lambda: self.train("one photo", one, name, 0, photos=1))  # noqa: B023
+                self.train(label, method, name, 0)
+            self.train("one photo", Pasted(Perfusion(self.inverse)), name, 0, photos=1)
         if len(names) < len(CONCEPTS):
+            return
+        for seed, count in itertools.product(seeds, (2, 3)):
+            self.combine(count, seed)
+        if (judges := self.judges) is None:
             return
         self.once("prompts", lambda: [prompt.sentence for prompt in PROMPTS])
         for name in CONCEPTS:
             shown = [scene.image for scene in task(name).photos]
             sheet(shown, len(shown), scale=1).save(self.folder / f"photos - {name}.png")
-        self.once("demo model", lambda: model_scores(self.painter, self.judges, SEEDS))
-        self.once("anchors", lambda: {name: anchors(self.painter, self.judges, task(name), SEEDS) for name in CONCEPTS})
+        self.once("demo model", lambda: model_scores(self.painter, judges, SEEDS))
+        self.once("anchors", lambda: {name: anchors(self.painter, judges, task(name), SEEDS) for name in CONCEPTS})
         for seed in seeds:
             self.once(f"gates - {seed}", lambda: self.gates(seed))  # noqa: B023
-            for count in (2, 3):
-                self.once(f"combined {count} - {seed}", lambda: self.combine(count, seed))  # noqa: B023
 
-    def once(self, title: str, piece: Callable[[], Any]) -> None:
+    def once(self, title: str, piece: Callable[[], Any]) -> Any:
         path = self.folder / f"{title}.json"
-        if path.exists():
-            return
-        start = time.monotonic()
-        record = piece()
-        path.with_suffix(".part").write_text(json.dumps(record))
-        path.with_suffix(".part").replace(path)
-        print(f"{title}: {time.monotonic() - start:.1f} s", flush=True)
+        if not path.exists():
+            start = time.monotonic()
+            record = piece()
+            path.with_suffix(".part").write_text(json.dumps(record))
+            path.with_suffix(".part").replace(path)
+            print(f"{title}: {time.monotonic() - start:.1f} s", flush=True)
+        return json.loads(path.read_text())
 
-    def train(self, label: str, method: Method, name: str, seed: int, photos: int = 5) -> dict[str, Any]:
+    def train(self, label: str, method: Method, name: str, seed: int, photos: int = 5) -> None:
+        title = f"{label} - {name} - {seed}"
+        found = self.once(f"painted/{title}", lambda: self.learn(title, label, method, name, seed, photos))
+        if judges := self.judges:
+            self.once(title, lambda: {**found, "curve": self.judged(judges, title, found)})
+
+    def learn(self, title: str, label: str, method: Method, name: str, seed: int, photos: int) -> dict[str, Any]:
         start = time.monotonic()
         learned = method(self.painter, task(name, photos), seed)
         seconds = time.monotonic() - start
         if isinstance(method, Reused):
-            seconds += json.loads((self.folder / f"perfusion - {name} - {seed}.json").read_text())["seconds"]
+            seconds += json.loads((self.folder / "painted" / f"perfusion - {name} - {seed}.json").read_text())[
+                "seconds"
+            ]
         self.keep(label, name, seed, learned)
-        scores, pictures = evaluate(self.painter, self.judges, learned, task(name), seed)
-        if seed == 0:
-            save_sheet(pictures, self.folder / f"{label} - {name}.png")
-        curve = [{"setting": setting, **found} for setting, found in scores.items()]
-        measured = {"bytes": learned.size, "seconds": seconds, "curve": curve}
+        save_sheet(painted(self.painter, learned, seed), self.folder / "painted" / f"{title}.png")
+        measured = {"bytes": learned.size, "seconds": seconds, "settings": list(learned.settings)}
         return {"method": label, "concept": name, "seed": seed, **measured}
+
+    def judged(self, judges: Judges, title: str, found: Mapping[str, Any]) -> list[dict[str, float]]:
+        rows = read_sheet(self.folder / "painted" / f"{title}.png", len(PROMPTS))
+        scores = scored(judges, dict(zip(found["settings"], rows, strict=True)), task(found["concept"]))
+        return [{"setting": setting, **measured} for setting, measured in scores.items()]
 
     def keep(self, label: str, name: str, seed: int, learned: Learned) -> None:
         """What is combined later."""
@@ -202,26 +216,28 @@ class Bench:
             ]
         return found
 
-    def combine(self, count: int, seed: int) -> list[dict[str, Any]]:
+    def combine(self, count: int, seed: int) -> None:
         """Neighbours in the list of concepts in one prompt: Perfusion's, and the LoRAs added up."""
         sentences, names, found = PAIRED if count == 2 else THREE, list(CONCEPTS), []
         for i in range(len(names)):
             together = [names[(i + j) % len(names)] for j in range(count)]
             concepts = [self.concept(name, seed) for name in together]
             learned = {
-                "perfusion": LearnedConcepts(concepts, (COMBINED_BETA,)),
-                "perfusion, half global lock": LearnedConcepts(concepts, (COMBINED_BETA,), key_lock=0.5),
-                "perfusion, global lock": LearnedConcepts(concepts, (COMBINED_BETA,), key_lock=1.0),
+                "perfusion": LearnedConcepts(concepts, (MIDDLE_BETA,)),
+                "perfusion, half global lock": LearnedConcepts(concepts, (MIDDLE_BETA,), key_lock=0.5),
+                "perfusion, global lock": LearnedConcepts(concepts, (MIDDLE_BETA,), key_lock=1.0),
                 **{label: summed(self.painter, [self.lora(label, name, seed) for name in together]) for label in LORAS},
             }
             for label, one in learned.items():
-                start = noise(len(sentences), seed)
-                pictures = one.paint(self.painter, sentences, start, one.settings[0])
-                if seed == 0:
-                    save_sheet({0.0: pictures}, self.folder / f"combined {count} - {label} - {together[0]}.png")
-                scores = combined_scores(self.judges, pictures, together)
-                found.append({"method": label, "concepts": together, "seed": seed, **scores})
-        return found
+                path = self.folder / "painted" / f"combined {count} - {label} - {together[0]} - {seed}.png"
+                if not path.exists():
+                    start = noise(len(sentences), seed)
+                    save_sheet({0.0: one.paint(self.painter, sentences, start, one.settings[0])}, path)
+                if self.judges is not None:
+                    scores = combined_scores(self.judges, read_sheet(path, len(sentences))[0], together)
+                    found.append({"method": label, "concepts": together, "seed": seed, **scores})
+        if found:
+            self.once(f"combined {count} - {seed}", lambda: found)
 
     def lora(self, label: str, name: str, seed: int) -> LearnedWeights:
         weights = load_file(self.path(label, name, seed))
@@ -233,7 +249,16 @@ class Bench:
 def save_sheet(pictures: Mapping[float, Tensor], path: Path) -> None:
     """A row for every setting."""
     rows = [image for shown in pictures.values() for image in shown.numpy()]
-    sheet(rows, len(rows) // len(pictures), scale=1).save(path)
+    sheet(rows, len(rows) // len(pictures), scale=1).save(path.with_suffix(".part"), "PNG")
+    path.with_suffix(".part").replace(path)
+
+
+def read_sheet(path: Path, columns: int) -> Tensor:
+    """(settings, columns, 64, 64, 3) in 0..1."""
+    with Image.open(path) as picture:
+        pixels = torch.from_numpy(np.array(picture)).float() / 255
+    side = pixels.shape[1] // columns
+    return pixels.reshape(-1, side, columns, side, 3).transpose(1, 2)
 
 
 if __name__ == "__main__":

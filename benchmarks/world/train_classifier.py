@@ -1,10 +1,10 @@
 """Trains the judge of what is in a picture: its objects and concepts, background, tint and style.
 
-    bash scripts/env.sh python benchmarks/world/train_classifier.py FOLDER --autoencoder FOLDER [--steps 3600]
+    bash scripts/env.sh python benchmarks/world/train_classifier.py FOLDER --autoencoder FOLDER [--steps 6000]
 
 The held-out concepts are in its scenes, so that it can tell whether a picture shows one. Half of the scenes went
-through the autoencoder, with noise on their latents, which looks like what a diffusion model paints. Goes on where it
-was left. The same seed on the same machine gives the same weights.
+through the autoencoder, with noise on their latents, and all are warped, which looks like what a diffusion model
+paints. Goes on where it was left. The same seed on the same machine gives the same weights.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from train_autoencoder import moments, trained_vae
 
 BATCH, RATE, SAVE_EVERY = 64, 2e-3, 200
 ROUND_TRIPS, NOISE = 10_000, 0.6  # scenes that go through the autoencoder, and at most how much is added to latents
+WARP = 2.0  # pixels, at most the std of how far the points of a grid of 8x8 are moved
 CHECKED = 2000  # scenes that the thresholds are set on, and as many others for the report
 LOOKS = {**CONCEPTS, **TUNING_CONCEPTS}
 FIRST_CONCEPT, SECOND_CONCEPT, SECOND, STYLED = 0.25, 0.1, 0.5, 0.45  # shares of scenes: more of what is hard to see
@@ -60,7 +61,7 @@ def main() -> None:
         torch.manual_seed(step)
         images, labels = examples(FIRST_FRESH + step * BATCH // 2, BATCH // 2)
         old = torch.randint(len(old_images), (BATCH // 2,))
-        images = augmented(torch.cat([images, old_images[old].float() / 127.5 - 1]))
+        images = augmented(warped(torch.cat([images, old_images[old].float() / 127.5 - 1])))
         loss = error(network(images.bfloat16()), torch.cat([labels, old_labels[old]]))
         training.step(loss, min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / options.steps)))
         losses.append(loss.item())
@@ -72,10 +73,13 @@ def main() -> None:
     images, labels = examples(FIRST_CHECKED, CHECKED)
     weights = {name: weight.contiguous() for name, weight in training.state_dicts()[0].items()}
     write(result, weights, torch.full((len(NAMES),), 0.5))
-    scores = load_classifier(result).judge(as_pictures(torch.cat([images, round_trip(vae, images)]))).scores
+    torch.manual_seed(0)
+    seen = warped(torch.cat([images, round_trip(vae, images)]))
+    scores = load_classifier(result).judge(as_pictures(seen)).scores
     write(result, weights, thresholds(scores, labels[:, : len(NAMES)].bool().repeat(2, 1)))
     images, labels = examples(FIRST_CHECKED + CHECKED, CHECKED)
-    for kind, seen in (("plain", images), ("through the autoencoder", round_trip(vae, images))):
+    repainted = round_trip(vae, images)
+    for kind, seen in (("plain", images), ("through the autoencoder", repainted), ("and warped", warped(repainted))):
         print(f"{kind}:\n{report(result, as_pictures(seen), labels)}")
 
 
@@ -132,6 +136,15 @@ def round_trip(vae, images: Tensor, noise: Tensor | float = 0.0) -> Tensor:
         latents = moments(vae, batch.bfloat16())[0].float()
         back.append(vae.decode((latents + amount * torch.randn_like(latents)).bfloat16()).float())
     return torch.cat(back)
+
+
+def warped(images: Tensor) -> Tensor:
+    """Images (n, 3, 64, 64) bent by some pixels here and there, so that no detail is just in its place."""
+    amount = torch.empty(len(images), 1, 1, 1).uniform_(0, WARP)
+    bent = amount * torch.randn(len(images), 2, 8, 8)
+    bent = F.interpolate(bent, images.shape[-2:], mode="bicubic").permute(0, 2, 3, 1)
+    places = F.affine_grid(torch.eye(2, 3).expand(len(images), -1, -1), [*images.shape], False)
+    return F.grid_sample(images, places + bent * 2 / images.shape[-1], "bilinear", "border", False)
 
 
 def augmented(images: Tensor) -> Tensor:

@@ -107,10 +107,28 @@ assert len({scene.image[0, 0].tobytes() for scene in made}) > 20
 """
 
 
-@pytest.mark.parametrize("check", [NEW_WORDS, FEWER_WORDS, PASTED], ids=["new words", "fewer words", "pasted"])
-def test_the_benchmark_does_what_it_says(check):
+# What is painted is what is judged, in its place.
+SHEETS = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:]
+import torch
+from run import read_sheet, save_sheet
+
+pictures = {setting: torch.randint(256, (8, 64, 64, 3)) / 255 for setting in (0.3, 0.5, 0.7)}
+save_sheet(pictures, Path("sheet.png"))
+assert [path.name for path in Path().iterdir()] == ["sheet.png"]
+for row, shown in zip(read_sheet(Path("sheet.png"), 8), pictures.values(), strict=True):
+    assert torch.allclose(row, shown, atol=1e-6)
+"""
+
+CHECKS = {"new words": NEW_WORDS, "fewer words": FEWER_WORDS, "pasted": PASTED, "sheets": SHEETS}
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+def test_the_benchmark_does_what_it_says(check, tmp_path):
     folders = [str(REPO / folder) for folder in ("", "benchmarks/world", "benchmarks/quality")]
-    subprocess.run([sys.executable, "-c", check, *folders], check=True, capture_output=True, text=True)
+    subprocess.run([sys.executable, "-c", check, *folders], cwd=tmp_path, check=True, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
