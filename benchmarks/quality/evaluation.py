@@ -86,9 +86,11 @@ def painted(painter: Painter, learned: Learned, seed: int) -> dict[float, Tensor
     return {setting: learned.paint(painter, sentences, start, setting) for setting in learned.settings}
 
 
-def scored(judges: Judges, pictures: Mapping[float, Tensor], task: Task) -> dict[float, dict[str, float]]:
-    """{setting: scores}"""
-    return {setting: judges.scores(shown, photos(task), PROMPTS, task) for setting, shown in pictures.items()}
+def curve(judges: Judges, pictures: Mapping[float, Tensor], task: Task) -> list[dict[str, float]]:
+    """Of every setting the scores of its pictures."""
+    return [
+        {"setting": setting, **judges.scores(shown, photos(task), PROMPTS, task)} for setting, shown in pictures.items()
+    ]
 
 
 def combined_scores(judges: Judges, images: Tensor, names: Sequence[str]) -> dict[str, float]:

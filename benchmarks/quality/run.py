@@ -27,7 +27,7 @@ from torch import Tensor
 REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO), str(REPO / "benchmarks" / "world")]
 
-from evaluation import PROMPTS, Judges, anchors, combined_scores, model_scores, noise, painted, scored
+from evaluation import PROMPTS, Judges, anchors, combined_scores, curve, model_scores, noise, painted
 from gates import COVARIANCES, calibrated, discriminating, gate_responses, inverse_covariance
 from methods import (
     MIDDLE_BETA,
@@ -125,8 +125,7 @@ class Bench:
     def run(self, only: list[str] | None, seeds: Sequence[int], share: slice) -> None:
         """``only``: names of methods; ``share``: of the concepts. Without either also what needs them all."""
         chosen = methods(self.inverse, self.concept)
-        if unknown := set(only or ()) - set(chosen):
-            raise SystemExit(f"There is no method {', '.join(sorted(unknown))}. There are: {'; '.join(chosen)}.")
+        check_names(only or (), chosen)
         names = list(CONCEPTS)[share]
         for seed, name, label in itertools.product(seeds, names, only or chosen):
             self.train(label, chosen[label], name, seed)
@@ -152,14 +151,7 @@ class Bench:
             self.once(f"gates - {seed}", lambda: self.gates(seed))  # noqa: B023
 
     def once(self, title: str, piece: Callable[[], Any]) -> Any:
-        path = self.folder / f"{title}.json"
-        if not path.exists():
-            start = time.monotonic()
-            record = piece()
-            path.with_suffix(".part").write_text(json.dumps(record))
-            path.with_suffix(".part").replace(path)
-            print(f"{title}: {time.monotonic() - start:.1f} s", flush=True)
-        return json.loads(path.read_text())
+        return once(self.folder / f"{title}.json", piece)
 
     def train(self, label: str, method: Method, name: str, seed: int, photos: int = 5) -> None:
         title = f"{label} - {name} - {seed}"
@@ -172,9 +164,8 @@ class Bench:
         learned = method(self.painter, task(name, photos), seed)
         seconds = time.monotonic() - start
         if isinstance(method, Reused):
-            seconds += json.loads((self.folder / "painted" / f"perfusion - {name} - {seed}.json").read_text())[
-                "seconds"
-            ]
+            trained = self.folder / "painted" / f"perfusion - {name} - {seed}.json"
+            seconds += json.loads(trained.read_text())["seconds"]
         self.keep(label, name, seed, learned)
         save_sheet(painted(self.painter, learned, seed), self.folder / "painted" / f"{title}.png")
         measured = {"bytes": learned.size, "seconds": seconds, "settings": list(learned.settings)}
@@ -182,8 +173,7 @@ class Bench:
 
     def judged(self, judges: Judges, title: str, found: Mapping[str, Any]) -> list[dict[str, float]]:
         rows = read_sheet(self.folder / "painted" / f"{title}.png", len(PROMPTS))
-        scores = scored(judges, dict(zip(found["settings"], rows, strict=True)), task(found["concept"]))
-        return [{"setting": setting, **measured} for setting, measured in scores.items()]
+        return curve(judges, dict(zip(found["settings"], rows, strict=True)), task(found["concept"]))
 
     def keep(self, label: str, name: str, seed: int, learned: Learned) -> None:
         """What is combined later."""
@@ -218,6 +208,9 @@ class Bench:
 
     def combine(self, count: int, seed: int) -> None:
         """Neighbours in the list of concepts in one prompt: Perfusion's, and the LoRAs added up."""
+        title = f"combined {count} - {seed}"
+        if (self.folder / f"{title}.json").exists():
+            return
         sentences, names, found = PAIRED if count == 2 else THREE, list(CONCEPTS), []
         for i in range(len(names)):
             together = [names[(i + j) % len(names)] for j in range(count)]
@@ -237,13 +230,29 @@ class Bench:
                     scores = combined_scores(self.judges, read_sheet(path, len(sentences))[0], together)
                     found.append({"method": label, "concepts": together, "seed": seed, **scores})
         if found:
-            self.once(f"combined {count} - {seed}", lambda: found)
+            self.once(title, lambda: found)
 
     def lora(self, label: str, name: str, seed: int) -> LearnedWeights:
         weights = load_file(self.path(label, name, seed))
         subject = task(name)
         phrase = f"{subject.trigger} {subject.superclass}"
         return LearnedWeights(phrase, subject.trigger, 0, {1.0: (weights.pop("embedding"), weights)})
+
+
+def once(path: Path, piece: Callable[[], Any]) -> Any:
+    """What the file holds, which is written when it is not there yet."""
+    if not path.exists():
+        start = time.monotonic()
+        record = piece()
+        path.with_suffix(".part").write_text(json.dumps(record))
+        path.with_suffix(".part").replace(path)
+        print(f"{path.stem}: {time.monotonic() - start:.1f} s", flush=True)
+    return json.loads(path.read_text())
+
+
+def check_names(asked: Sequence[str], known: Mapping[str, Method]) -> None:
+    if unknown := set(asked) - set(known):
+        raise SystemExit(f"There is no method {', '.join(sorted(unknown))}. There are: {'; '.join(known)}.")
 
 
 def save_sheet(pictures: Mapping[float, Tensor], path: Path) -> None:

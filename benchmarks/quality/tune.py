@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor
 REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO), str(REPO / "benchmarks" / "world")]
 
-from evaluation import Judges, anchors, combined_scores, noise, painted, scored
+from evaluation import Judges, anchors, combined_scores, curve, noise, painted
 from gates import inverse_covariance
 from methods import (
     MIDDLE_BETA,
@@ -41,7 +41,7 @@ from methods import (
 )
 from painter import Painter, task
 from report import hypervolume, points
-from run import PAIRED
+from run import PAIRED, check_names, once
 from scenes import TUNING_CONCEPTS
 
 
@@ -90,25 +90,19 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     painter, judges = Painter(), Judges.load(options.judges)
     chosen = variants(inverse_covariance(painter))
+    check_names(options.only or (), chosen)
     for name, seed in itertools.product(options.only or chosen, options.seeds):
-        path = options.folder / f"{name} - {seed}.json"
-        if not path.exists():
-            found = tried(painter, judges, chosen[name], seed)
-            path.with_suffix(".part").write_text(json.dumps(found))
-            path.with_suffix(".part").replace(path)
-        found = json.loads(path.read_text())
+        piece = partial(tried, painter, judges, chosen[name], seed)
+        found = once(options.folder / f"{name} - {seed}.json", piece)
         both = f"{100 * found['both']:3.0f} %" if found["both"] is not None else "     "
         print(f"{100 * found['alone']:3.0f} %  {both}  {found['hypervolume']:.3f}  {name} - {seed}", flush=True)
 
 
 def tried(painter: Painter, judges: Judges, method: Method, seed: int) -> dict[str, Any]:
     learned = {name: method(painter, task(name), seed) for name in TUNING_CONCEPTS}
-    curves = {}
-    for name, one in learned.items():
-        scores = scored(judges, painted(painter, one, seed), task(name))
-        curves[name] = [{"setting": setting, **found} for setting, found in scores.items()]
+    curves = {name: curve(judges, painted(painter, one, seed), task(name)) for name, one in learned.items()}
     ends = {name: anchors(painter, judges, task(name), (seed,)) for name in TUNING_CONCEPTS}
-    volumes = [hypervolume(points({"concept": name, "curve": curve}, ends)) for name, curve in curves.items()]
+    volumes = [hypervolume(points({"concept": name, "curve": row}, ends)) for name, row in curves.items()]
     shares = [sum(at["concept"] for at in row) / len(row) for row in zip(*curves.values(), strict=True)]
     settings = learned["koala"].settings
     alone = shares[settings.index(MIDDLE_BETA)] if isinstance(learned["koala"], LearnedConcepts) else max(shares)

@@ -122,7 +122,22 @@ for row, shown in zip(read_sheet(Path("sheet.png"), 8), pictures.values(), stric
     assert torch.allclose(row, shown, atol=1e-6)
 """
 
-CHECKS = {"new words": NEW_WORDS, "fewer words": FEWER_WORDS, "pasted": PASTED, "sheets": SHEETS}
+# The judge's warped scenes: everything is moved a little, and nothing far.
+WARPED = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import torch
+from train_classifier import warped
+
+torch.manual_seed(0)
+places = torch.arange(64.0).expand(32, 3, 64, 64)
+moved = (warped(places) - places)[:, 0, :, 8:-8]
+assert 0.3 < moved.std() < 2 and moved.abs().max() < 12 and moved.mean().abs() < 0.1
+"""
+
+CHECKS = {
+    "new words": NEW_WORDS, "fewer words": FEWER_WORDS, "pasted": PASTED, "sheets": SHEETS, "warped": WARPED,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
