@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}  # what PerfusionLoadPhotos reads
-RESERVED = ("covariance", "training")  # folders in models/perfusion that hold other files
+RESERVED = ("covariance", "import", "training")  # folders in models/perfusion that hold other files
 NOT_IN_NAMES = re.compile(r'[<>:"|?*\\]')
+NOT_IN_TRIGGERS = re.compile(r'[\s()\[\]{}:,\\"]')  # as perfusion_core, which needs torch
 
 
 @dataclass
@@ -66,6 +67,9 @@ def read_concept(folder: Path, given: dict[str, Any]) -> Concept:
         if not file.name.isprintable():
             raise ValueError(f"the file name {file.name!r} cannot be sent. Rename the file.")
     settings = {"trigger": f"<{'-'.join(name.split())}>", **given, **read_settings(folder / "concept.json")}
+    if found := NOT_IN_TRIGGERS.search(trigger := str(settings["trigger"])):
+        shown = "a space" if found.group().isspace() else found.group()
+        raise ValueError(f"the trigger {trigger!r} contains {shown}. Write another into its concept.json.")
     if not settings.get("superclass"):
         raise ValueError('no superclass. Write {"superclass": "..."} into its concept.json, or give --superclass.')
     return Concept(name, folder, files, settings)

@@ -26,8 +26,8 @@ class Browser {
   #status = html("p", { role: "status", class: "perfusion-muted" });
   #undo = html("div");
   #cards = html("ul", { class: "perfusion-cards", "aria-label": text("Concepts") });
-  /** The file that is being edited. @type {string | undefined} */
-  #edited;
+  /** The cards that are being edited, by file. @type {Map<string, HTMLElement>} */
+  #edited = new Map();
   element = html(
     "section",
     { class: "perfusion-browser", "aria-label": text("Perfusion concepts") },
@@ -44,9 +44,10 @@ class Browser {
   }
 
   #list() {
-    if (this.#edited && concepts.find(this.#edited)) return; // what is being written stays
+    const focused = /** @type {HTMLElement | null} */ (document.activeElement);
     const found = search(concepts.list, this.#words.value, this.#order.value);
-    this.#cards.replaceChildren(...found.map((concept) => this.#card(concept)));
+    this.#cards.replaceChildren(...found.map((concept) => this.#edited.get(concept.file) ?? this.#card(concept)));
+    if (this.#cards.contains(focused)) focused?.focus(); // what is being written is where it was
     const [many, all] = [found.length, concepts.list.length];
     const none = all ? text("Nothing is found.") : text("There is no concept in models/perfusion yet. Train one.");
     this.#status.textContent = concepts.problem || (many ? text("{many} of {all}", { many, all }) : none);
@@ -98,10 +99,10 @@ class Browser {
    * @param {Concept} concept
    */
   #edit(card, { file, name, trigger, notes }) {
-    this.#edited = file;
+    this.#edited.set(file, card);
     const field = (/** @type {string} */ label, /** @type {HTMLElement} */ input) => html("label", {}, label, input);
     const done = () => {
-      this.#edited = undefined;
+      this.#edited.delete(file);
       this.#list();
     };
     const problem = html("p", { class: "perfusion-badge", role: "alert", hidden: true });

@@ -22,11 +22,14 @@ import { amount, spoken, text } from "./texts.js";
 
 const FAMILIES = { sd1: "SD 1.x", sd2: "SD 2.x", sdxl: "SDXL" };
 
-/** Names by which checkpoints usually tell their family; the first that is found counts. */
+/**
+ * Names by which checkpoints usually tell their family; the first that is found counts. A version alone tells it only
+ * where a name begins with it: elsewhere it may be the model's own.
+ */
 const FAMILY_OF_NAME = [
   [/xl|illustrious|pony|noob/, "sdxl"],
-  [/sd[-_. ]?2|v2[-_.][01]|stable-diffusion-2/, "sd2"],
-  [/sd[-_. ]?1|v1[-_.][1-5]|stable-diffusion-v?1/, "sd1"],
+  [/(?<![a-z])sd[-_. ]?1|(?<![^/\\])v1[-_.][1-5]|stable-diffusion-v?1/, "sd1"],
+  [/(?<![a-z])sd[-_. ]?2|(?<![^/\\])v2[-_.][01]|stable-diffusion-v?2/, "sd2"],
 ];
 
 /** @type {Record<string, (one: Concept, other: Concept) => number>} */

@@ -75,12 +75,17 @@ class Suggestions {
   /** @type {{trigger: string, superclass: string}[]} */
   #found = [];
   #current = 0;
+  /** Where they were looked for. */
+  #caret = 0;
 
   constructor() {
     document.body.append(this.#box);
     document.addEventListener("input", (event) => this.#look(event.target));
     document.addEventListener("keydown", (event) => this.#key(event), true);
     document.addEventListener("focusout", (event) => this.#leave(event.target));
+    document.addEventListener("selectionchange", () => {
+      if (this.#area && this.#area.selectionStart !== this.#caret) this.#close();
+    });
     window.addEventListener("wheel", () => this.#close(), { passive: true });
   }
 
@@ -93,6 +98,7 @@ class Suggestions {
     this.#found = suggestions(loadedConcepts(), typed);
     if (!this.#found.length) return this.#close();
     this.#area = area;
+    this.#caret = area.selectionStart;
     this.#current = 0;
     this.#box.replaceChildren(
       ...this.#found.map(({ trigger, superclass }, index) =>
@@ -135,7 +141,7 @@ class Suggestions {
       Tab: () => this.#choose(this.#current),
       Escape: () => this.#close(),
     };
-    if (!(event.key in actions) || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!(event.key in actions) || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
     event.preventDefault();
     event.stopImmediatePropagation();
     actions[event.key]();

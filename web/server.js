@@ -68,7 +68,7 @@ class Concepts extends EventTarget {
 export const concepts = new Concepts();
 
 /** In all nodes; the host also tells us to list ours. */
-const listFilesAgain = () => app.reloadNodeDefs?.() ?? app.refreshComboInNodes();
+export const listFilesAgain = () => app.reloadNodeDefs?.() ?? app.refreshComboInNodes();
 
 /**
  * The picture of a concept, or the first letter of its superclass.

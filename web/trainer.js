@@ -5,7 +5,7 @@ import { app } from "../../scripts/app.js";
 import { html } from "./element.js";
 import { nodeOfRun, widgetOf } from "./graph.js";
 import { addPanel } from "./panel.js";
-import { concepts } from "./server.js";
+import { concepts, listFilesAgain } from "./server.js";
 import { spoken, text } from "./texts.js";
 import { duration, secondsLeft } from "./time.js";
 
@@ -26,7 +26,7 @@ class TrainerPanel {
     addPanel(node, "perfusion_training", text("Training"), this.#status, this.#bar, this.#stop)();
   }
 
-  /** @param {string} run the prompt's id */
+  /** @param {string} run the prompt's id; "" when it is not known yet */
   start(run) {
     this.#run = run;
     this.#first = undefined;
@@ -38,8 +38,10 @@ class TrainerPanel {
   /**
    * @param {number} done
    * @param {number} total
+   * @param {string} run
    */
-  progress(done, total) {
+  progress(done, total, run) {
+    this.#run = run;
     if (this.#stop.disabled) return;
     const now = { done, at: Date.now() };
     this.#first ??= now;
@@ -61,14 +63,14 @@ class TrainerPanel {
 
   /** @param {boolean} complete */
   async end(complete) {
-    if (!this.#run) return;
+    if (this.#run === undefined) return;
     this.#run = undefined;
     this.#stop.disabled = true;
     this.#bar.value = complete ? this.#bar.max : 0;
     this.#status.textContent = complete ? text("Done.") : text("Stopped.");
     if (complete) return;
     const before = new Set(concepts.list.map(({ file }) => file));
-    await concepts.load();
+    await listFilesAgain();
     const trigger = widgetOf(this.#node, "trigger").value;
     const kept = concepts.list.find((concept) => concept.trigger === trigger && !before.has(concept.file));
     if (!kept) return;
@@ -90,21 +92,25 @@ app.registerExtension({
     if (node.comfyClass === "PerfusionTrainConcept" && node.addDOMWidget) panels.set(node, new TrainerPanel(node));
   },
   setup() {
-    /** @type {string | undefined} */
-    let run;
+    let run = "";
     const end = (/** @type {boolean} */ complete) => {
       running?.end(complete);
       running = undefined;
     };
-    api.addEventListener("execution_start", ({ detail }) => (run = detail.prompt_id));
-    api.addEventListener("executing", ({ detail }) => {
-      const panel = panels.get(nodeOfRun(detail));
+    const take = (/** @type {TrainerPanel | undefined} */ panel) => {
       if (panel === running) return;
       end(true);
       running = panel;
-      running?.start(run);
+      panel?.start(run);
+    };
+    api.addEventListener("execution_start", ({ detail }) => (run = detail.prompt_id));
+    api.addEventListener("executing", ({ detail }) => take(panels.get(nodeOfRun(detail))));
+    api.addEventListener("progress", ({ detail: { node, prompt_id, value, max } }) => {
+      const panel = panels.get(nodeOfRun(node));
+      if (!panel) return;
+      take(panel); // the page may have been loaded, or the graph made anew, since the node began
+      panel.progress(value, max, prompt_id);
     });
-    api.addEventListener("progress", ({ detail }) => running?.progress(detail.value, detail.max));
     for (const stop of ["execution_interrupted", "execution_error"]) api.addEventListener(stop, () => end(false));
   },
 });

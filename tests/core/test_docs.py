@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pathspec
 import pytest
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from .makers import same_bits
 from .tiny import DIM, Net, TinyTrainee
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = ("nodes", "perfusion_core", "web", "locales", "workflows", "subgraphs")  # what ComfyUI reads, as folders
 PAGE, README = ROOT / "docs/your-own-model.md", ROOT / "README.md"
 
 
@@ -111,6 +113,18 @@ def test_keys_are_locked_locally_unless_told_otherwise(page: dict[str, Any]) -> 
         assert same_bits(page["paint"](encoding), page["locally"])
     with Wiring(network, cross_attention_layers(network), ConceptSet([loaded], betas=0.5)):
         assert not torch.allclose(page["paint"](encoding), page["globally"])
+
+
+def test_a_published_package_has_all_that_its_nodes_read_or_name() -> None:
+    """.comfyignore leaves out what matches, in any folder unless it begins with a slash."""
+    left_out = pathspec.GitIgnoreSpec.from_lines((ROOT / ".comfyignore").read_text("utf-8").splitlines())
+    shipped = [path for folder in PACKAGE for path in (ROOT / folder).rglob("*") if path.is_file()]
+    words = "".join(path.read_text("utf-8") for path in shipped if path.suffix in (".py", ".md", ".js"))
+    named = {ROOT / name for name in re.findall(r"docs/[a-z-]+\.md", words)}
+    assert {path.name for path in named} >= {"open-clip.md"}
+    kept = [path.relative_to(ROOT).as_posix() for path in {*shipped, *named}]
+    assert [name for name in kept if left_out.match_file(name)] == []
+    assert left_out.match_file("tests/core/test_docs.py")
 
 
 def test_the_readmes_example_edits_a_model_while_it_is_wired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

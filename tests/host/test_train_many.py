@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from comfyui_perfusion.nodes.host import photos
 from comfyui_perfusion.perfusion_core import load_concept
+from comfyui_perfusion.perfusion_core.concept import trigger_problem
 from PIL import Image
 
 import concept_folders
@@ -297,6 +298,9 @@ def test_the_checkpoint_is_one_that_every_server_has(fakes):
         ("a", '{"superclass": ["toy"]}', r"  a: concept\.json must be like"),
         ("a", '{"trigger": "<a>"}', r"  a: no superclass\. Write .* or give --superclass"),
         ("covariance", '{"superclass": "toy"}', "  covariance: a concept file cannot have this name"),
+        ("import", '{"superclass": "toy"}', "  import: a concept file cannot have this name"),
+        ("teddy (2)", '{"superclass": "toy"}', r"  teddy \(2\): the trigger '<teddy-\(2\)>' contains \("),
+        ("a", '{"superclass": "toy", "trigger": "my toy"}', "  a: the trigger 'my toy' contains a space"),
         ("a:b", '{"superclass": "toy"}', "  a:b: a concept file cannot have this name"),
         ("a\nb", '{"superclass": "toy"}', "a concept file cannot have this name"),
     ],
@@ -308,6 +312,12 @@ def test_unusable_concept_folders_are_listed_and_nothing_is_started(tmp_path, na
         train_many.main([str(tmp_path), "--server", fake.address])
     assert re.search(problem, str(stopped.value)) and "  empty: no photos (.bmp, .jpeg" in str(stopped.value)
     assert not fake.posts
+
+
+def test_a_trigger_is_judged_as_the_training_judges_it():
+    for character in map(chr, range(32, 127)):
+        known = trigger_problem(f"<a{character}b>") is None
+        assert known == (concept_folders.NOT_IN_TRIGGERS.search(character) is None), character
 
 
 @pytest.mark.parametrize(

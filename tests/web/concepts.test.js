@@ -66,6 +66,10 @@ test.each([
   ["sd_xl_base_1.0.safetensors", "sdxl"],
   ["juggernautXL_v9.safetensors", "sdxl"],
   ["dreamshaper_8.safetensors", undefined],
+  ["DreamShaper_v2.0.safetensors", undefined], // its own second version
+  ["SD1.5/realisticVision_v2.0.safetensors", "sd1"],
+  ["some/v2-1_512-ema-pruned.safetensors", "sd2"],
+  ["SSD-1B.safetensors", undefined],
 ])("%s looks like %s", (checkpoint, family) => expect(familyOfCheckpoint(checkpoint)).toBe(family));
 
 test.each([

@@ -227,6 +227,18 @@ def test_escape_closes_the_suggestions_and_enter_is_a_new_line_again(page):
     assert box.input_value() == "<m\n"
 
 
+def test_suggestions_close_when_the_caret_leaves_their_word(page):
+    box = page.locator("textarea:visible").first
+    box.fill("a red car, ")
+    box.press_sequentially("te")
+    offered = page.get_by_role("listbox", name="Triggers")
+    offered.wait_for()
+    box.press("Home")
+    offered.wait_for(state="hidden")
+    box.press("Enter")
+    assert box.input_value() == "\na red car, te"
+
+
 GROUNDS = """text => {
     const area = [...document.querySelectorAll('textarea')].find(area => area.checkVisibility() && area.value === text)
     const style = getComputedStyle(area), pen = document.createElement('canvas').getContext('2d')
@@ -341,6 +353,24 @@ def test_the_server_says_why_an_edit_cannot_be(concepts):
     assert "amphora" in names(concepts)
 
 
+def test_what_is_written_in_one_form_is_kept_whatever_else_the_list_does(page, concepts):
+    trigger = concepts.get_by_label("Trigger")
+    button(concepts, "Edit amphora").click()
+    trigger.fill("<clay>")
+    button(concepts, "Edit my-teddy").click()
+    assert trigger.count() == 2
+    button(concepts.get_by_title("my-teddy.safetensors"), "Cancel").click()
+    concepts.get_by_role("searchbox").fill("sd 1 clay")
+    assert concepts.get_by_role("listitem").count() == 1
+    assert trigger.input_value() == "<clay>"
+    trigger.focus()
+    page.evaluate(LIST_AGAIN)
+    page.keyboard.type("ish")
+    assert trigger.input_value() == "<clay>ish"
+    button(concepts, "Cancel").click()
+    assert names(concepts) == ["amphora"]
+
+
 def test_a_deleted_concept_comes_back(frontend, concepts):
     button(concepts, "Delete amphora").click()
     undo = button(concepts, "Undo deleting amphora")
@@ -414,6 +444,25 @@ def test_the_trainer_shows_the_time_left_and_stops_its_own_run(frontend, page):
     assert stop.is_disabled()
 
 
+def test_the_trainer_is_known_again_when_the_page_was_loaded_or_the_graph_made_anew(frontend, page):
+    page.reload()  # it has seen no run begin
+    page.wait_for_function("window.app?.vueAppReady && app.graph?.nodes.length")
+    send = "([name, detail]) => app.api.dispatchCustomEvent(name, detail)"
+    stop, shown = button(panel(page), "Stop and keep"), panel(page).locator("p")
+    for run in ("one", "other"):
+        open_workflow(frontend, "perfusion_train")  # as undo does, and another tab
+        id = page.evaluate("() => String(app.graph.nodes.find(node => node.type === 'PerfusionTrainConcept').id)")
+        page.evaluate(send, ["executing", id])
+        page.evaluate(send, ["progress", {"value": 100, "max": 200, "prompt_id": run, "node": id}])
+        assert shown.inner_text() == "Step 100 of 200"
+        assert stop.is_enabled()
+    stop.click()
+    says(shown, "Stopping after this step.")
+    assert any("/interrupt" in request and "other" in request for request in frontend.requests)
+    page.evaluate(send, ["execution_interrupted", {"prompt_id": "other"}])
+    says(shown, "Stopped.")
+
+
 # Takes the demo model in place of a checkpoint
 ON_DEMO_MODEL = """() => {
     const old = app.graph.nodes.find(({ type }) => type === 'CheckpointLoaderSimple')
@@ -463,6 +512,9 @@ def test_a_real_training_is_stopped_and_what_it_learned_paints(frontend, page, n
     button(panel(page), "Stop and keep").click()
     assert page.evaluate("() => window.ended")[0] == "execution_interrupted"
     says(panel(page).locator("p"), "What was learned is in my-teddy-unfinished.safetensors")
+    trainer = "app.graph.nodes.find(({ type }) => type === 'PerfusionTrainConcept')"
+    offered = f"() => {trainer}.widgets.find(({{ name }}) => name === 'continue_from').options.values"
+    assert "my-teddy-unfinished.safetensors" in page.evaluate(offered)
 
     open_workflow(frontend, "perfusion_generate")
     page.evaluate(ON_DEMO_MODEL)
