@@ -35,10 +35,13 @@ class PerfusionLoadPhotos(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str) -> str:
-        files = photo_files(folder)
-        home = files[0].parent
-        files += sorted((home / "mask").glob("*")) + sorted(home.glob("*.txt"))
+    def fingerprint_inputs(cls, folder: str | None) -> str:
+        """folder: None where it is linked, for it is not known yet; then all of them count."""
+        files = []
+        for name in photo_folders() if folder is None else [folder]:
+            files += photo_files(name)
+            home = files[-1].parent
+            files += sorted((home / "mask").glob("*")) + sorted(home.glob("*.txt"))
         return " ".join(f"{file.name} {file.stat().st_mtime_ns}" for file in files)
 
     @classmethod

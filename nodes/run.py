@@ -174,11 +174,17 @@ def saved_state(
             f"{name} is {concept.trigger}, a {concept.superclass}, and continue_from goes on with it. Write that "
             "trigger and superclass, or set continue_from to none."
         )
+    if concept.key_outputs is not None:
+        raise ValueError(
+            f"{name} was imported with keys of its own, which training here does not know. Set continue_from to none."
+        )
     try:
         state = load_training(training_path(concept, path), concept)
     except ValueError as error:
         logging.warning("Perfusion: %s The training goes on from the concept alone, with a fresh optimizer.", error)
         return concept.tensors(), None
     if len(state["losses"]) >= steps:
-        raise ValueError(f"{name} has been trained for {len(state['losses'])} steps already. Set steps higher.")
+        raise ValueError(
+            f"{name} has been trained for {len(state['losses'])} steps already. Set steps higher, or load it instead."
+        )
     return state, best_of(state, concept)

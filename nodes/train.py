@@ -256,7 +256,7 @@ class PerfusionTrainConcept(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, continue_from=(_NONE,), **kwargs) -> str:
-        if continue_from[0] == _NONE:
+        if continue_from[0] in (_NONE, None):  # None: linked, and not known yet
             return ""
         return concept_stamp(continue_from[0])
 

@@ -23,6 +23,7 @@ TOKENS = {"all": "", "up to end": "-up-to-end", "content": "-content"}  # which 
 MAX_MIB = 64  # of a caption file
 _LONGEST = 10_000  # characters of a caption; what is longer was not meant as one
 _BATCH = 32
+_SENTENCE = "a photo of a small red cat and a large blue house on the beach at night"
 
 
 def cached_covariance(
@@ -75,10 +76,7 @@ def measure_covariance(
     progress = Progress(len(captions), node_id, bar)
     covariance = None
     for start in range(0, len(captions), _BATCH):
-        tokenized = [clip.tokenize(caption) for caption in captions[start : start + _BATCH]]
-        rows = {
-            name: [[token[0] for token in prompt[name][0]] for prompt in tokenized] for name in encoders(clip)
-        }  # only the first section of a long caption
+        rows = _rows(clip, captions[start : start + _BATCH])
         with torch.no_grad():
             encodings, _ = encode_rows(clip, rows)
         if covariance is None:
@@ -91,15 +89,35 @@ def measure_covariance(
 
 
 def fingerprint(clip) -> str:
-    """A hash of the text encoders' weights, with their LoRA, and clip skip: equal for equal encodings."""
+    """A hash of the text encoders' weights, with their LoRA, and clip skip: equal for equal encodings.
+
+    A LoRA that the host keeps beside the weights, as it does where it streams them to the GPU, is known by what it makes
+    of a sentence.
+    """
     _load(clip)
     digest = hashlib.blake2b(str(clip.layer_idx).encode(), digest_size=8)
     for name, encoder in encoders(clip).items():
         # without the projection of the pooled output, which encodings do not see and the host may leave unset
         for key, tensor in sorted(encoder.transformer.text_model.state_dict().items()):
             digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            _add(digest, tensor)
+    patcher = clip.patcher
+    if patcher.injections or (patcher.patches and getattr(patcher, "is_dynamic", bool)()):
+        prepare_encoders(clip)
+        with torch.no_grad():
+            encodings, _ = encode_rows(clip, _rows(clip, [_SENTENCE]))
+        _add(digest, encodings)
     return digest.hexdigest()
+
+
+def _rows(clip, captions: Sequence[str]) -> dict[str, list[list]]:
+    """{encoder: the tokens of every caption}, of a long one only the first section."""
+    tokenized = [clip.tokenize(caption) for caption in captions]
+    return {name: [[token[0] for token in prompt[name][0]] for prompt in tokenized] for name in encoders(clip)}
+
+
+def _add(digest, tensor: Tensor) -> None:
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def caption_files() -> list[str]:

@@ -74,9 +74,10 @@ def own_concept_path(name: str) -> Path:
     return path
 
 
-def concept_stamp(name: str) -> str:
-    """Changes when the file of a chosen concept does."""
-    return stamp(concept_path(name))
+def concept_stamp(name: str | None) -> str:
+    """Changes when the file of a chosen concept does; of None, a linked input that is not known yet, when any does."""
+    names = concept_names() if name is None else [name]
+    return " ".join(f"{name} {stamp(concept_path(name))}" for name in names)
 
 
 def stamp(path: Path) -> str:

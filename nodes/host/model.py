@@ -59,6 +59,11 @@ def apply_to_model(model, uses: Sequence[ConceptUse], joint: bool = True):
     return model
 
 
+def without_concepts(model):
+    """The MODEL as it was before Perfusion's nodes."""
+    return apply_to_model(model, [use.replace(strength=0.0) for use in model.get_attachment(KEY) or ()])
+
+
 def cross_attentions(model) -> dict[str, torch.nn.Module]:
     """{layer: module} of the MODEL's text cross-attentions, named as in concept files."""
     return {
@@ -153,7 +158,7 @@ class _Runtime:
 
         @torch.compiler.disable
         def forward(x: Tensor) -> Tensor:
-            model, edits = getattr(self._running, "forward", None) or (self._own_model(), _Edits(self, 0.0, x, None))
+            model, edits = getattr(self._running, "forward", None) or (self._own_model(), _Edits(self, 0.0, x, []))
 
             def project(edited_input: Tensor) -> Tensor:
                 if foreign is not None:

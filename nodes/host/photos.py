@@ -200,6 +200,8 @@ def _limited(photo: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_shape(mask: Tensor, photo: Tensor, number: int) -> None:
+    if not mask.any():
+        return  # that it is empty is what there is to say of it, whatever its shape
     mask_ratio, photo_ratio = mask.shape[1] / mask.shape[0], photo.shape[1] / photo.shape[0]
     if abs(mask_ratio / photo_ratio - 1) > 0.02:
         raise ValueError(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...perfusion_core import Concept, ConceptSet, EncodedPrompts, Wiring, draw_timesteps, masked_mse
 from . import text
-from .model import PREFIX, cross_attentions, encoding_width
+from .model import PREFIX, cross_attentions, encoding_width, without_concepts
 from .trainable import checkpointed, out_of_place_clip, trainable_through
 
 _PLACE = "<perfusion-trigger>"  # stands for the trigger, whatever it is, while sentences are tokenized
@@ -136,6 +136,7 @@ class ComfyTrainee:
                 tokens[name].append([*plain[:at], *trigger, *plain[at + len(trigger) :]])
         encodings, pooled = text.encode_rows(self._clip, tokens)
         positions = torch.tensor([row.position or 0 for row in rows])
+        pooled = None if pooled is None else pooled.to(self._device)
         return EncodedPrompts(encodings.to(self._device), positions, pooled)
 
 
@@ -155,7 +156,7 @@ def open_trainee(
     if latents.shape[1:2] != (model.model.latent_format.latent_channels,):
         raise ValueError(f"This VAE makes latents {tuple(latents.shape[1:])}, not this model's. Use its own VAE.")
     latents = model.model.process_latent_in(latents.float())
-    model, clip = _static(model, clip)
+    model, clip = _static(without_concepts(model), clip)
     patchers = [model, clip.patcher]
     comfy.model_management.load_models_gpu(patchers, force_full_load=True)
     with _out_of_reach(patchers):

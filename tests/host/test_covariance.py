@@ -6,6 +6,7 @@ import types
 from pathlib import Path
 
 import comfy.model_management
+import comfy.sd
 import comfy.utils
 import folder_paths
 import numpy as np
@@ -109,6 +110,21 @@ def test_a_clip_with_another_skip_has_a_covariance_of_its_own(clip, model_folder
     skipped.clip_layer(-2)
     assert not torch.equal(run(clip).matrix(), run(skipped).matrix())
     assert len(kept(model_folder)) == 2
+
+
+@pytest.mark.skipif(not hasattr(comfy.sd, "load_bypass_lora_for_models"), reason="this host has no such LoRA")
+def test_a_lora_beside_the_weights_is_seen_in_the_fingerprint(clip):
+    layer = clip.cond_stage_model.clip_l.transformer.text_model.encoder.layers[0].mlp.fc1
+    key = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+
+    def with_lora(size):
+        up, down = torch.full((layer.out_features, 1), size), torch.ones(1, layer.in_features)
+        lora = {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
+        return comfy.sd.load_bypass_lora_for_models(None, clip, lora, 0, 1.0)[1]
+
+    seen = [fingerprint(one) for one in (clip, with_lora(0.1), with_lora(0.2), with_lora(0.1), clip)]
+    assert seen[1] == seen[3] and seen[0] == seen[4]
+    assert len(set(seen)) == 3
 
 
 def test_a_known_fingerprint_is_not_computed_again(clip, model_folder, monkeypatch):

@@ -129,12 +129,13 @@ def test_a_taken_name_gets_a_number_unless_it_is_to_be_overwritten(model_folder)
     assert load_concept(concept_path("toys/toy-3.safetensors")).name == "toy-3"
 
 
-def test_the_loader_notices_that_a_file_has_changed(model_folder):
+@pytest.mark.parametrize("chosen", ["toy.safetensors", None], ids=["chosen", "linked, not known yet"])
+def test_the_loader_notices_that_a_file_has_changed(model_folder, chosen):
     save("toy")
-    before = PerfusionLoader.fingerprint_inputs("toy.safetensors", beta=0.6)
-    assert PerfusionLoader.fingerprint_inputs("toy.safetensors", beta=0.7) == before
+    before = PerfusionLoader.fingerprint_inputs(chosen, beta=0.6)
+    assert PerfusionLoader.fingerprint_inputs(chosen, beta=0.7) == before
     save("toy", overwrite=True, concept=OTHER)
-    assert PerfusionLoader.fingerprint_inputs("toy.safetensors", beta=0.6) != before
+    assert PerfusionLoader.fingerprint_inputs(chosen, beta=0.6) != before
 
 
 @pytest.mark.parametrize("refusal", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])

@@ -202,6 +202,15 @@ def test_the_node_notices_new_masks_changed_photos_and_captions(home):
     assert PerfusionLoadPhotos.fingerprint_inputs("toys") in seen
 
 
+def test_the_node_whose_folder_is_linked_notices_what_changes_in_any(home):
+    """The host does not know the folder yet when it asks."""
+    put(home / "toys/a.png")
+    before = PerfusionLoadPhotos.fingerprint_inputs(None)
+    assert PerfusionLoadPhotos.fingerprint_inputs(None) == before
+    put(home / "cups/a.png")
+    assert PerfusionLoadPhotos.fingerprint_inputs(None) != before
+
+
 @pytest.mark.parametrize("name", ["a", "a.b", "photo [1]", "玩具"])
 def test_the_caption_is_the_text_beside_the_photo(home, name):
     photo = put(home / f"{name}.jpg")
@@ -358,6 +367,7 @@ def test_a_mask_of_another_size_but_the_photos_shape_fits():
         ([noise(1, 8, 8, 3)], [torch.ones(1, 8, 16)], "mask of photo 1 is 16x8, the photo 8x8"),
         ([noise(2, 8, 8, 3)], [torch.ones(1, 8, 8), torch.zeros(1, 8, 8)], "mask of photo 2 is empty"),
         ([noise(1, 8, 8, 3)], [torch.zeros(1, 64, 64)], "mask of photo 1 is empty"),  # Load Image's, without alpha
+        ([noise(1, 8, 16, 3)], [torch.zeros(1, 64, 64)], "mask of photo 1 is empty"),
         ([noise(1, 8, 8, 3)], [torch.full((1, 8, 8), torch.nan)], "mask of photo 1"),
         ([noise(1, 8, 8, 3), torch.full((1, 8, 8, 3), torch.nan)], [], "Photo 2 holds NaN"),
         ([torch.full((1, 8, 8, 3), torch.inf)], [], "Photo 1 holds"),
@@ -548,7 +558,8 @@ def test_a_mask_of_another_scale_cuts_the_same_subject(paste):
         (torch.ones(1, 8, 8), 0.0, "Photo 1: The mask covers the whole photo"),
         (torch.full((1, 8, 8), torch.nan), 0.0, "Photo 1: The mask is empty"),
         (torch.eye(8)[None], torch.nan, "A background holds NaN"),
-        (torch.zeros(1, 8, 16), 0.0, "not the same shape"),
+        (torch.zeros(1, 8, 16), 0.0, "Photo 1: The mask is empty"),  # Load Image's, without alpha
+        (torch.ones(1, 8, 16), 0.0, "not the same shape"),
     ],
 )
 def test_what_cannot_be_pasted_is_named(paste, mask, background, message):

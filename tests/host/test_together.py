@@ -4,6 +4,7 @@ import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.model_management
 import comfy.samplers
+import comfy_extras.nodes_custom_sampler as host_guiders
 import folder_paths
 import pytest
 import torch
@@ -28,8 +29,8 @@ from comfyui_perfusion.nodes.host.text import apply_to_clip
 from safetensors.torch import save_file
 
 import nodes as host_nodes
-from random_checkpoint import initialise
-from reference_model import close, edit_weights, locked_prompts
+from random_checkpoint import initialise, load_random
+from reference_model import CUP_PROMPT, close, edit_weights, locked_prompts
 from test_model import NEGATIVE, PROMPT, encode, sample
 
 
@@ -139,6 +140,23 @@ def test_guiders_of_three_conditionings_edit_each_as_its_own(world, guider):
     assert close(found, paint(world.reference))
     assert not close(paint(world.patched, world.negative), found)
     assert not close(paint(world.model), found)
+
+
+@pytest.mark.skipif(not hasattr(host_guiders, "DualModelGuider"), reason="this host has no such guider")
+def test_a_guider_with_a_model_for_each_conditioning_edits_both(world):
+    uses = [use.replace(key_lock=0.0) for use in world.uses]
+    other = load_random("sd1")[0]
+    first, second = (apply_to_model(model, uses) for model in (world.model, other))
+    positive, negative = (encode(apply_to_clip(world.plain_clip, uses), prompt) for prompt in (PROMPT, CUP_PROMPT))
+    sigmas = comfy.samplers.calculate_sigmas(first.get_model_object("model_sampling"), "normal", 1)
+    euler, latent = comfy.samplers.sampler_object("euler"), {"samples": torch.zeros(1, 4, 8, 8)}
+
+    def paint(*models):
+        made = host_guiders.DualModelGuider.execute(models[0], positive, 5.0, *models[1:], negative=negative)[0]
+        return SamplerCustomAdvanced.execute(RandomNoise.execute(7)[0], made, euler, sigmas, latent)[0]["samples"]
+
+    assert close(paint(first, second), paint(first))
+    assert not close(paint(first, other), paint(first))
 
 
 def test_a_lora_by_its_loader_before_and_after(world, lora_name):

@@ -13,7 +13,10 @@ import pytest
 import torch
 from comfyui_perfusion.nodes.host import trainee
 from comfyui_perfusion.nodes.host.files import training_path
+from comfyui_perfusion.nodes.host.model import apply_to_model
+from comfyui_perfusion.nodes.host.text import apply_to_clip
 from comfyui_perfusion.nodes.host.thumbnail import decoded
+from comfyui_perfusion.nodes.host.uses import ConceptUse
 from comfyui_perfusion.nodes.load import PerfusionSaveConcept
 from comfyui_perfusion.nodes.train import PerfusionTrainConcept, _settings
 from comfyui_perfusion.perfusion_core import load_concept, load_training, save_concept
@@ -21,7 +24,7 @@ from comfyui_perfusion.perfusion_core.concept_file import edit_metadata
 from comfyui_perfusion.perfusion_core.training_file import digest
 from safetensors.torch import save_file
 
-from makers import train_node
+from makers import make_concept, train_node
 
 CANCEL = comfy.model_management.InterruptProcessingException
 PHOTOS = [torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))]
@@ -111,6 +114,15 @@ def test_previews_and_checkpoints_do_not_change_what_is_learned(models, model_fo
     plain = saved(train_node(models, images=PHOTOS, steps=[3], checkpoint_every=[50]), "a")
     busy = saved(train_node(models, images=PHOTOS, steps=[3], checkpoint_every=[1], previews=["a {}"]), "a")
     assert same(load_concept(plain), load_concept(busy))
+
+
+def test_a_model_with_other_concepts_is_trained_on_as_without_them(models):
+    model, clip, _ = models("sd1")
+    uses = [ConceptUse(make_concept(model, clip, "<my-cup>", "cup"))]
+    patched = {"model": [apply_to_model(model, uses)], "clip": [apply_to_clip(clip, uses)]}
+    inputs = {"images": PHOTOS, "previews": ["a {}"]}
+    plain, other = (train_node(models, **inputs, **change).args[1][0].concept for change in ({}, patched))
+    assert same(plain, other)
 
 
 def test_the_first_sample_is_the_thumbnail(models, model_folder):
@@ -237,6 +249,18 @@ def test_a_training_that_cannot_be_continued_says_why(models, model_folder, inpu
     saved(train_node(models), "toy")
     with pytest.raises(ValueError, match=message):
         train_node(models, **{"continue_from": ["toy.safetensors"], "steps": [9], **inputs})
+
+
+def test_a_concept_with_keys_of_its_own_is_not_continued(models, model_folder):
+    concept = make_concept(*models("sd1")[:2])
+    save_concept(concept.replace(key_outputs=concept.value_deltas), model_folder / "imported.safetensors")
+    with pytest.raises(ValueError, match=r"imported\.safetensors was imported.* continue_from"):
+        train_node(models, continue_from=["imported.safetensors"], steps=[9])
+
+
+def test_a_linked_continue_from_does_not_train_anew_on_every_run():
+    """The host does not know the name yet when it asks."""
+    assert PerfusionTrainConcept.fingerprint_inputs(continue_from=[None]) == ""
 
 
 def test_gradient_checkpointing_learns_the_same(models):
