@@ -91,8 +91,8 @@ def measure_covariance(
 def fingerprint(clip) -> str:
     """A hash of the text encoders' weights, with their LoRA, and clip skip: equal for equal encodings.
 
-    A LoRA that the host keeps beside the weights, as it does where it streams them to the GPU, is known by what it makes
-    of a sentence.
+    A LoRA that the host keeps beside the weights, as where it streams them to the GPU, is known by what it makes of a
+    sentence.
     """
     _load(clip)
     digest = hashlib.blake2b(str(clip.layer_idx).encode(), digest_size=8)
