@@ -34,6 +34,7 @@ MIN_TIMESTEP = 250  # that Perfusion trains on
 BETAS = (0.3, 0.5, 0.7, 0.9)
 MIDDLE_BETA = 0.5  # where strength is swept, and concepts are combined
 STRENGTHS = (0.4, 0.7, 1.0, 1.3)  # where that is swept
+FINER_STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.55, 0.85)  # below and between them
 MARKS = (0.125, 0.25, 0.5, 1.0)  # shares of the steps, where these are
 REGULAR_SCENES = 32  # pictures of the superclass that keep Custom Diffusion and DreamBooth from forgetting it
 
@@ -170,11 +171,11 @@ class Reused:
 
     trained: Callable[[str, int], Concept]  # of a task's name and a seed
     key_lock: float = 0.0
-    by_strength: bool = False
+    strengths: Sequence[float] = ()  # that are swept in place of beta
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedConcepts:
-        settings = STRENGTHS if self.by_strength else BETAS
-        return LearnedConcepts([self.trained(task.name, seed)], settings, self.key_lock, by_strength=self.by_strength)
+        concepts, settings = [self.trained(task.name, seed)], self.strengths or BETAS
+        return LearnedConcepts(concepts, settings, self.key_lock, by_strength=bool(self.strengths))
 
 
 # What people use instead
@@ -338,6 +339,24 @@ class Lora:
         factors = {f"{name}.down": factor.detach() for name, factor in down.items()}
         factors |= {f"{name}.up": factor.detach() for name, factor in up.items()}
         return LearnedWeights(phrase, task.trigger, _size(run.embedding.detach(), factors), versions)
+
+
+@dataclass(frozen=True)
+class ReusedLora:
+    """What a LoRA learned, at other strengths."""
+
+    trained: Callable[[str, int], LearnedWeights]  # of a task's name and a seed, at strength 1
+    strengths: Sequence[float]
+
+    def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedWeights:
+        learned = self.trained(task.name, seed)
+        embedding, weights = learned.versions[1.0]
+        base = {name: painter.unet.get_parameter(name).float() for name in weights}
+        versions = {
+            strength: (embedding, {name: base[name].lerp(weight, strength) for name, weight in weights.items()})
+            for strength in self.strengths
+        }
+        return replace(learned, versions=versions)
 
 
 def _adding(down: Tensor, up: Tensor) -> Callable:

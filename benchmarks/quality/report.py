@@ -28,6 +28,7 @@ RESAMPLINGS = 2000
 SHOWN = ("teddy", "racecar", "parrot")  # concepts whose pictures are kept
 SIDE, CELL = 64, 112  # pixels of a picture, and of its place in a contact sheet
 UNCHANGED = "perfusion as above"
+FINER = ", finer"  # ends the names of methods at more strengths, as in run.py
 
 
 def main() -> None:
@@ -58,16 +59,27 @@ def summary(found: Mapping[str, Any], trained: Sequence[Record]) -> dict[str, An
     methods, ablations, anchors = defaultdict(list), defaultdict(list), found["anchors"]
     for record in trained:
         methods[record["method"]].append(record)
+    finer = {name.removesuffix(FINER): methods.pop(name) for name in list(methods) if name.endswith(FINER)}
     concepts = {name: len({record["concept"] for record in records}) for name, records in methods.items()}
     for name in [name for name, count in concepts.items() if count < max(concepts.values())]:
         ablations[name] = methods.pop(name)
     compared = {(record["concept"], record["seed"]) for records in ablations.values() for record in records}
     ablations[UNCHANGED] = [r for r in methods["perfusion"] if (r["concept"], r["seed"]) in compared]
-    volumes = {name: [hypervolume(points(record, anchors)) for record in records] for name, records in methods.items()}
+    volumes = {
+        name: {(r["concept"], r["seed"]): hypervolume(points(r, anchors)) for r in records}
+        for name, records in methods.items()
+    }
+    means = {name: float(np.mean(list(values.values()))) for name, values in volumes.items()}
+    first = max(means, key=means.__getitem__)
     return {
         "demo_model": found["demo model"],
-        "hypervolume": {name: float(np.mean(values)) for name, values in volumes.items()},
-        "hypervolume_interval": {name: interval(values) for name, values in volumes.items()},
+        "hypervolume": means,
+        "hypervolume_interval": {name: interval(list(values.values())) for name, values in volumes.items()},
+        "hypervolume_finer": {
+            name: float(np.mean([hypervolume(points(r, anchors)) for r in joined(methods[name], records)]))
+            for name, records in finer.items()
+        },
+        "behind_first_interval": {name: behind(values, volumes[first]) for name, values in volumes.items()},
         "trainings": {name: len(records) for name, records in methods.items()},
         "bytes": {name: int(np.mean([record["bytes"] for record in records])) for name, records in methods.items()},
         "seconds": {name: float(np.median([r["seconds"] for r in records])) for name, records in methods.items()},
@@ -113,6 +125,20 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     drawn = np.random.default_rng(0).choice(values, (RESAMPLINGS, len(values))).mean(1)
     low, high = np.quantile(drawn, (0.025, 0.975))
     return float(low), float(high)
+
+
+def joined(records: Sequence[Record], others: Sequence[Record]) -> list[Record]:
+    """The records with the others' settings of the same concepts and seeds beside their own."""
+    more = {(record["concept"], record["seed"]): record["curve"] for record in others}
+    return [{**record, "curve": [*record["curve"], *more[record["concept"], record["seed"]]]} for record in records]
+
+
+def behind(values: Mapping[tuple[str, int], float], first: Mapping[tuple[str, int], float]) -> tuple[float, float]:
+    """95 % of how far values lie below those of the first for the same concepts and seeds, over other concepts."""
+    differences = defaultdict(list)
+    for (concept, seed), value in values.items():
+        differences[concept].append(first[concept, seed] - value)
+    return interval([float(np.mean(seeds)) for seeds in differences.values()])
 
 
 def mean_curve(records: Sequence[Record], anchors: Record) -> list[dict[str, Any]]:
@@ -220,13 +246,17 @@ def document(figures: Mapping[str, Any], findings: str) -> str:
 
 
 def methods_table(figures: Mapping[str, Any]) -> str:
-    lines = ["| method | hypervolume | 95 % | file | to learn | trainings |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| method | hypervolume | 95 % | behind, 95 % | file | to learn | trainings |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, volume in sorted(figures["hypervolume"].items(), key=lambda item: -item[1]):
         low, high = figures["hypervolume_interval"][name]
+        least, most = figures["behind_first_interval"][name]
         size = figures["bytes"][name] / 1024
         lines.append(
-            f"| {name} | {volume:.3f} | {low:.3f} to {high:.3f} | {size:,.1f} KB | {figures['seconds'][name]:.1f} s | "
-            f"{figures['trainings'][name]} |"
+            f"| {name} | {volume:.3f} | {low:.3f} to {high:.3f} | {least:.3f} to {most:.3f} | {size:,.1f} KB | "
+            f"{figures['seconds'][name]:.1f} s | {figures['trainings'][name]} |"
         )
     return "\n".join(lines)
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ sys.path[:0] = [str(REPO), str(REPO / "benchmarks" / "world")]
 from evaluation import PROMPTS, Judges, anchors, combined_scores, curve, model_scores, noise, painted
 from gates import COVARIANCES, calibrated, discriminating, gate_responses, inverse_covariance
 from methods import (
+    FINER_STRENGTHS,
     MIDDLE_BETA,
     STRENGTHS,
     FineTune,
@@ -42,6 +44,7 @@ from methods import (
     Pasted,
     Perfusion,
     Reused,
+    ReusedLora,
     TextualInversion,
     UngatedTraining,
     summed,
@@ -51,19 +54,22 @@ from perfusion_core import Concept, load_concept, save_concept
 from scenes import CONCEPTS, sheet
 
 SEEDS = (0, 1, 2)
+FINER = ", finer"  # the same at more strengths
 LORAS = "lora, rank 1", "lora, rank 4", "lora, rank 4, pasted"
 PAIRED = ("a photo of a {} and a {} on grass", "a photo of a {} and a {} on snow", "a {} and a {} on wood",
           "a photo of a {} and a {} on pink")  # fmt: skip
 THREE = ("a photo of a {} and a {} and a {} on grass", "a {} and a {} and a {} on snow")
 
 
-def methods(inverse: Tensor, trained: Callable[[str, int], Concept]) -> dict[str, Method]:
-    """inverse: C^-1, (d, d). trained: what the first method learned of a concept with a seed."""
+def methods(
+    inverse: Tensor, trained: Callable[[str, int], Concept], lora: Callable[[str, str, int], LearnedWeights]
+) -> dict[str, Method]:
+    """inverse: C^-1, (d, d). trained, lora: what the first method, or one of LORAS, has learned of a concept."""
     plain = Perfusion(inverse)
     return {
         "perfusion": Pasted(plain),
-        "perfusion, by strength": Reused(trained, by_strength=True),
-        "perfusion, global lock, by strength": Reused(trained, key_lock=1.0, by_strength=True),
+        "perfusion, by strength": Reused(trained, strengths=STRENGTHS),
+        "perfusion, global lock, by strength": Reused(trained, key_lock=1.0, strengths=STRENGTHS),
         "perfusion, global lock": Reused(trained, key_lock=1.0),
         "perfusion, trained keys": Pasted(replace(plain, kind=FreeKeyTraining)),
         "perfusion, no mask": Pasted(replace(plain, outside=1.0)),
@@ -74,6 +80,8 @@ def methods(inverse: Tensor, trained: Callable[[str, int], Concept]) -> dict[str
         "lora, rank 4, pasted": Pasted(Lora(4)),
         "custom diffusion": FineTune(r"attn2\.to_[kv]\.", 2e-4, embedding_rate=0.006),
         "dreambooth": FineTune("", 6e-4, batch=16),
+        f"perfusion, by strength{FINER}": Reused(trained, strengths=FINER_STRENGTHS),
+        **{f"{name}{FINER}": ReusedLora(partial(lora, name), FINER_STRENGTHS) for name in LORAS},
     }
 
 
@@ -124,7 +132,7 @@ class Bench:
 
     def run(self, only: list[str] | None, seeds: Sequence[int], share: slice) -> None:
         """``only``: names of methods; ``share``: of the concepts. Without either also what needs them all."""
-        chosen = methods(self.inverse, self.concept)
+        chosen = methods(self.inverse, self.concept, self.lora)
         check_names(only or (), chosen)
         names = list(CONCEPTS)[share]
         for seed, name, label in itertools.product(seeds, names, only or chosen):

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from benchmarks.quality.report import hypervolume, interval, points
+from benchmarks.quality.report import behind, hypervolume, interval, joined, points
 
 ANCHORS = {
     "teddy": {"model": {"clip_i": 0.2, "clip_t": 0.9}, "photos": {"clip_i": 0.8, "clip_t": 0.5}},
@@ -38,3 +38,17 @@ def test_hypervolume_is_the_area_below_the_front(curve, area):
 def test_the_interval_holds_the_mean_and_shrinks_with_more_values():
     few, many = interval([0.0, 1.0] * 5), interval([0.0, 1.0] * 500)
     assert few[0] < many[0] < 0.5 < many[1] < few[1]
+
+
+def test_how_far_a_method_is_behind_is_taken_from_the_same_concepts_and_seeds():
+    first = {(concept, seed): 0.1 * i + 0.2 * seed for i, concept in enumerate("abcd") for seed in (0, 1)}
+    assert behind({key: value - 0.05 for key, value in first.items()}, first) == pytest.approx((0.05, 0.05))
+    low, high = behind({(concept, seed): value - (concept == "a") for (concept, seed), value in first.items()}, first)
+    assert low == 0 < 0.25 < high  # other concepts may have none like "a"
+
+
+def test_more_settings_join_those_of_the_same_concept_and_seed():
+    records = [{"concept": concept, "seed": seed, "curve": [{"setting": 1.0}]} for concept in "ab" for seed in (0, 1)]
+    others = [{**record, "curve": [{"setting": 0.5, "of": (record["concept"], record["seed"])}]} for record in records]
+    for record in joined(records, others[::-1]):
+        assert record["curve"] == [{"setting": 1.0}, {"setting": 0.5, "of": (record["concept"], record["seed"])}]
