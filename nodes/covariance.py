@@ -17,7 +17,7 @@ from .host.encoder_covariance import (
     measure_covariance,
     read_captions,
 )
-from .host.files import COVARIANCES, FOLDER, foreign_names, foreign_path, stamp
+from .host.files import COVARIANCES, FOLDER, foreign_names, foreign_path, foreign_stamp, stamp
 from .plots import as_image, spectrum
 from .schema import ADVANCED, CATEGORY, CovarianceType
 
@@ -91,8 +91,10 @@ class PerfusionCovariance(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, caption_file, **_) -> str:
-        return "" if caption_file == _NO_FILE else str(caption_file_path(caption_file).stat().st_mtime_ns)
+    def fingerprint_inputs(cls, caption_file: str | None, **_) -> str:
+        """caption_file: None where it is linked, for it is not known yet; then all of them count."""
+        names = {None: caption_files(), _NO_FILE: []}.get(caption_file, [caption_file])
+        return stamp(map(caption_file_path, names))
 
     @classmethod
     def execute(cls, clip, captions, count, tokens, ridge, caption_file) -> io.NodeOutput:
@@ -137,8 +139,8 @@ class PerfusionImportCovariance(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **_) -> str:
-        return stamp(foreign_path(COVARIANCES, file))
+    def fingerprint_inputs(cls, file: str | None, **_) -> str:
+        return foreign_stamp(COVARIANCES, file)
 
     @classmethod
     def execute(cls, file, holds, ridge) -> io.NodeOutput:

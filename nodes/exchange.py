@@ -12,7 +12,7 @@ from torch import Tensor
 from ..perfusion_core.captions import captions
 from ..perfusion_core.concept_file import safetensors_bytes, write_together
 from ..perfusion_core.exchange import load_perfusion_pytorch, rank_one_update
-from .host.files import FOLDER, IMPORTS, foreign_names, foreign_path, paths_to_save, stamp
+from .host.files import FOLDER, IMPORTS, foreign_names, foreign_path, foreign_stamp, paths_to_save
 from .host.lora import embedding_tensors, lora_names, projector
 from .host.model import check_fits, cross_attentions
 from .host.text import apply_to_clip, token_labels
@@ -56,8 +56,8 @@ class PerfusionImportConcept(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **_) -> str:
-        return stamp(foreign_path(IMPORTS, file))
+    def fingerprint_inputs(cls, file: str | None, **_) -> str:
+        return foreign_stamp(IMPORTS, file)
 
     @classmethod
     def execute(cls, model, file, trigger, superclass) -> io.NodeOutput:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .host.clipseg import CLIPSEG, FOLDER, clipseg_folder, clipseg_names, find_subject
+from .host.files import stamp
 from .host.photos import load_caption, load_photo, pasted_photos, photo_files, photo_folders
 from .schema import CATEGORY
 
@@ -42,7 +43,7 @@ class PerfusionLoadPhotos(io.ComfyNode):
             files += photo_files(name)
             home = files[-1].parent
             files += sorted((home / "mask").glob("*")) + sorted(home.glob("*.txt"))
-        return " ".join(f"{file.name} {file.stat().st_mtime_ns}" for file in files)
+        return stamp(files)
 
     @classmethod
     def execute(cls, folder) -> io.NodeOutput:

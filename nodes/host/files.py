@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import folder_paths
@@ -76,14 +76,18 @@ def own_concept_path(name: str) -> Path:
 
 def concept_stamp(name: str | None) -> str:
     """Changes when the file of a chosen concept does; of None, a linked input that is not known yet, when any does."""
-    names = concept_names() if name is None else [name]
-    return " ".join(f"{name} {stamp(concept_path(name))}" for name in names)
+    return stamp(map(concept_path, concept_names() if name is None else [name]))
 
 
-def stamp(path: Path) -> str:
-    """Changes when a file does."""
-    stat = path.stat()
-    return f"{stat.st_mtime_ns} {stat.st_size}"
+def foreign_stamp(folder: str, name: str | None) -> str:
+    """The same for one of ``foreign_names``."""
+    return stamp(foreign_path(folder, one) for one in (foreign_names(folder) if name is None else [name]))
+
+
+def stamp(paths: Iterable[Path]) -> str:
+    """Changes when one of the files does, and when they are others."""
+    stats = [(path, path.stat()) for path in paths]
+    return " ".join(f"{path} {stat.st_mtime_ns} {stat.st_size}" for path, stat in stats)
 
 
 def foreign_names(folder: str) -> list[str]:

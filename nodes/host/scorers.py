@@ -76,7 +76,7 @@ def _shared_names() -> Iterator[str]:
 
 def _is_image_text_model(path: str | None) -> bool:
     try:
-        return _has_both_towers(path, stamp(Path(path)))
+        return _has_both_towers(path, stamp([Path(path)]))
     except Exception:  # damaged headers make the library raise nearly anything
         return False
 

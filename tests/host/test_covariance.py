@@ -271,8 +271,9 @@ def test_captions_of_the_field_win_over_the_file(clip, home, model_folder):
     assert kept(model_folder) == []
 
 
-def test_the_node_runs_again_when_its_file_changed(home):
-    def seen(name="a.txt"):
+@pytest.mark.parametrize("chosen", ["a.txt", None], ids=["chosen", "linked, not known yet"])
+def test_the_node_runs_again_when_its_file_changed(home, chosen):
+    def seen(name=chosen):
         return PerfusionCovariance.fingerprint_inputs(caption_file=name, clip=None, captions="", count=100)
 
     (home / "a.txt").write_text("a dog")

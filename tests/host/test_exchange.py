@@ -121,13 +121,18 @@ def test_only_files_of_the_right_kind_in_the_folder_are_read(model_folder, node,
         node.fingerprint_inputs(name.format(model_folder / "x.pt"))
 
 
-def test_a_file_that_changed_is_read_again(models, model_folder):
-    path = model_folder / IMPORTS / "toys" / "toy.pt"
+@pytest.mark.parametrize("chosen", ["toys/toy.pt", None], ids=["chosen", "linked, not known yet"])
+@pytest.mark.parametrize(
+    ("node", "folder"), [(PerfusionImportConcept, IMPORTS), (PerfusionImportCovariance, COVARIANCES)]
+)
+def test_a_file_that_changed_is_read_again(model_folder, node, folder, chosen):
+    path = model_folder / folder / "toys" / "toy.pt"
     path.parent.mkdir(parents=True)
     torch.save(1, path)
-    before = PerfusionImportConcept.fingerprint_inputs("toys/toy.pt", trigger="<a>")
+    before = node.fingerprint_inputs(chosen)
+    assert node.fingerprint_inputs(chosen) == before
     torch.save(torch.ones(9), path)
-    assert PerfusionImportConcept.fingerprint_inputs("toys/toy.pt", trigger="<a>") != before
+    assert node.fingerprint_inputs(chosen) != before
 
 
 # Export
