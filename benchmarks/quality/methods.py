@@ -114,6 +114,7 @@ class LearnedConcepts:
     key_lock: float = 0.0  # 0 local, 1 global
     gated: bool = True
     by_strength: bool = False
+    temperature: float = TEMPERATURE
 
     @property
     def size(self) -> int:
@@ -130,9 +131,9 @@ class LearnedConcepts:
         if not self.gated:
             concepts = UngatedSet(self.concepts, strengths=setting)
         elif self.by_strength:
-            concepts = ConceptSet(self.concepts, MIDDLE_BETA, TEMPERATURE, strengths=setting)
+            concepts = ConceptSet(self.concepts, MIDDLE_BETA, self.temperature, strengths=setting)
         else:
-            concepts = ConceptSet(self.concepts, setting, TEMPERATURE)
+            concepts = ConceptSet(self.concepts, setting, self.temperature)
         with Wiring(painter.unet, cross_attention_layers(painter.unet), concepts) as wiring:
             return painter.paint(encodings, noise, wiring, keys)
 
@@ -172,10 +173,13 @@ class Reused:
     trained: Callable[[str, int], Concept]  # of a task's name and a seed
     key_lock: float = 0.0
     strengths: Sequence[float] = ()  # that are swept in place of beta
+    temperature: float = TEMPERATURE
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedConcepts:
-        concepts, settings = [self.trained(task.name, seed)], self.strengths or BETAS
-        return LearnedConcepts(concepts, settings, self.key_lock, by_strength=bool(self.strengths))
+        return LearnedConcepts(
+            [self.trained(task.name, seed)], self.strengths or BETAS, self.key_lock,
+            by_strength=bool(self.strengths), temperature=self.temperature,
+        )  # fmt: skip
 
 
 # What people use instead

@@ -28,7 +28,7 @@ RESAMPLINGS = 2000
 SHOWN = ("teddy", "racecar", "parrot")  # concepts whose pictures are kept
 SIDE, CELL = 64, 112  # pixels of a picture, and of its place in a contact sheet
 UNCHANGED = "perfusion as above"
-FINER = ", finer"  # ends the names of methods at more strengths, as in run.py
+FINER = ", finer"  # ends the names of methods at more strengths
 
 
 def main() -> None:

@@ -51,10 +51,10 @@ from methods import (
 )
 from painter import Painter, task
 from perfusion_core import Concept, load_concept, save_concept
+from report import FINER
 from scenes import CONCEPTS, sheet
 
 SEEDS = (0, 1, 2)
-FINER = ", finer"  # the same at more strengths
 LORAS = "lora, rank 1", "lora, rank 4", "lora, rank 4, pasted"
 PAIRED = ("a photo of a {} and a {} on grass", "a photo of a {} and a {} on snow", "a {} and a {} on wood",
           "a photo of a {} and a {} on pink")  # fmt: skip
@@ -85,8 +85,8 @@ def methods(
     }
 
 
-def ablations(inverse: Tensor) -> dict[str, Method]:
-    """What the settings of training do: the paper's beta and temperature, and what it leaves open."""
+def ablations(inverse: Tensor, trained: Callable[[str, int], Concept]) -> dict[str, Method]:
+    """What the settings do: the paper's beta and temperature, and what it leaves open. ``trained``: see ``methods``."""
     plain = Perfusion(inverse)
     changed = {
         "beta 0.60 in training": {"beta": 0.60},
@@ -104,7 +104,8 @@ def ablations(inverse: Tensor) -> dict[str, Method]:
         "all timesteps": replace(plain, min_timestep=0),
         **{name: replace(plain, settings=replace(plain.settings, **change)) for name, change in changed.items()},
     }
-    return {"photos alone": plain, **{name: Pasted(method) for name, method in found.items()}}
+    used = {f"temperature {value:.2f} in use": Reused(trained, temperature=value) for value in (0.05, 0.30)}
+    return {"photos alone": plain, **{name: Pasted(method) for name, method in found.items()}, **used}
 
 
 def main() -> None:
@@ -140,7 +141,7 @@ class Bench:
         if only:
             return
         for name in (name for name in list(CONCEPTS)[::5] if name in names):
-            for label, method in ablations(self.inverse).items():
+            for label, method in ablations(self.inverse, self.concept).items():
                 self.train(label, method, name, 0)
             self.train("one photo", Pasted(Perfusion(self.inverse)), name, 0, photos=1)
         if len(names) < len(CONCEPTS):
