@@ -67,7 +67,10 @@ def read_concept(folder: Path, given: dict[str, Any]) -> Concept:
         if not file.name.isprintable():
             raise ValueError(f"the file name {file.name!r} cannot be sent. Rename the file.")
     settings = {"trigger": f"<{'-'.join(name.split())}>", **given, **read_settings(folder / "concept.json")}
-    if found := NOT_IN_TRIGGERS.search(trigger := str(settings["trigger"])):
+    settings["trigger"] = trigger = str(settings["trigger"]).strip()
+    if not trigger:
+        raise ValueError("the trigger is empty. Write another into its concept.json, or leave it out.")
+    if found := NOT_IN_TRIGGERS.search(trigger):
         shown = "a space" if found.group().isspace() else found.group()
         raise ValueError(f"the trigger {trigger!r} contains {shown}. Write another into its concept.json.")
     if not settings.get("superclass"):

@@ -301,6 +301,7 @@ def test_the_checkpoint_is_one_that_every_server_has(fakes):
         ("import", '{"superclass": "toy"}', "  import: a concept file cannot have this name"),
         ("teddy (2)", '{"superclass": "toy"}', r"  teddy \(2\): the trigger '<teddy-\(2\)>' contains \("),
         ("a", '{"superclass": "toy", "trigger": "my toy"}', "  a: the trigger 'my toy' contains a space"),
+        ("a", '{"superclass": "toy", "trigger": " "}', "  a: the trigger is empty"),
         ("a:b", '{"superclass": "toy"}', "  a:b: a concept file cannot have this name"),
         ("a\nb", '{"superclass": "toy"}', "a concept file cannot have this name"),
     ],
@@ -312,6 +313,11 @@ def test_unusable_concept_folders_are_listed_and_nothing_is_started(tmp_path, na
         train_many.main([str(tmp_path), "--server", fake.address])
     assert re.search(problem, str(stopped.value)) and "  empty: no photos (.bmp, .jpeg" in str(stopped.value)
     assert not fake.posts
+
+
+def test_spaces_around_a_trigger_are_taken_off_as_the_training_does(tmp_path):
+    (concept_folder(tmp_path, "a") / "concept.json").write_text('{"superclass": "toy", "trigger": " <a> "}')
+    assert concept_folders.read_concept(tmp_path / "a", {}).settings["trigger"] == "<a>"
 
 
 def test_a_trigger_is_judged_as_the_training_judges_it():
