@@ -102,7 +102,7 @@ def fingerprint(clip) -> str:
             digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             _add(digest, tensor)
     patcher = clip.patcher
-    if patcher.injections or (patcher.patches and getattr(patcher, "is_dynamic", bool)()):
+    if patcher.injections or (patcher.patches and patcher.is_dynamic()):
         prepare_encoders(clip)
         with torch.no_grad():
             encodings, _ = encode_rows(clip, _rows(clip, [_SENTENCE]))

@@ -187,9 +187,9 @@ def _out_of_reach(patchers: Sequence) -> Iterator[None]:
 
 def _static(model, clip):
     """The same models with all weights in one place, where the host would stream them to the GPU layer by layer."""
-    if getattr(model, "is_dynamic", bool)():
+    if model.is_dynamic():
         model = model.clone(disable_dynamic=True)
-    if getattr(clip.patcher, "is_dynamic", bool)():
+    if clip.patcher.is_dynamic():
         clip = clip.clone(disable_dynamic=True)
         clip.cond_stage_model = clip.patcher.model
     return model, clip
