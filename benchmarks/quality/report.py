@@ -1,4 +1,4 @@
-"""Makes docs/quality.md, docs/quality.json and their pictures of what run.py found.
+"""Makes docs/quality.md, docs/quality-methods.md, docs/quality.json and their pictures of what run.py found.
 
 bash scripts/env.sh python benchmarks/quality/report.py FOLDER
 """
@@ -28,6 +28,16 @@ RESAMPLINGS = 2000
 SHOWN = ("teddy", "racecar", "parrot")  # concepts whose pictures are kept
 SIDE, CELL = 64, 112  # pixels of a picture, and of its place in a contact sheet
 UNCHANGED = "perfusion as above"
+PAGES = {"page.md": "quality.md", "methods_page.md": "quality-methods.md"}
+WAYS = (
+    "perfusion",
+    "lora, rank 1",
+    "lora, rank 4",
+    "lora, rank 4, pasted",
+    "custom diffusion",
+    "textual inversion",
+    "dreambooth",
+)
 FINER = ", finer"  # ends the names of methods at more strengths
 
 
@@ -50,8 +60,9 @@ def main() -> None:
             label = f"{name} {curve[best]['setting']:g}"
             rows.append((label, cells(options.folder / "painted" / f"{name} - {concept} - 0.png", best)))
         contact_sheet(found["prompts"], rows, CELL).save(DOCS / f"quality-{concept}.jpg", quality=88)
-    findings = Path(__file__).with_name("findings.md").read_text(encoding="utf-8")
-    (DOCS / "quality.md").write_text(document(figures, findings), encoding="utf-8")
+    for template, page in PAGES.items():
+        text = document(figures, Path(__file__).with_name(template).read_text(encoding="utf-8"))
+        (DOCS / page).write_text(text, encoding="utf-8")
     print(methods_table(figures))
 
 
@@ -227,8 +238,9 @@ def cells(path: Path, row: int) -> list[Image.Image]:
 
 
 def document(figures: Mapping[str, Any], findings: str) -> str:
-    """docs/quality.md: the findings, which are written by hand, with the tables where they name them."""
+    """A page of docs/: the findings, which are written by hand, with the tables where they name them."""
     tables = {
+        "short": short_table(figures),
         "methods": methods_table(figures),
         "gates": table(figures["gates"], "covariance or dual"),
         "two concepts": together_table(figures["two_concepts"]),
@@ -259,6 +271,23 @@ def methods_table(figures: Mapping[str, Any]) -> str:
             f"{figures['seconds'][name]:.1f} s | {figures['trainings'][name]} |"
         )
     return "\n".join(lines)
+
+
+def short_table(figures: Mapping[str, Any]) -> str:
+    """A row for every way to teach a subject, with its best setting; ablations and other sweeps are left out."""
+    lines = ["| method | shown | rest of the prompt | both of two | trade-off | file |", "|---|---|---|---|---|---|"]
+    both = figures["two_concepts"]["by_method"]
+    for name in WAYS:
+        best = max(figures["curves"][name], key=lambda at: at["concept"])
+        area = max(
+            volume for other, volume in figures["hypervolume"].items() if other in (name, f"{name}, by strength")
+        )
+        size = figures["bytes"][name] / 1024
+        lines.append(
+            f"| {name} | {best['concept']:.0%} | {best['prompt_hits']:.0%} | "
+            f"{format(both[name], '.0%') if name in both else ''} | {area:.2f} | {size:,.1f} KB |"
+        )
+    return "\n".join(lines).replace("%", " %")
 
 
 def together_table(figures: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
     bash scripts/env.sh python benchmarks/quality/run.py FOLDER [--judges FOLDER] [--only METHOD ...]
 
 Every finished piece is kept in FOLDER, so it goes on where it was stopped: in FOLDER/painted what was learned and its
-pictures, in FOLDER itself, once there are judges, how they judge them. report.py makes docs/quality.md of the latter.
+pictures, in FOLDER itself, once there are judges, how they judge them. report.py makes pages of the latter.
 """
 
 from __future__ import annotations
