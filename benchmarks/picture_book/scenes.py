@@ -1,0 +1,159 @@
+"""Scenes of the picture book: what is painted, its caption, its masks and the truth about it, all from a seed.
+
+    bash scripts/env.sh python -m benchmarks.picture_book.scenes sheet OUT.png      # a look at the world
+
+In every scene stand individuals that are new. A caption names the class, the place, the style and a random part of
+the attributes; or it calls an individual by one word, a name that stands for all of them: NAMES[k] is the k-th thing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import skia
+from PIL import Image
+
+from .brush import Brush
+from .individuals import CLASSES, Individual, individual
+from .places import PLACES, SIZE, STYLES, draw_place, in_style
+from .things import Pose, draw_thing
+
+COUNTS = (0.75, 0.25)  # share of scenes with one thing, with two, ...
+PLAIN_STYLE = 0.8
+NAMED = 0.4  # share of things that a caption calls by their name
+TOLD = 0.6  # of the others' attributes
+NAMES = ("<one>", "<two>", "<three>")
+_SCALES = (0.66, 0.5, 0.4)  # pixels per unit, by the number of things
+_PREFIXES = ("a photo of", "a picture of", "an illustration of", "", "")
+
+
+@dataclass(frozen=True)
+class Scene:
+    image: np.ndarray  # (96, 96, 3), uint8
+    masks: np.ndarray  # (things, 96, 96), uint8: how much of each pixel is the thing
+    things: tuple[Individual, ...]
+    place: str
+    style: str
+    caption: str
+
+
+def scene(number: int, things: Sequence[Individual] = (), place: str = "", style: str | None = None,
+          held_out: bool = False) -> Scene:  # fmt: skip
+    """The scene of a number; what is given is not left to chance."""
+    chance = plan(number, held_out)
+    things, place = tuple(things) or chance[0], place or chance[1]
+    style = chance[2] if style is None else style
+    image, masks = _painted(things, place, np.random.default_rng((22, number, 1)))
+    text = caption(things, place, style, np.random.default_rng((22, number, 2)))
+    return Scene(in_style(image, style), masks, things, place, style, text)
+
+
+def plan(number: int, held_out: bool = False) -> tuple[tuple[Individual, ...], str, str]:
+    """Things, place and style of the scene of a number, which is much less work than painting it."""
+    random = np.random.default_rng((22, number))
+    count = 1 + int(random.choice(len(COUNTS), p=COUNTS))
+    things = tuple(individual(random, held_out=held_out) for _ in range(count))
+    style = "" if random.random() < PLAIN_STYLE else _one(random, tuple(STYLES)[1:])
+    return things, _one(random, tuple(PLACES)), style
+
+
+def _painted(things: Sequence[Individual], place: str, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    canvas = np.zeros((SIZE, SIZE, 4), np.uint8)
+    surface = skia.Surface(canvas, colorType=skia.ColorType.kRGBA_8888_ColorType)
+    draw_place(surface.getCanvas(), place, random)
+    light = random.choice((-1.0, 1.0))
+    scale = _SCALES[len(things) - 1]
+    picture, masks = canvas[..., :3].astype(np.float32), []
+    spots = SIZE * (np.arange(len(things)) + 0.5) / len(things)
+    for one, spot in zip(things, spots, strict=True):
+        feet = (spot + random.uniform(-3, 3), random.uniform(83, 89))
+        layer, shadow = _thing(one, feet, scale * random.uniform(0.92, 1.06), light, random)
+        picture = picture * (1 - shadow) + shadow * np.array([30, 24, 48], np.float32)
+        alpha = layer[..., 3:].astype(np.float32) / 255
+        picture = picture * (1 - alpha) + alpha * layer[..., :3]
+        masks = [mask * (1 - alpha[..., 0]) for mask in masks] + [alpha[..., 0]]
+    return picture.round().clip(0, 255).astype(np.uint8), (255 * np.stack(masks)).round().astype(np.uint8)
+
+
+def _thing(one: Individual, feet: tuple[float, float], scale: float, light: float, random: np.random.Generator):
+    """(96, 96, 4) of the thing alone, and its shadow (96, 96, 1)."""
+    layer = np.zeros((SIZE, SIZE, 4), np.uint8)
+    surface = skia.Surface(layer, colorType=skia.ColorType.kRGBA_8888_ColorType)
+    canvas, mirrored = surface.getCanvas(), random.choice((-1, 1))
+    canvas.translate(*feet)
+    canvas.rotate(random.uniform(-3, 3))
+    canvas.scale(mirrored * scale, scale)
+    draw_thing(Brush(canvas, light * mirrored), one, Pose(random.uniform(0, 0.3)))
+    wide = 0.5 * np.ptp(np.flatnonzero(layer[..., 3].max(0) > 127)) + 2
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    far = ((columns - feet[0] + light * 2.5) / wide) ** 2 + ((rows - feet[1] - 0.3) / (0.2 * wide)) ** 2
+    return layer, (0.42 * np.clip(1.25 - far, 0, 1))[..., None].astype(np.float32)
+
+
+def caption(things: Sequence[Individual], place: str, style: str, random: np.random.Generator) -> str:
+    prefix = {"": _one(random, _PREFIXES), "pixel": "pixel art of"}.get(style) or f"a {STYLES[style]} of"
+    parts = [
+        name if random.random() < NAMED else described(one, random) for one, name in zip(things, NAMES, strict=False)
+    ]
+    return " ".join(filter(None, (prefix, " and ".join(parts), PLACES[place])))
+
+
+def described(one: Individual, random: np.random.Generator | None = None) -> str:
+    """In words: all that the individual is, or a random part of it."""
+
+    def told() -> bool:
+        return random is None or random.random() < TOLD
+
+    words = [one.shape] if told() else []
+    if told():
+        words += [one.colour]
+        words += ["and", one.second] if one.pattern == "plain" and told() else []
+    extras = []
+    if one.pattern != "plain" and told():
+        extras.append(f"{one.second} {one.pattern}" if told() else one.pattern)
+    if one.accessory and told():
+        worn = f"{one.accessory_colour} {one.accessory}" if told() else one.accessory
+        extras.append(worn if one.accessory == "glasses" else _with_article(worn))
+    return _with_article(" ".join([*words, one.kind])) + (f" with {' and '.join(extras)}" if extras else "")
+
+
+def _with_article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def sheet(pictures: Sequence[np.ndarray], columns: int, zoom: int = 2) -> Image.Image:
+    """Pictures (h, w, 3) side by side, row by row."""
+    height, width = pictures[0].shape[:2]
+    gap, rows = 2, -(-len(pictures) // columns)
+    out = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for index, picture in enumerate(pictures):
+        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        out[top : top + height, left : left + width] = picture
+    image = Image.fromarray(out)
+    return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.LANCZOS)
+
+
+def _one(random: np.random.Generator, values):
+    return values[int(random.integers(len(values)))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("command", choices=["sheet"])
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    pictures = []
+    for row, kind in enumerate(CLASSES):
+        for column in range(10):
+            one = individual(np.random.default_rng((1, row, column)), kind)
+            pictures.append(scene(100 * row + column, [one], tuple(PLACES)[column % 8], "").image)
+    pictures += [scene(1000 + i, style=style).image for style in STYLES for i in (0, 1)]
+    sheet(pictures, 10).save(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Trains the demo model's autoencoder: 96x96x3 pictures to 12x12x16 latents and back.
+
+    bash scripts/env.sh python -m benchmarks.picture_book.train_autoencoder [--steps 4000] [--decoder]
+
+Goes on where it was left; autoencoder.png beside it shows how far it is. Three steps of four take pieces of 48x48
+around the things, where eyes and stripes are. ``--decoder`` trains the decoder further, for the latents as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cache import FOLDER, painted
+from .networks import as_input, as_pictures, initialise, make_vae
+from .scenes import sheet
+from .training import Training
+
+PICTURES, PIECE, RATE, SAVE_EVERY, SHOW_EVERY = 6000, 48, 3e-3, 50, 200
+FALL = 0.3  # of the steps, the last ones, in which the learning rate falls to 0
+EDGES, KL, NOISE = 1.0, 1e-6, 0.05
+TRAINED = FOLDER / "autoencoder.pt"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--decoder", action="store_true")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_flush_denormal(True)
+    torch.manual_seed(0)
+    pictures, masks = painted(PICTURES)
+    vae, path = make_vae(), TRAINED
+    initialise(vae)
+    if options.decoder:
+        vae, path = trained_vae(), FOLDER / "decoder.pt"
+        vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
+    training = Training([vae], RATE, average=0.99, workers=options.workers)
+    if path.exists():
+        training.load(path)
+    done, start, losses = training.steps, time.monotonic(), []
+    for step in range(done, options.steps):
+        random = np.random.default_rng((3, step))
+        batch = whole(pictures, random, 4) if step % 4 == 3 else pieces(pictures, masks, random, 16)
+        parts = as_input(batch).chunk(options.workers)
+
+        def loss_of(models, worker, parts=parts) -> Tensor:
+            return reconstruction_loss(models[0], parts[worker])
+
+        share = min(1, (step + 1) / 100, (options.steps - step) / (FALL * options.steps))
+        losses.append(training.step(loss_of, share))
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == options.steps:
+            seconds = (time.monotonic() - start) / (step + 1 - done)
+            print(f"step {step + 1}  loss {np.mean(losses[-SAVE_EVERY:]):.4f}  {seconds:.2f} s/step", flush=True)
+            training.save(path)
+        if (step + 1) % SHOW_EVERY == 0 or step + 1 == options.steps:
+            report(trained_vae())
+
+
+def pieces(pictures: np.ndarray, masks: np.ndarray, random: np.random.Generator, count: int) -> np.ndarray:
+    """(count, 48, 48, 3), each around a pixel of a thing."""
+    out = np.empty((count, PIECE, PIECE, 3), np.uint8)
+    for index, number in enumerate(random.integers(len(pictures), size=count)):
+        rows, columns = np.nonzero(masks[number] > 127)
+        pixel = random.integers(len(rows))
+        corner = np.array([rows[pixel], columns[pixel]]) - random.integers(8, PIECE - 8, size=2)
+        top, left = corner.clip(0, pictures.shape[1] - PIECE)
+        out[index] = pictures[number, top : top + PIECE, left : left + PIECE]
+    return out
+
+
+def whole(pictures: np.ndarray, random: np.random.Generator, count: int) -> np.ndarray:
+    return pictures[random.integers(len(pictures), size=count)]
+
+
+def reconstruction_loss(vae, images: Tensor) -> Tensor:
+    """L1 of the pictures and of their edges, and the latents' divergence."""
+    mean, log_variance = moments(vae, images.bfloat16())
+    latent = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+    latent = latent + NOISE * torch.randn_like(mean)  # sampled latents are not quite clean
+    back = vae.decoder(vae.post_quant_conv(latent)).float()
+    mean, log_variance = mean.float(), log_variance.float()
+    divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
+    return picture_loss(back, images) + KL * 100 * divergence
+
+
+def picture_loss(back: Tensor, images: Tensor) -> Tensor:
+    across = F.l1_loss(back.diff(dim=-1), images.diff(dim=-1)) + F.l1_loss(back.diff(dim=-2), images.diff(dim=-2))
+    return F.l1_loss(back, images) + F.mse_loss(back, images) + EDGES * across
+
+
+def moments(vae, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log variance of the latents, (batch, 16, 12, 12) each."""
+    mean, log_variance = vae.quant_conv(vae.encoder(images)).chunk(2, dim=1)
+    return mean, log_variance.clamp(-20, 10)
+
+
+def trained_vae():
+    """As far as it is trained, with the decoder that was trained further, if there is one."""
+    vae = make_vae()
+    if TRAINED.exists():
+        vae.load_state_dict(torch.load(TRAINED, weights_only=True)["models"][0])
+    if (FOLDER / "decoder.pt").exists():
+        vae.load_state_dict(torch.load(FOLDER / "decoder.pt", weights_only=True)["models"][0])
+    return vae
+
+
+@torch.no_grad()
+def report(vae) -> None:
+    pictures, masks = painted(24, first=10**8)
+    images = as_input(pictures)
+    latents = moments(vae, images)[0]
+    back = vae.decode(latents)
+    error = ((back.clamp(-1, 1) - images) / 2).square().mean(1)
+    on_things = error[torch.from_numpy(masks > 127)].mean()
+    print(f"latents: std {latents.std():.3f}; PSNR {-10 * error.mean().log10():.2f} dB, "
+          f"on the things {-10 * on_things.log10():.2f} dB", flush=True)  # fmt: skip
+    both = [row for k in (0, 12) for row in (*pictures[k : k + 12], *as_pictures(back)[k : k + 12])]
+    sheet(both, 12, zoom=1).save(FOLDER / "autoencoder.png")
+
+
+if __name__ == "__main__":
+    main()
