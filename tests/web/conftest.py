@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from steps import TOGGLE_SIDEBAR, open_workflow
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
 
@@ -40,3 +41,32 @@ def object_info(frontend):
 @pytest.fixture(scope="module")
 def our_nodes(object_info):
     return {name: info for name, info in object_info.items() if name.startswith("Perfusion")}
+
+
+@pytest.fixture
+def page(frontend, request):
+    """With the generate workflow, large enough for widgets to be drawn, in the renderer that a test asks for."""
+    frontend.set("Comfy.VueNodes.Enabled", getattr(request, "param", "classic") == "vue")
+    open_workflow(frontend, "perfusion_generate")
+    yield frontend.page
+    frontend.set("Comfy.VueNodes.Enabled", False)
+
+
+@pytest.fixture
+def concepts(page):
+    """The sidebar's list, opened."""
+    shown = page.get_by_role("region", name="Perfusion concepts")
+    if not shown.is_visible():
+        page.evaluate(TOGGLE_SIDEBAR)
+    shown.get_by_role("searchbox").fill("")
+    yield shown
+    page.evaluate(TOGGLE_SIDEBAR)
+
+
+@pytest.fixture
+def no_new_files(server):
+    models = server.base / "models" / "perfusion"
+    before = set(models.rglob("*.safetensors"))
+    yield
+    for path in set(models.rglob("*.safetensors")) - before:
+        path.unlink()

@@ -1,83 +1,24 @@
 """What web/ adds to the graph: the Loader's panel, the list of concepts, help in prompts, the trainer's panel."""
 
 import pytest
-
-LOADER = "app.graph.nodes.find(node => node.type === 'PerfusionLoader')"
-TOGGLE_SIDEBAR = "() => app.extensionManager.sidebarTab.toggleSidebarTab('perfusion')"
-LIST_AGAIN = "() => app.reloadNodeDefs?.() ?? app.refreshComboInNodes()"  # as the key R does
-each_renderer = pytest.mark.parametrize("page", ["classic", "vue"], indirect=True)
-
-
-@pytest.fixture
-def page(frontend, request):
-    """With the generate workflow, large enough for widgets to be drawn, in the renderer that a test asks for."""
-    frontend.set("Comfy.VueNodes.Enabled", getattr(request, "param", "classic") == "vue")
-    open_workflow(frontend, "perfusion_generate")
-    yield frontend.page
-    frontend.set("Comfy.VueNodes.Enabled", False)
-
-
-def open_workflow(frontend, name):
-    frontend.load(name)
-    frontend.run(
-        "() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [-300, 130]; app.canvas.setDirty(true, true) }"
-    )
-    frontend.page.locator(".perfusion-panel").first.wait_for()
-
-
-def panel(page):
-    return page.locator(".perfusion-panel")
-
-
-def button(place, name):
-    return place.get_by_role("button", name=name, exact=True)
-
-
-def says(place, text):
-    place.filter(has_text=text).wait_for(timeout=5000)
-
-
-def choose(page, **values):
-    """Sets widgets of the Loader as the host's do it."""
-    page.evaluate(
-        f"""values => {{
-            for (const [name, value] of Object.entries(values)) {{
-                const widget = {LOADER}.widgets.find(widget => widget.name === name)
-                widget.value = value
-                widget.callback(value)
-            }}
-        }}""",
-        values,
-    )
-
-
-def settings(page):
-    """concept, beta, temperature and key_lock of the Loader."""
-    return page.evaluate(f"() => {LOADER}.widgets.slice(0, 4).map(({{ value }}) => value)")
-
-
-def prompts(page):
-    texts = "app.graph.nodes.filter(node => node.type === 'CLIPTextEncode').map(node => node.widgets[0].value)"
-    return sorted(page.evaluate(f"() => {texts}"))
-
-
-def curve(page):
-    return panel(page).locator(".perfusion-curve").get_attribute("d")
-
-
-@pytest.fixture
-def concepts(page):
-    """The sidebar's list, opened."""
-    shown = page.get_by_role("region", name="Perfusion concepts")
-    if not shown.is_visible():
-        page.evaluate(TOGGLE_SIDEBAR)
-    shown.get_by_role("searchbox").fill("")
-    yield shown
-    page.evaluate(TOGGLE_SIDEBAR)
-
-
-def names(concepts):
-    return concepts.get_by_role("listitem").locator("b").all_inner_texts()
+from steps import (
+    LIST_AGAIN,
+    LOADER,
+    ON_DEMO_MODEL,
+    RUN,
+    SET,
+    TOGGLE_SIDEBAR,
+    button,
+    choose,
+    curve,
+    each_renderer,
+    names,
+    open_workflow,
+    panel,
+    prompts,
+    says,
+    settings,
+)
 
 
 @each_renderer
@@ -461,38 +402,6 @@ def test_the_trainer_is_known_again_when_the_page_was_loaded_or_the_graph_made_a
     assert any("/interrupt" in request and "other" in request for request in frontend.requests)
     page.evaluate(send, ["execution_interrupted", {"prompt_id": "other"}])
     says(shown, "Stopped.")
-
-
-# Takes the demo model in place of a checkpoint
-ON_DEMO_MODEL = """() => {
-    const old = app.graph.nodes.find(({ type }) => type === 'CheckpointLoaderSimple')
-    const demo = LiteGraph.createNode('PerfusionDemoModel')
-    app.graph.add(demo)
-    for (const [slot, { links }] of old.outputs.entries())
-        for (const { target_id, target_slot } of [...links ?? []].map(id => app.graph.links.get(id)))
-            demo.connect(slot, app.graph.getNodeById(target_id), target_slot)
-    app.graph.remove(old)
-}"""
-# Sets widgets by node type
-SET = """changes => {
-    for (const node of app.graph.nodes)
-        for (const [name, value] of Object.entries(changes[node.type] ?? {}))
-            node.widgets.find(widget => widget.name === name).value = value
-}"""
-RUN = """() => new Promise(done => {
-    for (const end of ['execution_success', 'execution_error', 'execution_interrupted'])
-        app.api.addEventListener(end, ({ detail }) => done([end, detail.exception_message ?? '']), { once: true })
-    app.queuePrompt(0)
-})"""
-
-
-@pytest.fixture
-def no_new_files(server):
-    models = server.base / "models" / "perfusion"
-    before = set(models.rglob("*.safetensors"))
-    yield
-    for path in set(models.rglob("*.safetensors")) - before:
-        path.unlink()
 
 
 def test_a_real_training_is_stopped_and_what_it_learned_paints(frontend, page, no_new_files):

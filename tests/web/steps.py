@@ -1,0 +1,81 @@
+"""What tests of the face do on the page, in either renderer."""
+
+import pytest
+
+LOADER = "app.graph.nodes.find(node => node.type === 'PerfusionLoader')"
+TOGGLE_SIDEBAR = "() => app.extensionManager.sidebarTab.toggleSidebarTab('perfusion')"
+LIST_AGAIN = "() => app.reloadNodeDefs?.() ?? app.refreshComboInNodes()"  # as the key R does
+# Takes the demo model in place of a checkpoint
+ON_DEMO_MODEL = """() => {
+    const old = app.graph.nodes.find(({ type }) => type === 'CheckpointLoaderSimple')
+    const demo = LiteGraph.createNode('PerfusionDemoModel')
+    app.graph.add(demo)
+    for (const [slot, { links }] of old.outputs.entries())
+        for (const { target_id, target_slot } of [...links ?? []].map(id => app.graph.links.get(id)))
+            demo.connect(slot, app.graph.getNodeById(target_id), target_slot)
+    app.graph.remove(old)
+}"""
+# Sets widgets by node type
+SET = """changes => {
+    for (const node of app.graph.nodes)
+        for (const [name, value] of Object.entries(changes[node.type] ?? {}))
+            node.widgets.find(widget => widget.name === name).value = value
+}"""
+RUN = """() => new Promise(done => {
+    for (const end of ['execution_success', 'execution_error', 'execution_interrupted'])
+        app.api.addEventListener(end, ({ detail }) => done([end, detail.exception_message ?? '']), { once: true })
+    app.queuePrompt(0)
+})"""
+each_renderer = pytest.mark.parametrize("page", ["classic", "vue"], indirect=True)
+
+
+def open_workflow(frontend, name):
+    frontend.load(name)
+    frontend.run(
+        "() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [-300, 130]; app.canvas.setDirty(true, true) }"
+    )
+    frontend.page.locator(".perfusion-panel").first.wait_for()
+
+
+def panel(page):
+    return page.locator(".perfusion-panel")
+
+
+def button(place, name):
+    return place.get_by_role("button", name=name, exact=True)
+
+
+def says(place, text):
+    place.filter(has_text=text).wait_for(timeout=5000)
+
+
+def choose(page, **values):
+    """Sets widgets of the Loader as the host's do it."""
+    page.evaluate(
+        f"""values => {{
+            for (const [name, value] of Object.entries(values)) {{
+                const widget = {LOADER}.widgets.find(widget => widget.name === name)
+                widget.value = value
+                widget.callback(value)
+            }}
+        }}""",
+        values,
+    )
+
+
+def settings(page):
+    """concept, beta, temperature and key_lock of the Loader."""
+    return page.evaluate(f"() => {LOADER}.widgets.slice(0, 4).map(({{ value }}) => value)")
+
+
+def prompts(page):
+    texts = "app.graph.nodes.filter(node => node.type === 'CLIPTextEncode').map(node => node.widgets[0].value)"
+    return sorted(page.evaluate(f"() => {texts}"))
+
+
+def curve(page):
+    return panel(page).locator(".perfusion-curve").get_attribute("d")
+
+
+def names(concepts):
+    return concepts.get_by_role("listitem").locator("b").all_inner_texts()
