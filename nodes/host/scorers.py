@@ -18,7 +18,7 @@ FOLDER = "open_clip"
 _SHARED = "clip"  # mostly text encoders alone
 _AUTO = "auto"
 _CONFIG = "open_clip_config.json"  # a folder with it is one model
-_WEIGHTS = (".safetensors", ".pt", ".bin")
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 
 
 def register() -> None:
