@@ -118,7 +118,10 @@ def draw_timesteps(count: int, end: int, generator: torch.Generator, start: int 
     """(count,) timesteps from start to below end, uniform, each from its own of ``count`` equal parts of the range.
 
     So every batch sees both low and high noise. A higher start leaves out what has little noise: details, not shapes.
+    Raises ValueError when nothing is left.
     """
+    if not 0 <= start < end:
+        raise ValueError(f"Timesteps go from 0 to below {end}; there are none from {start} on.")
     places = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
     return (start + places * (end - start)).long().clamp_max(end - 1)
 
@@ -176,7 +179,8 @@ class Training:
     def step(self) -> float:
         """One optimizer step; returns its mean loss. Whatever interrupts it, the training is then as it was before.
 
-        Raises FloatingPointError when the loss or its gradient is no longer a number.
+        Raises FloatingPointError when the loss or its gradient is no longer a number, RuntimeError when a part of the
+        concept gets no gradient, as behind an attention without a backward.
         """
         before = self.target_input, self._photos_seen, self._generator.get_state()
         try:
@@ -197,8 +201,10 @@ class Training:
         total = 0.0
         for _ in range(self.settings.accumulation):
             loss = self._micro_batch() / self.settings.accumulation
-            (loss * _LOSS_SCALE).backward()
+            if loss.requires_grad:  # else nothing is reached, which is checked below
+                (loss * _LOSS_SCALE).backward()
             total += loss.item()
+        self._check_reached()
         gradients = [parameter.grad for parameter in self._parameters().values() if parameter.grad is not None]
         torch._foreach_div_(gradients, _LOSS_SCALE)
         if not math.isfinite(total) or not all(torch.isfinite(gradient).all() for gradient in gradients):
@@ -207,6 +213,20 @@ class Training:
                 "the learning rates. What was learned until the step before is intact."
             )
         return total
+
+    def _check_reached(self) -> None:
+        parameters = self._parameters()
+        unreached = [
+            name
+            for name, parameter in parameters.items()
+            if parameter.grad is None or not (parameter.grad.any() or parameter.any())  # still 0, and stays so
+        ]
+        if unreached:
+            raise RuntimeError(
+                f"{len(unreached)} of the concept's {len(parameters)} parts get no gradient and would learn nothing, "
+                f"such as {unreached[0]}. Something between them and the loss cannot be trained through: an attention "
+                "without a backward, such as sage attention, or masks that are black everywhere."
+            )
 
     def _parameters(self) -> dict[str, torch.nn.Parameter]:
         """What is trained, named as in ``Concept.tensors``."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
+from comfy.ldm.modules import attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -45,6 +46,28 @@ def out_of_place_clip(model: nn.Module) -> Iterator[None]:
     """The host's CLIP layers add in place, which autograd refuses; for a while they do not."""
     with _forwards(model, ("CLIPLayer",), lambda layer: types.MethodType(_clip_layer, layer)):
         yield
+
+
+_WITH_BACKWARD = ("attention_basic", "attention_pytorch", "attention_split", "attention_xformers")
+
+
+@contextmanager
+def attention_with_backward() -> Iterator[None]:
+    """The host's attention is PyTorch's for a while, where the chosen one cannot be trained through.
+
+    Sage and flash attention have no backward, sub-quadratic attention writes in place when memory is short. Text
+    encoders always use another one, which has a backward.
+    """
+    chosen = {name: getattr(attention, name) for name in ("optimized_attention", "optimized_attention_masked")}
+    usable = [getattr(attention, name) for name in _WITH_BACKWARD]
+    for name, function in chosen.items():
+        if function not in usable:
+            setattr(attention, name, attention.attention_pytorch)
+    try:
+        yield
+    finally:
+        for name, function in chosen.items():
+            setattr(attention, name, function)
 
 
 @contextmanager

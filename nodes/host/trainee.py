@@ -16,7 +16,7 @@ from torch import Tensor
 from ...perfusion_core import Concept, ConceptSet, EncodedPrompts, Wiring, draw_timesteps, masked_mse
 from . import text
 from .model import PREFIX, cross_attentions, encoding_width, without_concepts
-from .trainable import checkpointed, out_of_place_clip, trainable_through
+from .trainable import attention_with_backward, checkpointed, out_of_place_clip, trainable_through
 
 _PLACE = "<perfusion-trigger>"  # stands for the trigger, whatever it is, while sentences are tokenized
 _SAMPLING_STEPS, _CFG = 20, 7.0  # of previews
@@ -32,7 +32,7 @@ class Subject:
     superclass: str
     flip: bool = False  # whether mirrored photos are seen too
     unmasked_weight: float = 0.0  # what counts off the masks, 0..1
-    min_timestep: int = 0  # those below, of less noise, are left out
+    min_timestep: int = 0  # of a thousand: those below, of less noise, are left out
 
     def mirrored(self) -> Subject:
         masks = None if self.masks is None else torch.cat([self.masks, self.masks.flip(2)])
@@ -79,7 +79,8 @@ class ComfyTrainee:
         comfy.model_management.throw_exception_if_processing_interrupted()
         sampling = self._model.model_sampling
         x0 = self._latents[photos.to(self._device)]
-        timesteps = draw_timesteps(len(photos), len(sampling.sigmas), generator, self._min_timestep)
+        length = len(sampling.sigmas)  # 1000 mostly; LCM has 50
+        timesteps = draw_timesteps(len(photos), length, generator, length * self._min_timestep // 1000)
         sigma = sampling.sigmas.to(self._device)[timesteps.to(self._device)]
         noise = torch.randn(x0.shape, generator=generator).to(x0)
         denoised = self._denoised(sampling.noise_scaling(sigma, noise, x0), sigma, prompts)
@@ -153,18 +154,19 @@ def open_trainee(
     if subject.flip:
         subject = subject.mirrored()
     latents = torch.cat([vae.encode(photo[None]) for photo in subject.photos])
-    if latents.shape[1:2] != (model.model.latent_format.latent_channels,):
+    if latents.shape[1:2] != (model.get_model_object("latent_format").latent_channels,):
         raise ValueError(f"This VAE makes latents {tuple(latents.shape[1:])}, not this model's. Use its own VAE.")
-    latents = model.model.process_latent_in(latents.float())
     model, clip = _static(without_concepts(model), clip)
     patchers = [model, clip.patcher]
     comfy.model_management.load_models_gpu(patchers, force_full_load=True)
     with _out_of_reach(patchers):
         comfy.model_management.free_memory(1e30, model.load_device)  # the VAE and what else is not needed
+    latents = model.model.process_latent_in(latents.float())  # by the format that a node may have patched in
     text.prepare_encoders(clip)
     with ExitStack() as stack:
         stack.enter_context(trainable_through(model.model, clip.cond_stage_model))
         stack.enter_context(out_of_place_clip(clip.cond_stage_model))
+        stack.enter_context(attention_with_backward())
         if checkpointing:
             stack.enter_context(checkpointed(model.model, clip.cond_stage_model))
         trainee = ComfyTrainee(model, clip, vae, subject, latents.clone(), autocast)  # clones are no inference tensors
@@ -198,7 +200,7 @@ def _static(model, clip):
 def _check_trainable(model, vae) -> None:
     encoding_width(model)  # raises for a model without text cross-attention
     channels = model.model.model_config.unet_config.get("in_channels")
-    expected = model.model.latent_format.latent_channels
+    expected = model.get_model_object("latent_format").latent_channels
     if model.model.concat_keys or channels != expected:
         raise ValueError(
             f"This model takes {channels} channels, not {expected}: it is made for inpainting, editing, upscaling or "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -458,6 +459,25 @@ def test_numbers_that_go_wrong_stop_training_and_spare_what_was_learned(
 def test_bad_settings_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TrainingSettings(**wrong)
+
+
+@pytest.mark.parametrize("cut", [torch.Tensor.detach, lambda output: 0 * output], ids=["none at all", "zeros"])
+@pytest.mark.parametrize("target_gradient", [False, True])
+def test_a_layer_that_gets_no_gradient_stops_training(cut: Callable[[Tensor], Tensor], target_gradient: bool) -> None:
+    trainee = TinyTrainee()
+    training = start(trainee, dataclasses.replace(QUICK, target_gradient=target_gradient))
+    layer, (_, to_v) = next(iter(trainee.wiring.projections.items()))
+    to_v.register_forward_hook(lambda module, given, output: cut(output))
+    before = training.state_dict()
+    with trainee.wiring, pytest.raises(RuntimeError, match=f"value_delta.{re.escape(layer)}"):
+        training.step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in training.state_dict().items())
+
+
+@pytest.mark.parametrize("start", [-1, 50, 51])
+def test_timesteps_that_are_none_are_refused(start: int) -> None:
+    with pytest.raises(ValueError, match="below 50"):
+        draw_timesteps(4, 50, torch.Generator(), start)
 
 
 @pytest.mark.parametrize(

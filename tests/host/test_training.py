@@ -9,7 +9,8 @@ from pathlib import Path
 import comfy.model_management
 import pytest
 import torch
-from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+from comfy.ldm.modules import attention
+from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
 from comfyui_perfusion.nodes.host.encoder_covariance import measure_covariance
 from comfyui_perfusion.nodes.host.photos import load_photo, prepare_photos
 from comfyui_perfusion.nodes.host.trainee import Subject, open_trainee
@@ -19,6 +20,7 @@ from comfyui_perfusion.perfusion_core import Training, TrainingSettings, draw_ti
 from comfyui_perfusion.perfusion_core.captions import TEMPLATES, captions
 
 from draw_photos import draw_photos
+from makers import train_node
 
 TEDDY = Path(__file__).resolve().parents[3] / "shared" / "data" / "photos" / "teddy"
 SETTINGS = TrainingSettings(steps=30, batch_size=2, accumulation=1)
@@ -94,6 +96,117 @@ def test_only_timesteps_from_the_least_on_are_trained_on(models, photos, monkeyp
         trainee.loss(torch.tensor([0, 1]), prompts, torch.Generator().manual_seed(1))
     lower, higher = sorted(drawn[0].flatten().tolist())  # one from each half of what is left
     assert sampling.sigmas[600] <= lower < sampling.sigmas[800] <= higher
+
+
+@pytest.mark.parametrize("min_timestep", [0, 500, 999])
+def test_the_least_timestep_is_a_share_of_the_schedule_whatever_its_length(models, photos, monkeypatch, min_timestep):
+    model, clip, vae = models("sd1")
+    (model,) = ModelSamplingDiscrete().patch(model, "lcm", zsnr=False)
+    images, masks = photos
+    subject = subject_of(images, masks, min_timestep=min_timestep)
+    with open_trainee(model, clip, vae, subject) as trainee:
+        sampling = trainee._model.model_sampling
+        assert len(sampling.sigmas) == 50
+        drawn, scaled = [], sampling.noise_scaling
+        monkeypatch.setattr(sampling, "noise_scaling", lambda sigma, *rest: drawn.append(sigma) or scaled(sigma, *rest))
+        prompts = trainee.encode([0] * 8, trainee.superclass_embeddings())
+        trainee.loss(torch.arange(8) % len(images), prompts, torch.Generator().manual_seed(1))
+    found = (drawn[0].flatten()[:, None] == sampling.sigmas).nonzero()[:, 1]
+    assert found.min() >= 50 * min_timestep // 1000
+    assert len(found.unique()) == (1 if min_timestep == 999 else 8)
+
+
+def test_photos_are_scaled_by_the_latent_format_that_a_node_patched_in(models):
+    model, clip, vae = models("sdxl")
+    (patched,) = ModelSamplingContinuousEDM().patch(model, "edm_playground_v2.5", 120.0, 0.002)
+    grey = torch.full((1, 64, 64, 3), 0.5)
+    latents = vae.encode(grey)
+    for chosen in (patched, model):  # in turn, as the host switches between them
+        with open_trainee(chosen, clip, vae, subject_of(grey, None, flip=False)) as trainee:
+            want = chosen.get_model_object("latent_format").process_in(latents)
+            assert torch.equal(trainee._latents, want)
+    assert not torch.equal(patched.get_model_object("latent_format").process_in(latents), want)
+
+
+def _sage(q, k, v, *args, **kwargs):
+    """Gives what attention gives and no way back, as an extension's kernel does."""
+    with torch.no_grad():
+        return attention.attention_pytorch(q, k, v, *args, **kwargs)
+
+
+def _flash(q, k, v, *args, **kwargs):
+    """Refuses what has a gradient, as an operator without an autograd formula does."""
+    if q.requires_grad or k.requires_grad or v.requires_grad:
+        raise RuntimeError("no autograd formula was registered")
+    return attention.attention_pytorch(q, k, v, *args, **kwargs)
+
+
+ATTENTIONS = {
+    "sage": attention.wrap_attn(_sage),
+    "sage, by a node pack": _sage,
+    "flash": attention.wrap_attn(_flash),
+    "sub-quadratic": attention.attention_sub_quad,
+    "split": attention.attention_split,
+    "basic": attention.attention_basic,
+}
+
+
+def choose_attention(monkeypatch, function) -> None:
+    """As the server's command line, or a node pack, chooses it."""
+    monkeypatch.setattr(attention, "optimized_attention", function)
+    monkeypatch.setattr(attention, "optimized_attention_masked", function)
+
+
+def train_a_step(models) -> dict[str, torch.Tensor]:
+    grey = torch.full((1, 64, 64, 3), 0.5)
+    with open_trainee(*models("sd1"), subject_of(grey, None, flip=False)) as trainee:
+        once = TrainingSettings(steps=1, batch_size=1, accumulation=1)
+        training = Training(trainee, torch.eye(768), "<my-teddy>", "teddy", "sd1", once)
+        training.step()
+        return training.concept().tensors()
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_a_training_learns_alike_whatever_attention_the_host_uses(models, monkeypatch, name):
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *more: (2**20, 2**20) if more[1:] else 2**20)
+    learned = []
+    for function in (attention.attention_pytorch, ATTENTIONS[name]):
+        choose_attention(monkeypatch, function)
+        learned.append(train_a_step(models))
+        assert attention.optimized_attention is attention.optimized_attention_masked is function
+    want, got = learned
+    for key, tensor in want.items():
+        assert torch.allclose(got[key], tensor, rtol=1e-3, atol=1e-3)
+        assert tensor.any()
+
+
+def test_an_attention_that_can_be_trained_through_is_left_to_the_host(models, monkeypatch):
+    seen = []
+
+    def split(*args, **kwargs):
+        seen.append(True)
+        return attention.attention_pytorch(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "attention_split", split)
+    choose_attention(monkeypatch, split)
+    train_a_step(models)
+    assert seen
+
+
+def test_a_layer_without_a_gradient_is_an_error_and_no_file(models, monkeypatch, model_folder):
+    """Where someone has exchanged the very function that PyTorch's attention is made of."""
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def no_backward(*args, **kwargs):
+        with torch.no_grad():
+            return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", no_backward)
+    monkeypatch.setattr(PerfusionTrainConcept, "hidden", types.SimpleNamespace(unique_id=None))
+    choose_attention(monkeypatch, attention.attention_pytorch)
+    with pytest.raises(RuntimeError, match=r"parts get no gradient .* value_delta\.input_blocks"):
+        train_node(models)
+    assert not any(model_folder.rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("kind", ["sd2", "sd2v", "sdxl"])
