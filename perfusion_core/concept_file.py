@@ -158,12 +158,17 @@ def _read(path: Path, with_tensors: bool = True) -> tuple[dict[str, Tensor], dic
         with safe_open(path, framework="pt") as file:
             names, metadata = list(file.keys()), file.metadata() or {}
             wanted = names if with_tensors and size <= MAX_BYTES and metadata.get("format") == FORMAT else ()
-            tensors = {name: _as_float(file.get_tensor(name)) for name in wanted}
+            tensors = {name: _in_memory(file.get_tensor(name)) for name in wanted}
     except Exception as error:  # damaged headers make the library raise nearly anything
         raise ConceptFileError(
             f"{path.name} is not a safetensors file or is damaged ({error}). Copy or download it again."
         ) from error
     if metadata.get("format") != FORMAT:
+        if set(_VECTORS) <= set(names):
+            raise ConceptFileError(
+                f"{path.name} holds a Perfusion concept, but not its trigger and what else belongs to it: another "
+                "program saved it anew. Take the file as ComfyUI-Perfusion saved it, or train the concept again."
+            )
         kind = "a LoRA" if any("lora" in name for name in names) else "another kind of safetensors file"
         raise ConceptFileError(f"{path.name} is {kind}, not a Perfusion concept. Load it with the node made for it.")
     if size > MAX_BYTES:
@@ -204,8 +209,9 @@ def _assemble(file_name: str, tensors: Mapping[str, Tensor], metadata: Mapping[s
     )
 
 
-def _as_float(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
+def _in_memory(tensor: Tensor) -> Tensor:
+    """A copy, in fp32 if it holds floating point numbers: an open file, mapped, cannot be overwritten on Windows."""
+    return tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
 def _stored(name: str, tensor: Tensor) -> Tensor:

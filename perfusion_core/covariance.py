@@ -124,7 +124,7 @@ class Covariance:
                 metadata = file.metadata() or {}
                 count = int(metadata["count"]) if metadata.get("format") == FORMAT else 0
                 if "sum" in file.keys():  # noqa: SIM118, it is no mapping
-                    total = file.get_tensor("sum").double()
+                    total = file.get_tensor("sum").to(torch.float64, copy=True)  # or it stays mapped
                 else:  # older files have C
                     total = file.get_tensor("covariance").double() * count
             ridge = _checked(float(metadata.get("ridge", RIDGE)))  # older files have none

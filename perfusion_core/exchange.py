@@ -171,7 +171,7 @@ def _read(path: Path) -> Any:
         if (size := path.stat().st_size) > MAX_BYTES:
             raise ValueError(f"{size / 2**20:.0f} MiB")
         if path.suffix.lower() == ".safetensors":
-            return load_file(path)
+            return {name: tensor.clone() for name, tensor in load_file(path).items()}  # or it stays mapped
         if path.suffix.lower() == ".npy":
             import numpy  # which torch can do without
 

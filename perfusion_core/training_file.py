@@ -34,7 +34,8 @@ def load_training(path: str | os.PathLike[str], concept: Concept) -> dict[str, T
             raise ValueError(f"{path.stat().st_size / 2**20:.0f} MiB")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+            # cloned, or the file stays mapped; keys(), for it is no mapping
+            state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # damaged headers make the library raise nearly anything
         raise ValueError(f"{path.name} is not a training file or is damaged ({error}).") from error
     if (metadata.get("format"), metadata.get("format_version")) != (FORMAT, FORMAT_VERSION):

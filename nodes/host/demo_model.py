@@ -19,6 +19,7 @@ import comfy.sd
 import comfy.supported_models
 import comfy.utils
 import folder_paths
+import torch
 from comfy.sd1_clip import SDClipModel, SDTokenizer
 from safetensors import safe_open
 from torch import Tensor
@@ -116,5 +117,5 @@ def _weights(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         if name.startswith(prefix) and not name.endswith(".scale"):
             if (scale := tensors.get(f"{name}.scale")) is not None:
                 tensor = tensor.float() * scale.float().view(-1, *[1] * (tensor.ndim - 1))
-            weights[name.removeprefix(prefix)] = tensor.half()
+            weights[name.removeprefix(prefix)] = tensor.to(torch.float16, copy=True)  # or the file stays mapped
     return weights

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +28,9 @@ _FOREIGN = {  # endings of other programs' files
     IMPORTS: {".pt", ".pth", ".bin"},
 }
 _LONGEST = 240  # bytes of a file's name; file systems take 255, extension included
-_UNSAFE = re.compile(r'[\x00-\x1f<>:"|?*]')
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f\ud800-\udfff<>:"|?*]')
+# Windows takes these for devices, with any ending, and drops dots and spaces at the end of a name
+_NOT_ON_WINDOWS = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?|.*[. ]", re.I | re.S)
 
 
 def register() -> None:
@@ -172,15 +175,16 @@ def path_to_save(name: str, overwrite: bool) -> Path:
 
 def paths_to_save(name: str, overwrite: bool, folders: Sequence[str]) -> list[Path]:
     """Likewise for files that belong together: one in each of these model folders, under one name."""
-    name = name.strip().removesuffix(".safetensors").replace("\\", "/")
+    name = unicodedata.normalize("NFC", name).strip().removesuffix(".safetensors").replace("\\", "/")
     parts = name.split("/")
-    if not name or _UNSAFE.search(name) or any(part.strip(". ") == "" for part in parts):
+    if _UNSAFE.search(name) or any(not part or part[0] == "." or _NOT_ON_WINDOWS.fullmatch(part) for part in parts):
         raise ValueError(
-            f"{name!r} cannot be a file name in models/{folders[0]}. Use letters, digits and - or _, such as my-teddy."
+            f"{name[:200]!r} cannot be a file name in models/{folders[0]} on every system. Use letters, digits and - "
+            "or _, such as my-teddy."
         )
     if max(len(part.encode()) for part in parts) > _LONGEST:
         raise ValueError(f"The name {name[:40]}... is too long for a file. Choose another name.")
-    if FOLDER in folders and parts[0] in _OTHER_FILES:
+    if FOLDER in folders and parts[0].lower() in _OTHER_FILES:
         raise ValueError(f"The folder {parts[0]} holds other files than concepts. Choose another name.")
     homes = [Path(folder_paths.get_folder_paths(folder)[0]) for folder in folders]
     paths = [home.joinpath(*parts[:-1], f"{parts[-1]}.safetensors") for home in homes]

@@ -227,6 +227,13 @@ def test_a_lora_is_called_a_lora(path: Path) -> None:
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_a_concept_that_lost_its_metadata_is_called_one(path: Path, metadata: dict[str, str] | None) -> None:
+    save_file(SOUND.tensors(), path, metadata)
+    with pytest.raises(ConceptFileError, match=r"teddy\.safetensors holds a Perfusion concept, but not its trigger.*"):
+        load_concept(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
 def test_another_safetensors_file_is_refused(path: Path, metadata: dict[str, str] | None) -> None:
     save_file({"emb_params": torch.ones(1, 768)}, path, metadata)
     with pytest.raises(ConceptFileError, match="another kind of safetensors file"):

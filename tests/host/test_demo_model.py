@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import comfy.model_patcher
 import folder_paths
@@ -299,3 +300,9 @@ def test_the_file_is_small_and_the_help_page_names_its_words(reference):
     assert FILE.stat().st_size <= 16 * 2**20
     page = (REPO / "web" / "docs" / "PerfusionDemoModel.md").read_text("utf-8")
     assert [word for word in reference["words"] if word not in page] == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
+def test_the_models_file_is_not_mapped_once_loaded(demo):
+    """An update of the pack could not replace it on Windows."""
+    assert FILE.name not in Path("/proc/self/maps").read_text(), demo

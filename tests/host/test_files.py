@@ -80,6 +80,8 @@ def test_only_files_in_the_folder_are_read(model_folder, tmp_path, name):
         ("玩具/плюшевый_мишка 🧸", "玩具/плюшевый_мишка 🧸"),
         ("toys/covariance/x", "toys/covariance/x"),
         ("ä" * 115, "ä" * 115),  # 242 bytes with its ending
+        ("Plu\u0308schtier", "Plüschtier"),  # as a Mac writes it
+        ("console/common-aux2.com1 con", "console/common-aux2.com1 con"),
     ],
 )
 def test_a_saved_concept_is_found_again_under_its_name(model_folder, name, written):
@@ -94,7 +96,9 @@ def test_a_saved_concept_is_found_again_under_its_name(model_folder, name, writt
     "name",
     ["", " ", ".safetensors", ".", "..", "../x", "toys/../../x", "toys/./x", "toys//x", "/tmp/x", "\\x", "x/", "...",
      "C:x", "C:\\x", "\\\\server\\x", "x\0y", "x\ny", "x?", "a*b", 'a"b', "a|b", "<my-toy>", "toys/../x", "x" * 300,
-     "covariance/x", "covariance\\x", "covariance", "training/x", "training"],
+     "covariance/x", "covariance\\x", "covariance", "training/x", "training", "Covariance/x", "TRAINING/x",
+     "con", "CON", "Aux", "nul.safetensors", "prn.v2", "com1", "lpt9", "COM¹", "conin$", "toys/con", "con/x", "nul .x",
+     "x.", "x..", "toys./x", "toys /x", ".x", "toys/.x", ".trash/x", "x\x7f", "x\ud800"],
 )  # fmt: skip
 def test_names_that_cannot_be_are_refused_before_anything_is_written(model_folder, tmp_path, name):
     with pytest.raises(ValueError, match=r"Use letters|Choose another name|Choose a name inside") as caught:
