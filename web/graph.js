@@ -73,13 +73,13 @@ export function isInPrompts(trigger) {
 }
 
 /**
- * The node at the other end of an input's link.
+ * The node at the other end of an input's link; none for a node that is not in a graph yet.
  * @param {any} node
  * @param {string} type of the input
  */
 function source(node, type) {
   const slot = (node.inputs ?? []).findIndex((input) => input.type === type);
-  return slot < 0 ? null : node.getInputNode(slot);
+  return slot < 0 || !node.graph ? null : node.getInputNode(slot);
 }
 
 /**

@@ -25,11 +25,10 @@ export function addPanel(node, name, label, ...children) {
 
   const fit = () => {
     if (window.LiteGraph.vueNodesMode) return; // there the page lays it out
-    const spare = Math.max(0, node.size[1] - node.computeSize()[1]);
+    const tight = node.size[1] <= node.computeSize()[1];
     height = inner.offsetHeight || heightUnseen(outer, node.size[0] - 2 * MARGIN);
     const least = node.computeSize()[1];
-    if (node.size[1] === least + spare) return;
-    node.setSize([node.size[0], least + spare]);
+    if (tight || node.size[1] < least) node.setSize([node.size[0], least]); // else it has room that a user gave it
     app.canvas?.setDirty(true, true);
   };
   new ResizeObserver(fit).observe(inner);

@@ -1,0 +1,25 @@
+"""Panels in the frontend's ways of making, drawing and describing nodes, whichever frontend and renderer it is."""
+
+NEW_NODE = """type => {
+    app.graph.clear()
+    window.made = LiteGraph.createNode(type)
+    return (window.made.widgets ?? []).some(({ element }) => element?.querySelector('.perfusion-panel'))
+}"""
+DRAWN = "async () => { for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame) }"
+
+
+def test_nodes_have_their_panels_before_they_are_in_a_graph(frontend, our_nodes):
+    frontend.complaints.clear()
+    with_panel = [name for name in our_nodes if frontend.run(NEW_NODE, name)]
+    assert sorted(with_panel) == ["PerfusionLoadConcept", "PerfusionLoader", "PerfusionSweep", "PerfusionTrainConcept"]
+    assert [line for line in frontend.complaints if "perfusion" in line.lower()] == []
+
+
+def test_a_new_node_does_not_grow_for_its_folded_inputs(frontend, our_nodes):
+    height = "() => window.made.size[1]"
+    for name in our_nodes:
+        frontend.run(NEW_NODE, name)
+        made = frontend.run(height)
+        frontend.run("() => { app.graph.add(window.made) }")
+        frontend.run(DRAWN)
+        assert frontend.run(height) == made, name
