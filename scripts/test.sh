@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Lint, types and tests:  bash scripts/test.sh [pytest arguments]    (without arguments: everything in tests/)
+# Without arguments the tests in the browser run once more, with the newest frontend, unless COMFYUI_PATH names a ComfyUI.
 # All parts run even when an earlier one fails; the exit status is 0 only when all passed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -22,4 +23,5 @@ bash scripts/env.sh ruff check || failed=1
 bash scripts/env.sh mypy perfusion_core || failed=1
 bash scripts/check_web.sh || failed=1
 bash scripts/env.sh python -m pytest "$@" || failed=1
+[ $# -gt 0 ] || [ -n "${COMFYUI_PATH:-}" ] || bash scripts/host.sh 0.30.0 newest || failed=1
 exit $failed
