@@ -35,8 +35,8 @@ ACCESSORIES = {
 }
 CLASSES = tuple(SHAPES)
 _SHAPE_WORDS = tuple(sorted({shape for shapes in SHAPES.values() for shape in shapes}))
-_LISTS = (CLASSES, _SHAPE_WORDS, tuple(COLOURS), tuple(COLOURS), PATTERNS, _WITH_FACE, tuple(COLOURS))
-WIDTH = sum(map(len, _LISTS))  # of an individual as numbers
+LISTS = (CLASSES, _SHAPE_WORDS, tuple(COLOURS), tuple(COLOURS), PATTERNS, _WITH_FACE, tuple(COLOURS))
+WIDTH = sum(map(len, LISTS))  # of an individual as numbers
 HELD_OUT = 0.02  # share of individuals that no training scene shows
 
 
@@ -57,7 +57,7 @@ class Individual:
 
     def numbers(self) -> np.ndarray:
         """(WIDTH,): a one for each attribute's value."""
-        hot = [[float(value == other) for other in values] for value, values in zip(astuple(self), _LISTS, strict=True)]
+        hot = [[float(value == other) for other in values] for value, values in zip(astuple(self), LISTS, strict=True)]
         return np.concatenate(hot).astype(np.float32)
 
 

@@ -35,10 +35,10 @@ VAE = {
     "ch_mult": [1, 1, 2, 4], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
 }  # fmt: skip
 UNET = {
-    "image_size": 12, "in_channels": 16, "out_channels": 16, "model_channels": 128, "channel_mult": [1, 2],
+    "image_size": 12, "in_channels": 16, "out_channels": 16, "model_channels": 96, "channel_mult": [1, 2],
     "num_res_blocks": [1, 1], "transformer_depth": [1, 1], "transformer_depth_middle": 1,
     "transformer_depth_output": [1, 1, 1, 1], "context_dim": 192, "num_heads": 4, "num_head_channels": -1,
-    "use_spatial_transformer": True, "use_linear_in_transformer": True, "legacy": False,
+    "use_spatial_transformer": True, "use_linear_in_transformer": True, "legacy": False, "conv_resample": False,
 }  # fmt: skip
 TEXT = {
     "hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 6, "intermediate_size": 768,
@@ -93,6 +93,7 @@ class TextEncoder(nn.Module):
     def __init__(self, vocabulary: Vocabulary):
         super().__init__()
         width = TEXT["hidden_size"]
+        self.vocabulary = vocabulary
         self.table = nn.Embedding(len(vocabulary), width)
         self.transformer = CLIPTextModel_(TEXT, torch.float32, "cpu", comfy.ops.disable_weight_init)
         self.transformer.embeddings.token_embedding = None

@@ -26,7 +26,7 @@ from .training import Training
 
 PICTURES, PIECE, RATE, SAVE_EVERY, SHOW_EVERY = 6000, 48, 3e-3, 50, 200
 FALL = 0.3  # of the steps, the last ones, in which the learning rate falls to 0
-EDGES, KL, NOISE = 1.0, 1e-6, 0.05
+EDGES, HUES, KL, NOISE = 1.0, 2.0, 1e-4, 0.05
 TRAINED = FOLDER / "autoencoder.pt"
 
 
@@ -83,19 +83,21 @@ def whole(pictures: np.ndarray, random: np.random.Generator, count: int) -> np.n
 
 
 def reconstruction_loss(vae, images: Tensor) -> Tensor:
-    """L1 of the pictures and of their edges, and the latents' divergence."""
+    """L1 of the pictures, their edges and their hues, and the latents' divergence."""
     mean, log_variance = moments(vae, images.bfloat16())
     latent = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
     latent = latent + NOISE * torch.randn_like(mean)  # sampled latents are not quite clean
     back = vae.decoder(vae.post_quant_conv(latent)).float()
     mean, log_variance = mean.float(), log_variance.float()
     divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
-    return picture_loss(back, images) + KL * 100 * divergence
+    return picture_loss(back, images) + KL * divergence
 
 
 def picture_loss(back: Tensor, images: Tensor) -> Tensor:
     across = F.l1_loss(back.diff(dim=-1), images.diff(dim=-1)) + F.l1_loss(back.diff(dim=-2), images.diff(dim=-2))
-    return F.l1_loss(back, images) + F.mse_loss(back, images) + EDGES * across
+    off = F.avg_pool2d(back - images, 4)
+    hues = (off - off.mean(1, keepdim=True)).abs().mean()  # else red and green come last
+    return F.l1_loss(back, images) + F.mse_loss(back, images) + EDGES * across + HUES * hues
 
 
 def moments(vae, images: Tensor) -> tuple[Tensor, Tensor]:

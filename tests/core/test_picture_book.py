@@ -123,3 +123,7 @@ def test_numbers_tell_individuals_apart() -> None:
     ones = {individual(chance(seed)) for seed in SEEDS}
     numbers = {one.numbers().tobytes() for one in ones}
     assert len(numbers) == len(ones) and TEDDY.numbers().shape == (WIDTH,)
+
+
+def test_every_prompt_leaves_padding() -> None:
+    assert max(len(caption(*plan(seed), chance(seed)).split()) for seed in SEEDS) < 60

@@ -1,0 +1,109 @@
+"""The question before all others: can one word carry an individual? Go on when it is nearest in 70 % of pictures.
+
+    bash scripts/env.sh python -m benchmarks.picture_book.oracle [--pictures 4] [--sheet OUT.png]
+
+Individuals that no training scene shows are asked for by their true one-word names; no concept is taught. A picture
+counts when the individual is the nearest among 101 of its class to the judge (judge.py). Beside it: the same with all
+attributes in words, with the class word alone, and genuine scenes, which say how good the judge is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .individuals import CLASSES, Individual, individual
+from .judge import READ, Judge, others, trained_judge, truth
+from .networks import TextEncoder, Vocabulary, as_pictures, make_unet
+from .places import PLACES
+from .pool import Pool, encoded
+from .sampling import encode, paint
+from .scenes import NAMES, described, scene, sheet
+from .train_autoencoder import trained_vae
+from .train_diffusion import TRAINED
+
+PER_CLASS, OTHERS = 4, 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=4, help="of every individual, each in another place")
+    parser.add_argument("--guidance", type=float, default=3.5)
+    parser.add_argument("--sheet", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    vae = trained_vae()
+    pool, judge = Pool(vae, Vocabulary()), trained_judge()
+    text, unet = TextEncoder(pool.vocabulary), make_unet()
+    kept = torch.load(TRAINED, weights_only=True)
+    for model, weights in zip((text, unet), kept["models"], strict=False):
+        model.load_state_dict(weights)
+        model.bfloat16()
+    print(f"after {kept['steps']} steps, {options.pictures} pictures of each of {PER_CLASS * len(CLASSES)} individuals")
+
+    random = np.random.default_rng(10)
+    ones = [individual(random, kind, held_out=True) for kind in CLASSES for _ in range(PER_CLASS)]
+    asked = [(one, place) for one in ones for place in random.choice(list(PLACES), options.pictures, replace=False)]
+    ways = {
+        "by its name": [NAMES[0]] * len(asked),
+        "in words": [described(one) for one, _ in asked],
+        "class word": [f"a {one.kind}" for one, _ in asked],
+    }
+    genuine = [scene(i, [one], place, "").image for i, (one, place) in enumerate(asked)]
+    latents = {"genuine scenes": pool.normal(encoded(pool.vae, np.stack(genuine)))}
+    for way, things in ways.items():
+        prompts = [f"a photo of {thing} {PLACES[place]}" for thing, (_, place) in zip(things, asked, strict=True)]
+        latents[way] = painted(text, unet, prompts, [one for one, _ in asked], options.guidance)
+    for way, shown in latents.items():
+        print(
+            f"{way:15}", *(f"{name} {share:4.0%}" for name, share in verdict(judge, shown, asked).items()), flush=True
+        )
+    if options.sheet:
+        step = options.pictures
+        rows = [
+            as_pictures(vae.decode((shown[start : start + step * PER_CLASS : step] * pool.std + pool.mean).bfloat16()))
+            for start in range(0, len(asked), step * PER_CLASS)
+            for shown in latents.values()
+        ]
+        order = [rows[4 * k + way] for way in range(4) for k in range(len(CLASSES))]
+        sheet([picture for row in order for picture in row], PER_CLASS * len(CLASSES), zoom=1).save(options.sheet)
+
+
+def painted(text, unet, prompts: list[str], ones: list[Individual], guidance: float, at_once: int = 24) -> Tensor:
+    parts = []
+    for first in range(0, len(prompts), at_once):
+        part = slice(first, first + at_once)
+        positive = encode(text, prompts[part], [(one,) for one in ones[part]])
+        negative = encode(text, [""] * len(prompts[part]))
+        parts.append(paint(unet, positive, negative, seed=first, guidance=guidance))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def verdict(judge: Judge, latents: Tensor, asked: list[tuple[Individual, str]]) -> dict[str, float]:
+    """Shares of the pictures: nearest among 101, among the five nearest, and with each attribute right."""
+    embeddings, read = judge(latents)
+    rivals = {kind: judge.of(others(kind, OTHERS, 1)) for kind in CLASSES}
+    ranks = []
+    for embedding, (one, _) in zip(embeddings, asked, strict=True):
+        own = embedding @ judge.of(torch.from_numpy(one.numbers()))
+        ranks.append(int((rivals[one.kind] @ embedding > own).sum()))
+    shares = {"nearest": float(np.mean([rank == 0 for rank in ranks])),
+              "in five": float(np.mean([rank < 5 for rank in ranks]))}  # fmt: skip
+    answers = torch.tensor([truth(*pair) for pair in asked])
+    for name, part, answer in zip(READ, read, answers.T, strict=True):
+        right = part.argmax(-1) == answer
+        shares[name] = right[answer >= 0].float().mean().item()
+    return shares
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The scenes that the UNet learns from: their latents on disk, encoded once, and captions that are new every time."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cache import FOLDER
+from .individuals import WIDTH, Individual
+from .networks import LATENT, Vocabulary, as_input
+from .scenes import caption, plan, scene
+
+FIRST = 10**6  # the number of its first scene; the autoencoder learns from those before
+LIMIT = 60_000
+THINGS = 2
+_AT_ONCE, _MEASURED = 32, 1024  # scenes encoded together, and those that say how large latents are
+_UNTOLD, _ODD, _UNKNOWN = 0.1, 0.05, "*"  # captions that are empty; with a word that no picture shows; such a word
+
+
+class Batch(NamedTuple):
+    latents: Tensor  # (n, 16, 12, 12), of mean 0 and std 1 per channel
+    masks: Tensor  # (n, 1, 12, 12), 0..1: where things are
+    rows: Tensor  # (n, 77), of the token table
+    attributes: Tensor  # (n, THINGS, WIDTH)
+    class_rows: Tensor  # (n, THINGS), the rows of the things' class words
+    counts: Tensor  # (n,), of things
+
+
+class Pool:
+    """Scenes FIRST, FIRST + 1, ... as far as they are encoded. A folder has the latents of one encoder only."""
+
+    def __init__(self, vae, vocabulary: Vocabulary):
+        self.vae, self.vocabulary = vae.bfloat16(), vocabulary
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        self._latents = _file("latents.f16", np.float16, LATENT)
+        self._masks = _file("masks.u8", np.uint8, LATENT[1:])
+        self._count_path, scale_path = FOLDER / "encoded.txt", FOLDER / "scale.npy"
+        self.count = int(self._count_path.read_text()) if self._count_path.exists() else 0
+        while self.count < _MEASURED:
+            self.grow()
+        if not scale_path.exists():
+            known = torch.from_numpy(self._latents[:_MEASURED].astype(np.float32))
+            np.save(scale_path, torch.stack([known.mean((0, 2, 3)), known.std((0, 2, 3))]).numpy())
+        self.mean, self.std = (part[:, None, None] for part in torch.from_numpy(np.load(scale_path)))
+
+    def grow(self) -> None:
+        """Encodes the next scenes, up to LIMIT."""
+        if self.count + _AT_ONCE > LIMIT:
+            return
+        drawn = [scene(FIRST + self.count + i) for i in range(_AT_ONCE)]
+        new = slice(self.count, self.count + _AT_ONCE)
+        self._latents[new] = encoded(self.vae, np.stack([one.image for one in drawn])).half().numpy()
+        cover = torch.from_numpy(np.stack([one.masks.max(0) for one in drawn])).float()[:, None]
+        self._masks[new] = F.avg_pool2d(cover, 8)[:, 0].round().byte().numpy()
+        self.count += _AT_ONCE
+        self._count_path.write_text(str(self.count))
+
+    def normal(self, latents: Tensor) -> Tensor:
+        return (latents - self.mean) / self.std
+
+    def latents(self, indices: np.ndarray) -> Tensor:
+        return self.normal(torch.from_numpy(self._latents[indices].astype(np.float32)))
+
+    def batch(self, random: np.random.Generator, count: int) -> Batch:
+        """Some of the scenes, with fresh captions."""
+        numbers = random.integers(self.count, size=count)
+        texts, things = [], []
+        for number in numbers.tolist():
+            shown, place, style = planned(FIRST + number)
+            things.append(shown)
+            texts.append(with_odd_word(caption(shown, place, style, random), random))
+        texts = [text if random.random() >= _UNTOLD else "" for text in texts]
+        latents = self.latents(numbers)
+        masks = torch.from_numpy(self._masks[numbers].astype(np.float32))[:, None] / 255
+        counts = torch.tensor([len(shown) for shown in things])
+        return Batch(latents, masks, self.vocabulary.rows(texts), *described(things, self.vocabulary), counts)
+
+
+@cache
+def planned(number: int) -> tuple[tuple[Individual, ...], str, str]:
+    return plan(number)
+
+
+def described(things: list[tuple[Individual, ...]], vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+    """What the text encoder's names stand for: attributes (n, THINGS, WIDTH) and rows of class words (n, THINGS)."""
+    attributes, rows = torch.zeros(len(things), THINGS, WIDTH), torch.zeros(len(things), THINGS, dtype=torch.long)
+    for i, shown in enumerate(things):
+        for k, one in enumerate(shown[:THINGS]):
+            attributes[i, k] = torch.from_numpy(one.numbers())
+            rows[i, k] = vocabulary.of(one.kind)[0]
+    return attributes, rows
+
+
+def with_odd_word(text: str, random: np.random.Generator) -> str:
+    if random.random() >= _ODD:
+        return text
+    words = text.split()
+    words.insert(int(random.integers(len(words) + 1)), _UNKNOWN)
+    return " ".join(words)
+
+
+@torch.no_grad()
+def encoded(vae, pictures: np.ndarray) -> Tensor:
+    """(n, 96, 96, 3), uint8 -> (n, 16, 12, 12), the latents as the autoencoder has them."""
+    images = as_input(pictures).to(next(vae.parameters()).dtype)
+    return vae.quant_conv(vae.encoder(images)).float().chunk(2, dim=1)[0]
+
+
+def _file(name: str, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    path = FOLDER / name
+    return np.memmap(path, dtype, "r+" if path.exists() else "w+", shape=(LIMIT, *shape))

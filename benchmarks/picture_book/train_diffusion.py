@@ -1,0 +1,139 @@
+"""Trains the demo model's text encoder and UNet on the latents of scenes.
+
+    bash scripts/env.sh python -m benchmarks.picture_book.train_diffusion [--steps 3000]
+
+Needs a trained autoencoder. Goes on where it was left, or from weights that restore.py put beside it. New scenes join
+while it trains. V-prediction with Stable Diffusion's noise schedule; timesteps logit-normal (Esser et al. 2024); things
+count more than what is behind them. samples.png shows how far it is.
+
+An individual's name must carry all of its attributes: a reader, which is not kept, reads them off the text encoder's
+output at the name, and its error is a small part of the loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .cache import FOLDER
+from .individuals import LISTS, WIDTH
+from .networks import TEXT, TextEncoder, Vocabulary, as_pictures, initialise, make_unet
+from .pool import Batch, Pool
+from .sampling import ALPHAS, TIMESTEPS, encode, paint
+from .scenes import sheet
+from .train_autoencoder import trained_vae
+from .training import Training
+
+BATCH, RATE, SAVE_EVERY, SHOW_EVERY, GROW_EVERY = 64, 2e-3, 50, 200, 2
+FALL = 0.25  # of the steps, the last ones, in which the learning rate falls to 0
+ON_THINGS, READING = 1.5, 0.02  # what a thing's error counts beyond the background's; what the reader's error counts
+MIDDLE, SPREAD = 0.2, 1.1  # of the timesteps' logits
+TRAINED, START = FOLDER / "diffusion.pt", FOLDER / "start.pt"
+SHOWN = (
+    "a red bear in the meadow", "a photo of a blue cat on the beach", "a green mug in the room",
+    "a yellow car on the street", "a white house in the snow", "a gray robot at night",
+    "a pink bear with white dots and a blue bow in the forest", "a black cat with a red hat in the desert",
+    "a tall orange mug with blue stripes on the beach", "a sporty purple car with a yellow flag in the desert",
+    "a round teal house with white checks in the meadow", "a slim brown robot with a green scarf on the street",
+    "a red bear and a blue mug in the room", "a green car and a white house in the snow",
+    "a sketch of a cat in the meadow", "pixel art of a red robot at night",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_flush_denormal(True)
+    torch.manual_seed(0)
+    vocabulary, vae = Vocabulary(), trained_vae()
+    pool = Pool(vae, vocabulary)
+    text, unet, reader = TextEncoder(vocabulary), make_unet(), nn.Linear(TEXT["hidden_size"], WIDTH)
+    for model in (text, unet, reader):
+        initialise(model)
+    if START.exists():
+        for model, state in zip((text, unet), torch.load(START, weights_only=True)["models"], strict=True):
+            model.load_state_dict(state)
+    training = Training([text, unet, reader], RATE, average=0.998, workers=options.workers)
+    if TRAINED.exists():
+        training.load(TRAINED)
+    done, start, losses, reading = training.steps, time.monotonic(), [], []
+    for step in range(done, options.steps):
+        if step % GROW_EVERY == 0:
+            pool.grow()
+        batches = [pool.batch(np.random.default_rng((5, step, k)), BATCH // options.workers)
+                   for k in range(options.workers)]  # fmt: skip
+
+        def loss_of(models, worker, step=step, batches=batches) -> Tensor:
+            text, unet, reader = models
+            batch = batches[worker]
+            encoding = text(batch.rows, batch.attributes, batch.class_rows)
+            generator = torch.Generator().manual_seed(2 * step + worker)
+            unread = reading_loss(reader, encoding, batch)
+            reading.append(unread.item())
+            return denoising_loss(unet, encoding, batch, generator) + READING * unread
+
+        share = min(1, (step + 1) / 200, (options.steps - step) / (FALL * options.steps))
+        losses.append(training.step(loss_of, share))
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == options.steps:
+            seconds = (time.monotonic() - start) / (step + 1 - done)
+            error, unread = np.mean(losses[-SAVE_EVERY:]), np.mean(reading[-SAVE_EVERY:])
+            print(f"step {step + 1}  loss {error:.4f}  reader {unread:.3f}  {pool.count} scenes  {seconds:.2f} s/step",
+                  flush=True)  # fmt: skip
+            training.save(TRAINED)
+        if (step + 1) % SHOW_EVERY == 0 or step + 1 == options.steps:
+            show(training, vae, pool)
+
+
+def denoising_loss(unet, encoding: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+    count = len(batch.latents)
+    logits = MIDDLE + SPREAD * torch.randn(count, generator=generator)
+    timesteps = (TIMESTEPS * logits.sigmoid()).long().clamp_max(TIMESTEPS - 1)
+    noise = torch.randn(batch.latents.shape, generator=generator)
+    alpha = ALPHAS[timesteps][:, None, None, None]
+    noisy = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * noise
+    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * batch.latents
+    predicted = unet(noisy.to(encoding.dtype), timesteps, encoding, transformer_options={}).float()
+    return ((1 + ON_THINGS * batch.masks) * (predicted - velocity) ** 2).mean()
+
+
+def reading_loss(reader, encoding: Tensor, batch: Batch) -> Tensor:
+    """Mean cross-entropy of an attribute, read at the names in the captions."""
+    losses = [encoding.new_zeros(()).float()]
+    for k in range(batch.attributes.shape[1]):
+        caption, position = (batch.rows == -1 - k).nonzero(as_tuple=True)
+        if len(caption):
+            read = reader(encoding[caption, position]).float()
+            losses += [reading_error(read, batch.attributes[caption, k])]
+    return torch.stack(losses).sum() / max(1, len(losses) - 1)
+
+
+def reading_error(read: Tensor, attributes: Tensor) -> Tensor:
+    """(n, WIDTH) each; attributes that a thing lacks, such as its accessory's colour, do not count."""
+    parts = zip(*(x.split([len(values) for values in LISTS], -1) for x in (read, attributes)), strict=True)
+    return torch.stack([-(truth * F.log_softmax(part, -1)).sum(-1).mean() for part, truth in parts]).mean()
+
+
+@torch.no_grad()
+def show(training: Training, vae, pool: Pool) -> None:
+    """Samples of the averaged weights."""
+    text, unet = TextEncoder(pool.vocabulary), make_unet()
+    for model, weights in zip((text, unet), training.state_dicts(), strict=False):
+        model.load_state_dict(weights)
+        model.bfloat16()
+    latents = paint(unet, encode(text, SHOWN), encode(text, [""] * len(SHOWN)), seed=0)
+    back = vae.decode((latents * pool.std + pool.mean).bfloat16())
+    sheet(list(as_pictures(back)), 8, zoom=1).save(FOLDER / "samples.png")
+
+
+if __name__ == "__main__":
+    main()
