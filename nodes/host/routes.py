@@ -1,4 +1,4 @@
-"""The server's routes below /perfusion/: which concepts there are, their thumbnails, metadata, trash and undo.
+"""The server's routes below /perfusion/: which concepts there are, their files, thumbnails, metadata, trash and undo.
 
 docs/routes.md describes them. What comes in is untrusted: a file is named as in the list of concepts and in no other
 way, and nothing but metadata and the trash is written.
@@ -48,15 +48,16 @@ def register() -> None:
 
 
 def add_to(routes: web.RouteTableDef) -> None:
-    for path, method, work in (
-        ("concepts", "GET", list_concepts),
-        ("thumbnail", "GET", get_thumbnail),
-        ("metadata", "POST", change_metadata),
-        ("trash", "POST", trash),
-        ("undo", "POST", undo),
+    for path, method, work, kind in (
+        ("concepts", "GET", list_concepts, "application/json"),
+        ("thumbnail", "GET", get_thumbnail, "image/webp"),
+        ("file", "GET", get_file, "application/octet-stream"),
+        ("metadata", "POST", change_metadata, "application/json"),
+        ("trash", "POST", trash, "application/json"),
+        ("undo", "POST", undo, "application/json"),
     ):
         # all methods, for the host looks up among its static files what is asked by another one
-        routes.route("*", f"/perfusion/{path}")(_handler(method, work))
+        routes.route("*", f"/perfusion/{path}")(_handler(method, work, kind))
 
 
 def list_concepts(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -69,6 +70,12 @@ def get_thumbnail(asked: Mapping[str, Any]) -> bytes:
     if picture is None:
         raise Refusal(404, f"{path.name} has no thumbnail.")
     return picture
+
+
+def get_file(asked: Mapping[str, Any]) -> bytes:
+    path = _path(asked.get("file", ""))
+    read_metadata(path)  # raises ValueError for a file that holds something else
+    return path.read_bytes()
 
 
 def change_metadata(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +148,7 @@ def _texts(asked: Mapping[str, Any], required: str, *optional: str) -> dict[str,
 
 
 def _handler(
-    method: str, work: Callable[[Mapping[str, Any]], Collection]
+    method: str, work: Callable[[Mapping[str, Any]], Collection], kind: str
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     """Hands the query or the body to ``work`` in the thread for files, and sends what it returns or why it does not."""
 
@@ -158,7 +165,7 @@ def _handler(
         except OSError as error:
             return web.json_response({"error": f"The disk refuses: {error.strerror}."}, status=500)
         if isinstance(answer, bytes):
-            return web.Response(body=answer, content_type="image/webp")
+            return web.Response(body=answer, content_type=kind)
         return web.json_response(answer)
 
     return handle

@@ -142,6 +142,12 @@ def test_what_is_no_thumbnail_is_not_sent(folder, text):
     assert (status, answer) == (404, {"error": "toy.safetensors has no thumbnail."})
 
 
+def test_a_concept_file_comes_as_it_is(folder):
+    assert ask("GET", "file", params={"file": FILE}) == (200, (folder / FILE).read_bytes())
+    save_file({"weight": torch.ones(1)}, folder / "other.safetensors")
+    assert ask("GET", "file", params={"file": "other.safetensors"})[0] == 400
+
+
 def test_a_thumbnail_of_any_picture_fits(folder):
     noise = torch.randint(256, (900, 700, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert len(thumbnail.encoded(Image.fromarray(noise.numpy()))) <= 16_000
@@ -330,8 +336,9 @@ def test_no_name_but_a_listed_one_reaches_a_file(folder, tmp_path, name):
     (state,) = (folder / "training/toys/toy").iterdir()
     name = name.format(outside=outside, state=state.name)
     before = contents(tmp_path)
-    status, answer = ask("GET", "thumbnail", params={"file": name})
-    assert status in (400, 404) and answer["error"]
+    for route in ("thumbnail", "file"):
+        status, answer = ask("GET", route, params={"file": name})
+        assert status in (400, 404) and answer["error"]
     for route, more in POSTS.items():
         status, answer = ask("POST", route, {"file": name, **more})
         assert status in (400, 404) and answer["error"]
@@ -342,7 +349,7 @@ def test_no_name_but_a_listed_one_reaches_a_file(folder, tmp_path, name):
 # Requests that are none
 
 WRONG_METHODS = [
-    (method, route) for route in ("concepts", "thumbnail") for method in ("POST", "PUT", "DELETE", "PATCH")
+    (method, route) for route in ("concepts", "thumbnail", "file") for method in ("POST", "PUT", "DELETE", "PATCH")
 ]
 WRONG_METHODS += [(method, route) for route in (*POSTS, "undo") for method in ("GET", "PUT", "DELETE", "PATCH")]
 
@@ -413,5 +420,5 @@ def test_the_routes_are_added_to_the_hosts_server_and_to_none_without_one(monkey
         monkeypatch.setitem(sys.modules, "server", server)
         routes.register()
     assert {route.path for route in table} == {
-        f"/perfusion/{name}" for name in ("concepts", "thumbnail", "metadata", "trash", "undo")
+        f"/perfusion/{name}" for name in ("concepts", "thumbnail", "file", "metadata", "trash", "undo")
     }
