@@ -16,7 +16,7 @@ from .host.files import FOLDER, IMPORTS, foreign_names, foreign_path, foreign_st
 from .host.lora import embedding_tensors, lora_names, projector
 from .host.model import check_fits, cross_attentions
 from .host.text import apply_to_clip, token_labels
-from .host.uses import STAGES, ConceptUse, concept_set
+from .host.uses import ConceptUse, concept_set, stages
 from .schema import CATEGORY, Concepts
 
 CAPTIONS = 32  # on which the leak is measured
@@ -138,9 +138,9 @@ class PerfusionExportLoRA(io.ComfyNode):
 
 def lora_tensors(model, use: ConceptUse) -> dict[str, Tensor]:
     """The tensors of a rank-1 LoRA file, in fp32, that at strength 1 is the use's edit without its gate."""
-    names, tensors = lora_names(model), {}
+    names, tensors, at_stage = lora_names(model), {}, stages(use.concept.value_deltas)
     for (layer, projection), (up, down) in rank_one_update(use.concept, projector(model)).items():
-        strength = use.at(use.start_percent, STAGES.get(layer.partition(".")[0], "middle")).strength
+        strength = use.at(use.start_percent, at_stage[layer]).strength
         name = f"{names[layer]}_{projection}"
         tensors[f"{name}.lora_up.weight"] = strength * up
         tensors[f"{name}.lora_down.weight"] = down

@@ -14,7 +14,7 @@ from ..perfusion_core import Concept, ConceptSet
 from ..perfusion_core.concept_file import recommended_settings
 from ..perfusion_core.edit import BETA
 from .host import thumbnail
-from .host.uses import STAGES, ConceptUse
+from .host.uses import ConceptUse, stages
 from .plots import as_image, gate_curve
 from .schema import CATEGORY, Concepts
 
@@ -93,13 +93,12 @@ def _lines(use: ConceptUse) -> Iterator[str]:
 def _lengths(concept: Concept) -> str:
     """The lengths of the value deltas, by stage of the UNet and of the three layers where they are longest."""
     lengths = {layer: delta.norm().item() for layer, delta in concept.value_deltas.items()}
-    stages: dict[str, float] = {}
-    for layer, length in lengths.items():
-        stage = STAGES.get(layer.partition(".")[0], "elsewhere")
-        stages[stage] = math.hypot(stages.get(stage, 0.0), length)
+    by_stage: dict[str, float] = {}
+    for layer, stage in stages(lengths).items():
+        by_stage[stage] = math.hypot(by_stage.get(stage, 0.0), lengths[layer])
     longest = sorted(lengths, key=lengths.__getitem__, reverse=True)[:3]
     layers = ", ".join(f"{layer.removesuffix('.attn2')} {lengths[layer]:.1f}" for layer in longest)
-    return ", ".join(f"{stage} {length:.1f}" for stage, length in stages.items()) + f", most in {layers}"
+    return ", ".join(f"{stage} {length:.1f}" for stage, length in by_stage.items()) + f", most in {layers}"
 
 
 def _gates(use: ConceptUse) -> list[float]:

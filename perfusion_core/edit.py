@@ -37,6 +37,8 @@ class ConceptSet:
     open (1 is the concept's own encoding), temperature (> 0) how softly it opens, strength scales the whole edit
     (0 returns inputs untouched). joint: the exact projection onto all targets; otherwise each concept is projected as
     if it were alone, p_j = sim_j / E_jj (the paper's approximation), which counts twice what alike concepts share.
+    zero_padded: tokens whose encoding is zero are padding, on which no gate opens: a norm behind W_K would make a whole
+    superclass key of any share.
     Raises ValueError for settings out of range or concepts of different widths.
     """
 
@@ -47,6 +49,7 @@ class ConceptSet:
         temperatures: float | Sequence[float] = TEMPERATURE,
         strengths: float | Sequence[float] = 1.0,
         joint: bool = True,
+        zero_padded: bool = False,
     ):
         if not concepts:
             raise ValueError("A concept set needs at least one concept.")
@@ -57,7 +60,7 @@ class ConceptSet:
         self.betas = _per_concept(betas, "betas", concepts)
         self.temperatures = _per_concept(temperatures, "temperatures", concepts)
         self.strengths = _per_concept(strengths, "strengths", concepts)
-        self.joint = joint
+        self.joint, self.zero_padded = joint, zero_padded
         if min(self.temperatures) < 1e-6 or min(self.strengths) < 0:
             raise ValueError(
                 f"Temperatures must be above 0 and strengths not below, got {self.temperatures} and {self.strengths}."
@@ -88,7 +91,7 @@ class ConceptSet:
         """How open each concept's gate is for each token, in 0..1: (batch, tokens, d) -> (batch, tokens, concepts)."""
         with _full_precision(encoding.device):
             c = self._coefficients(encoding)
-            return c.gates(encoding.to(c.duals.dtype) @ c.duals.T)
+            return self._open(encoding, c.gates(encoding.to(c.duals.dtype) @ c.duals.T))
 
     def edit_input(self, encoding: Tensor, keys: bool = False) -> Tensor:
         """e', what to_v (and, with ``keys``, to_k) receives: (batch, tokens, d) -> the same shape and dtype.
@@ -101,7 +104,7 @@ class ConceptSet:
             c = self._coefficients(encoding)
             e = encoding.to(c.duals.dtype)
             similarity = e @ c.duals.T  # (batch, tokens, concepts)
-            weights = torch.cat([similarity, c.gates(similarity)], dim=-1)
+            weights = torch.cat([similarity, self._open(encoding, c.gates(similarity))], dim=-1)
             return (e + weights @ (c.key_directions if keys else c.directions)).to(encoding.dtype)
 
     def edit_value(self, value: Tensor, gates: Tensor, layer: str) -> Tensor:
@@ -116,6 +119,9 @@ class ConceptSet:
         """How alike the targets are, (concepts, concepts): their Gram matrix in the C^-1 metric, 1 on the diagonal."""
         scale = self._energies.diagonal().rsqrt()
         return (self._energies * scale[:, None] * scale).to(self.concepts[0].target_input.dtype)
+
+    def _open(self, encoding: Tensor, gates: Tensor) -> Tensor:
+        return gates * encoding.any(-1, keepdim=True) if self.zero_padded else gates
 
     def _add(self, output: Tensor, gates: Tensor, layer: str, attribute: str) -> Tensor:
         with _full_precision(output.device):

@@ -16,7 +16,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .model import PREFIX, apply_to_model, cross_attentions, encoding_width
+from .model import CrossAttention, apply_to_model, cross_attentions, encoding_width
 from .sampling import Sampling
 from .text import concept_uses, in_superclass_words, trigger_places
 from .uses import KEY
@@ -41,11 +41,11 @@ class AttentionMaps:
     def watch(self, model):
         """A clone of the MODEL that is recorded here; its pictures have to be square."""
         model = model.clone()
-        for layer in cross_attentions(model):
+        for attention in cross_attentions(model).values():
             for projection in ("to_q", "to_k"):
-                name = f"{PREFIX}{layer}.{projection}"
-                foreign = model.object_patches.get(f"{name}.forward")
-                model.add_object_patch(f"{name}.forward", self._forward(name, foreign))
+                name = f"{attention.path(projection)}.forward"
+                patch = self._forward(attention, projection, model.object_patches.get(name))
+                model.add_object_patch(name, patch)
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, f"{KEY}_attention", self._apply_model)
         return model
 
@@ -68,9 +68,9 @@ class AttentionMaps:
         finally:
             del self._running.forward
 
-    def _forward(self, name: str, foreign: Callable | None) -> Callable:
+    def _forward(self, attention: CrossAttention, projection: str, foreign: Callable | None) -> Callable:
         """The forward of one projection; ``foreign`` is another patch of it, which then does the projecting."""
-        layer, _, projection = name.rpartition(".")
+        name, heads = attention.path(projection), attention.heads
 
         @torch.compiler.disable
         def forward(x: Tensor) -> Tensor:
@@ -80,7 +80,6 @@ class AttentionMaps:
             if projection == "to_q":
                 running.queries = projected
             elif running.rows:
-                heads = comfy.utils.get_attr(running.model, layer).heads
                 self._add(running.queries[running.rows], projected[running.rows], heads)
             return projected
 

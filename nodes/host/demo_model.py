@@ -29,7 +29,7 @@ _TABLE = "embeddings.token_embedding.weight"
 _TOKENS = 49408  # of CLIP's tokenizer
 
 
-class _Config(comfy.supported_models.SD15):
+class DemoConfig(comfy.supported_models.SD15):
     """SD1.5 of any size: its noise schedule, its prediction and its names for text encoders."""
 
     unet_extra_config = {}
@@ -43,7 +43,7 @@ _TextEncoder = partial(SDClipModel, zero_out_masked=True, special_tokens={"start
 def load_demo_model(path: Path = FILE, disable_dynamic: bool = False) -> tuple[Any, comfy.sd.CLIP, comfy.sd.VAE]:
     """MODEL, CLIP and VAE. Raises RuntimeError when the file is missing or damaged."""
     tensors, metadata = _read(path)
-    config = _Config(metadata["unet"])
+    config = DemoConfig(metadata["unet"])
     config.latent_format.latent_rgb_factors = metadata["latent_rgb_factors"]
     config.latent_format.latent_rgb_factors_bias = metadata["latent_rgb_factors_bias"]
     ratio = config.latent_format.spacial_downscale_ratio = 2 ** (len(metadata["vae"]["ch_mult"]) - 1)
@@ -58,7 +58,7 @@ def load_demo_model(path: Path = FILE, disable_dynamic: bool = False) -> tuple[A
     return model, clip, vae
 
 
-def _load_unet(config: _Config, weights: dict[str, Tensor], disable_dynamic: bool):
+def _load_unet(config: DemoConfig, weights: dict[str, Tensor], disable_dynamic: bool):
     """As comfy.sd.load_diffusion_model_state_dict, which recognises only architectures that it knows."""
     management, dtypes = comfy.model_management, list(config.supported_inference_dtypes)
     device, offload_device = management.get_torch_device(), management.unet_offload_device()
@@ -77,7 +77,7 @@ def _load_unet(config: _Config, weights: dict[str, Tensor], disable_dynamic: boo
     return patcher
 
 
-def _load_text(config: _Config, text: dict[str, Any], tensors: dict[str, Tensor], disable_dynamic: bool):
+def _load_text(config: DemoConfig, text: dict[str, Any], tensors: dict[str, Tensor], disable_dynamic: bool):
     weights = _weights(tensors, "text.")
     rows = weights[_TABLE]
     weights[_TABLE] = rows[-1].repeat(_TOKENS, 1)

@@ -1,9 +1,10 @@
-"""The edit inside ComfyUI's UNet.
+"""The edit inside ComfyUI's diffusion models; families/ says where in each.
 
 to_k.forward and to_v.forward of every text cross-attention are object patches, which other nodes' attention patches,
-weight patches, hooks, offloading and torch.compile leave alone. Per forward an APPLY_MODEL wrapper edits the encoding
-once for all layers; an OUTER_SAMPLE wrapper hands every conditioning's key lock to it. Modules are looked up on the
-model that runs, never closed over: the host copies object patches onto other instances of a model.
+weight patches, hooks, offloading and torch.compile leave alone. An APPLY_MODEL wrapper marks a forward, in which the
+first layer that receives an encoding edits it for all layers; an OUTER_SAMPLE wrapper hands it the key lock of every
+conditioning. Modules are looked up on the model that runs, never closed over: the host copies object patches onto other
+instances of a model.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import comfy.conds
 import comfy.model_management
@@ -22,12 +25,13 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...perfusion_core import ConceptSet, EditedEncoding
-from ...perfusion_core.concept import BASE_MODELS
-from .uses import KEY, STAGES, ConceptUse, combine, concept_set
+from .families import FAMILIES, Family, family_of
+from .uses import KEY, STAGES, ConceptUse, combine, concept_set, stages
 
 ENCODING, KEYS = "perfusion_encoding", "perfusion_keys"  # in a conditioning's dict, see text.py
 PREFIX = "diffusion_model."
 MANY_SETS = 128  # that are kept
+_MANY_ENCODINGS = 8  # in one forward that are kept, where other nodes give every layer one of its own
 
 
 def apply_to_model(model, uses: Sequence[ConceptUse], joint: bool = True):
@@ -42,13 +46,15 @@ def apply_to_model(model, uses: Sequence[ConceptUse], joint: bool = True):
     model.set_attachments(KEY, uses)
     for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.APPLY_MODEL):
         model.remove_wrappers_with_key(kind, KEY)
-    runtime = _Runtime(model.model, uses, joint) if uses else None
-    for layer in cross_attentions(model):
+    layers = cross_attentions(model)
+    runtime = _Runtime(model, uses, joint) if uses else None
+    for layer, stage in stages(layers).items():
         for projection, edit in (("to_k", EditedEncoding.key), ("to_v", EditedEncoding.value)):
-            name = f"{PREFIX}{layer}.{projection}.forward"
+            place = layers[layer].path(projection)
+            name = f"{place}.forward"
             foreign = getattr(model.object_patches.get(name), "perfusion_foreign", model.object_patches.get(name))
             if runtime is not None:
-                model.add_object_patch(name, runtime.forward(layer, projection, edit, foreign))
+                model.add_object_patch(name, runtime.forward(layer, stage, place, edit, foreign))
             elif foreign is not None:
                 model.add_object_patch(name, foreign)
             else:
@@ -64,44 +70,72 @@ def without_concepts(model):
     return apply_to_model(model, [use.replace(strength=0.0) for use in model.get_attachment(KEY) or ()])
 
 
-def cross_attentions(model) -> dict[str, torch.nn.Module]:
-    """{layer: module} of the MODEL's text cross-attentions, named as in concept files."""
-    return {
-        name[len(PREFIX) :]: module
+@dataclass(frozen=True)
+class CrossAttention:
+    """A text cross-attention of a model. Its projections have the UNet's names here, whatever its family calls them."""
+
+    name: str  # module path in the host's BaseModel
+    module: torch.nn.Module
+    family: Family
+
+    def path(self, projection: str) -> str:
+        """The module path of "to_q", "to_k" or "to_v"."""
+        return f"{self.name}.{self.family.projections[projection]}"
+
+    @property
+    def to_q(self) -> torch.nn.Module:
+        return getattr(self.module, self.family.projections["to_q"])
+
+    @property
+    def to_k(self) -> torch.nn.Module:
+        return getattr(self.module, self.family.projections["to_k"])
+
+    @property
+    def to_v(self) -> torch.nn.Module:
+        return getattr(self.module, self.family.projections["to_v"])
+
+    @property
+    def heads(self) -> int:
+        return getattr(self.module, self.family.heads)
+
+
+def cross_attentions(model) -> dict[str, CrossAttention]:
+    """{layer: the MODEL's text cross-attention}, named as in concept files. Raises ValueError when it has none."""
+    family = family_of(model)
+    found = {
+        name[len(PREFIX) :]: CrossAttention(name, module, family)
         for name, module in model.model.named_modules()
-        if name.startswith(PREFIX) and name.endswith(".attn2") and hasattr(module, "to_k")
+        if name.startswith(PREFIX) and family.attention.fullmatch(name[len(PREFIX) :])
     }
+    if not found:
+        raise ValueError(f"This {type(model.model).__name__} has no text cross-attention, which Perfusion needs.")
+    return found
 
 
 def encoding_width(model) -> int:
-    """d, the width of the text encoding that the MODEL takes. Raises ValueError when it has no text cross-attention."""
-    layers = cross_attentions(model)
-    if not layers:
-        raise ValueError(
-            f"Perfusion needs a model with text cross-attention: SD1.x, SD2.x or SDXL. This one is "
-            f"{type(model.model).__name__}."
-        )
-    return next(iter(layers.values())).to_k.in_features
+    """d, the width of the encoding that the layers receive. Raises ValueError when there is no text cross-attention."""
+    return next(iter(cross_attentions(model).values())).to_k.in_features
 
 
 def base_model(model) -> str:
-    """ "sd1", "sd2", "sdxl" or "demo", else a name made of the encoding's width."""
-    width = encoding_width(model)
-    return BASE_MODELS.get(width, f"width-{width}")
+    """The family's name, as in concept files; of unknown UNets a name made of the encoding's width."""
+    family = family_of(model)
+    return f"width-{encoding_width(model)}" if family.name == "unet" else family.name
 
 
 def default_resolution(model) -> int:
     """Pixels on a side of the pictures that the MODEL is made for."""
-    return {"sdxl": 1024, "demo": 64}.get(base_model(model), 512)
+    return family_of(model).resolution
 
 
 def check_fits(concept, model) -> None:
     """Raises ValueError, with the reason, when the concept was trained for another architecture than this MODEL's."""
-    width = encoding_width(model)
-    if concept.dim != width:
+    width, name = encoding_width(model), base_model(model)
+    of_another = concept.base_model != name and concept.base_model in {family.name for family in FAMILIES}
+    if concept.dim != width or of_another:
         raise ValueError(
             f"The concept {concept.name!r} was trained for {concept.base_model} (text encoding {concept.dim} wide); "
-            f"this model is {base_model(model)} ({width} wide). Load a {concept.base_model} checkpoint, or train the "
+            f"this model is {name} ({width} wide). Load a {concept.base_model} checkpoint, or train the "
             "concept again on this one."
         )
     expected = {layer: module.to_v.out_features for layer, module in cross_attentions(model).items()}
@@ -126,11 +160,11 @@ def check_fits(concept, model) -> None:
 class _Runtime:
     """What one patched MODEL does while it samples. All state is the running forward's, per thread."""
 
-    def __init__(self, base_model: torch.nn.Module, uses: Sequence[ConceptUse], joint: bool):
-        self._uses, self._joint = uses, joint
+    def __init__(self, model, uses: Sequence[ConceptUse], joint: bool):
+        self._uses, self._joint, self._family = uses, joint, family_of(model)
         self._scheduled = any(use.scheduled for use in uses)
         self._sets: dict[tuple, ConceptSet] = {}
-        self._own_model = weakref.ref(base_model)  # only for calls from outside sampling
+        self._own_model = weakref.ref(model.model)  # only for calls from outside sampling
         self._running = threading.local()
 
     def outer_sample(self, executor, *args, **kwargs):
@@ -149,12 +183,13 @@ class _Runtime:
         dtype = getattr(model, "manual_cast_dtype", None) or model.get_dtype()
         context = comfy.model_management.cast_to_device(c_crossattn, x.device, dtype)
         percent = _percent(model, t) if self._scheduled else 0.0
+        for lock in locks or []:
+            lock.receive(self._family, model.diffusion_model, context)
         with self._run(model, _Edits(self, percent, context, locks or [])):
             return executor(x, t, c_concat, context, control, transformer_options, **kwargs)
 
-    def forward(self, layer: str, projection: str, edit: Callable, foreign: Callable | None) -> Callable:
-        """The forward of one projection; ``foreign`` is another node's patch of it, which then does the projecting."""
-        name, stage = f"{PREFIX}{layer}.{projection}", STAGES.get(layer.partition(".")[0], "middle")
+    def forward(self, layer: str, stage: str, name: str, edit: Callable, foreign: Callable | None) -> Callable:
+        """The forward of the projection ``name``; ``foreign`` is another node's patch of it, which then projects."""
 
         @torch.compiler.disable
         def forward(x: Tensor) -> Tensor:
@@ -178,7 +213,7 @@ class _Runtime:
         if settings not in self._sets:
             if len(self._sets) == MANY_SETS:  # some samplers never come to the same sigma again
                 self._sets.clear()
-            self._sets[settings] = concept_set(uses, self._joint)
+            self._sets[settings] = concept_set(uses, self._joint, self._family.zero_padded)
         return self._sets[settings]
 
     @contextmanager
@@ -192,20 +227,27 @@ class _Runtime:
 
 
 class _Edits:
-    """What the layers of one forward share: the encoding as it is edited in each stage of the UNet."""
+    """What the layers of one forward share: each encoding that they receive, as it is edited in each stage."""
 
     def __init__(self, runtime: _Runtime, percent: float, context: Tensor, locks: list[_KeyLock]):
         self._concepts = {stage: runtime.concepts(percent, stage) for stage in STAGES.values()}
         self._context, self._locks = context, locks if any(lock.cond is not None for lock in locks) else []
-        keys = _key_context(context, locks) if self._locks else None
-        edited = {one: EditedEncoding(one, context, keys) for one in set(self._concepts.values())}
-        self._stages = {stage: edited[one] for stage, one in self._concepts.items()}
+        self._edited: dict[tuple[int, ConceptSet], EditedEncoding] = {}
 
     def of(self, stage: str, x: Tensor) -> EditedEncoding:
         """The edit of what a layer received, which is the context unless another node has changed that."""
-        if x is self._context or not self._locks:
-            return self._stages[stage]
-        return EditedEncoding(self._concepts[stage], x, _found_keys(x, self._locks))
+        concepts = self._concepts[stage]
+        place = id(x), concepts  # a kept edit holds its source, so that no other tensor has the id
+        if place not in self._edited:
+            if len(self._edited) == _MANY_ENCODINGS:
+                self._edited.pop(next(iter(self._edited)))
+            self._edited[place] = EditedEncoding(concepts, x, self._keys(x))
+        return self._edited[place]
+
+    def _keys(self, x: Tensor) -> Tensor | None:
+        if not self._locks:
+            return None
+        return (_key_context if x is self._context else _found_keys)(x, self._locks)
 
 
 def _percent(model: torch.nn.Module, sigmas: Tensor) -> float:
@@ -223,15 +265,22 @@ def _percent(model: torch.nn.Module, sigmas: Tensor) -> float:
 class _KeyLock(comfy.conds.CONDRegular):
     """Carries an encoding beside what the key path sees in its place: (batch, tokens, 2 d), or None for no lock.
 
-    Every conditioning carries one, or the host would not put those with and without into one batch.
+    Every conditioning carries one, or the host would not put those with and without into one batch. What the layers
+    receive of the two is made once in a sampling run.
     """
 
-    def __init__(self, cond: Tensor | None, rows: int = 1):
+    def __init__(
+        self, cond: Tensor | None, conditioning: Mapping[str, Any] = {}, rows: int = 1, received: list | None = None
+    ):
         super().__init__(cond)
         self.rows = rows  # that the conditioning has in the batch
+        self._conditioning, self._received = conditioning, [] if received is None else received
+
+    def _copy_with(self, cond):
+        return _KeyLock(cond, self._conditioning, self.rows)
 
     def process_cond(self, batch_size, **kwargs):
-        return _KeyLock(self.cond, batch_size)
+        return _KeyLock(self.cond, self._conditioning, batch_size, self._received)
 
     def can_concat(self, other) -> bool:
         return isinstance(other, _KeyLock)
@@ -242,9 +291,17 @@ class _KeyLock(comfy.conds.CONDRegular):
     def size(self) -> list[int]:
         return [1]
 
+    def receive(self, family: Family, diffusion_model: torch.nn.Module, context: Tensor) -> None:
+        """Makes, where that is not done, what the layers get of both encodings: of the context's kind."""
+        if self.cond is None or (self._received and self._received[0].dtype == context.dtype):
+            return
+        both = self.cond.to(context).chunk(2, dim=-1)
+        received = [family.received(diffusion_model, encoding, self._conditioning) for encoding in both]
+        self._received[:] = [torch.cat(received, dim=-1)]
+
     def encoding_and_keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Each (batch, tokens, d), of the context's kind and length: the host pads by repetition."""
-        both = self.cond.to(context)
+        both = self._received[0].to(context)
         return both.repeat(1, context.shape[1] // both.shape[1], 1).chunk(2, dim=-1)
 
 
@@ -253,7 +310,7 @@ def _with_key_lock(cond: dict) -> dict:
     if encoding is None:
         return cond
     keys = _locked_keys(cond, encoding)
-    lock = _KeyLock(None if keys is None else torch.cat([encoding, keys], dim=-1))
+    lock = _KeyLock(None if keys is None else torch.cat([encoding, keys], dim=-1), cond)
     return {**cond, "model_conds": {**cond.get("model_conds", {}), KEY: lock}}
 
 
@@ -287,8 +344,10 @@ def _found_keys(context: Tensor, locks: list[_KeyLock]) -> Tensor:
     """The same for rows in any order and number: each that is a locked conditioning's encoding is replaced."""
     found = context
     for lock in locks:
-        if lock.cond is not None and context.shape[1] % lock.cond.shape[1] == 0:
-            encoding, keys = lock.encoding_and_keys(context)
+        if lock.cond is None:
+            continue
+        encoding, keys = lock.encoding_and_keys(context)
+        if encoding.shape[1] == context.shape[1]:
             same = (context[:, None] == encoding).flatten(2).all(-1)  # (batch, lock's batch)
             found = torch.where(same.any(1)[:, None, None], keys[same.int().argmax(1)], found)
     return found

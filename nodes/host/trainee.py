@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...perfusion_core import Concept, ConceptSet, EncodedPrompts, Wiring, draw_timesteps, masked_mse
 from . import text
-from .model import PREFIX, cross_attentions, encoding_width, without_concepts
+from .model import cross_attentions, encoding_width, without_concepts
 from .trainable import attention_with_backward, checkpointed, out_of_place_clip, trainable_through
 
 _PLACE = "<perfusion-trigger>"  # stands for the trigger, whatever it is, while sentences are tokenized
@@ -57,7 +57,8 @@ class ComfyTrainee:
             self._masks = self._masks.to(self._device)
         sentences = list(dict.fromkeys(sentence for own in subject.sentences for sentence in own))
         self.templates = [[sentences.index(sentence) for sentence in own] for own in subject.sentences]
-        names = {layer: (f"{PREFIX}{layer}.to_k", f"{PREFIX}{layer}.to_v") for layer in cross_attentions(model)}
+        layers = cross_attentions(model)
+        names = {layer: (attention.path("to_k"), attention.path("to_v")) for layer, attention in layers.items()}
         self.wiring = Wiring(self._model, names)
         self._superclass = text.superclass_tokens(clip, subject.superclass)
         self._tokens = _tokenized(clip, sentences)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +22,16 @@ EASINGS: Mapping[str, Callable[[float], float]] = {
     "smooth": lambda x: x * x * (3 - 2 * x),
 }
 STAGES = {"input_blocks": "down", "middle_block": "middle", "output_blocks": "up"}  # of the UNet: ConceptUse's weight
+
+
+def stages(layers: Iterable[str]) -> dict[str, str]:
+    """{layer: "down", "middle" or "up"}: the UNet's stages; of blocks in a row their first, second and last third."""
+    layers, names = list(layers), [*STAGES.values()]
+    unet = [STAGES.get(layer.partition(".")[0]) for layer in layers]
+    if all(unet):
+        return dict(zip(layers, unet, strict=True))
+    order = sorted(layers, key=lambda layer: [int(number) for number in re.findall(r"\d+", layer)])
+    return {layer: names[3 * order.index(layer) // len(order)] for layer in layers}
 
 
 @dataclass(frozen=True)
@@ -84,11 +95,12 @@ def combine(earlier: Iterable[ConceptUse], later: Iterable[ConceptUse]) -> tuple
     return tuple(use for use in by_trigger.values() if use.strength != 0)
 
 
-def concept_set(uses: Sequence[ConceptUse], joint: bool = True) -> ConceptSet:
+def concept_set(uses: Sequence[ConceptUse], joint: bool = True, zero_padded: bool = False) -> ConceptSet:
     return ConceptSet(
         [use.concept for use in uses],
         betas=[use.beta for use in uses],
         temperatures=[use.temperature for use in uses],
         strengths=[use.strength for use in uses],
         joint=joint,
+        zero_padded=zero_padded,
     )

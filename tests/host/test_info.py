@@ -93,7 +93,7 @@ def test_of_several_concepts_each_has_a_picture_and_the_highest_beta_counts():
 def test_free_keys_and_missing_metadata_and_other_layers_are_told():
     toy = concept(0.2, value_deltas={"blocks.0.attn2": torch.ones(4)}, key_outputs={"blocks.0.attn2": torch.ones(4)})
     report, _, _ = PerfusionConceptInfo.execute((ConceptUse(toy),)).args
-    assert "Keys are its own" in report and "Not saved yet." in report and "elsewhere 2.0" in report
+    assert "Keys are its own" in report and "Not saved yet." in report and "down 2.0" in report
 
 
 @pytest.mark.parametrize("temperature", [0.01, 1.0])

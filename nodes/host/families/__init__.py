@@ -1,0 +1,21 @@
+"""The model families that Perfusion knows, a file each. All that differs between them is in their ``Family``."""
+
+from .cosmos import ANIMA, COSMOS_PREDICT2
+from .family import Family
+from .unet import DEMO, OTHER_UNET, SD1, SD2, SDXL
+
+FAMILIES = (DEMO, SD1, SD2, SDXL, OTHER_UNET, ANIMA, COSMOS_PREDICT2)
+
+__all__ = ["FAMILIES", "Family", "family_of"]
+
+
+def family_of(model) -> Family:
+    """The family of a MODEL. Raises ValueError for one that Perfusion cannot edit."""
+    for family in FAMILIES:
+        if family.owns(model.model):
+            return family
+    *known, last = [family.title for family in FAMILIES if family.title]
+    raise ValueError(
+        f"Perfusion needs a model with text cross-attention: {', '.join(known)} or {last}. This one is "
+        f"{type(model.model).__name__}."
+    )

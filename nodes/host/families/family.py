@@ -1,0 +1,51 @@
+"""What the rest of nodes/host has to know about a family of models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+UNET_PROJECTIONS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v"}
+
+
+def _as_it_is(diffusion_model: nn.Module, encoding: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
+    return encoding
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of the host's models.
+
+    name: ``base_model`` in concept files. title: for people; empty where only parts of the family may work.
+    owns: whether one of the host's BaseModels is of the family, which its class and its configuration's tell.
+    attention: matches the module paths of the text cross-attentions below ``diffusion_model.``.
+    projections: what the family calls to_q, to_k and to_v. heads: the attribute with the number of heads.
+    resolution: pixels on a side of the pictures that the models are made for.
+    zero_padded: encodings end in rows of zeros, on which no gate may open (see ConceptSet).
+    received: what the layers receive of a text encoder's encoding (batch, tokens, d), where something stands between,
+    from the diffusion model, the encoding and the conditioning's own dict.
+    """
+
+    name: str
+    title: str
+    owns: Callable[[nn.Module], bool]
+    attention: re.Pattern[str]
+    projections: Mapping[str, str]
+    heads: str
+    resolution: int
+    zero_padded: bool = False
+    received: Callable[[nn.Module, Tensor, Mapping[str, Any]], Tensor] = _as_it_is
+
+
+def made_by(*names: str) -> Callable[[nn.Module], bool]:
+    """Whether a BaseModel is of one of these classes of the host, which older hosts need not have."""
+
+    def owns(base_model: nn.Module) -> bool:
+        classes = type(base_model).__mro__
+        return any(cls.__name__ in names for cls in classes if cls.__module__ == "comfy.model_base")
+
+    return owns
