@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -35,7 +36,7 @@ VAE = {
     "ch_mult": [1, 1, 2, 4], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
 }  # fmt: skip
 UNET = {
-    "image_size": 12, "in_channels": 16, "out_channels": 16, "model_channels": 96, "channel_mult": [1, 2],
+    "image_size": 12, "in_channels": 16, "out_channels": 16, "model_channels": 64, "channel_mult": [1, 3],
     "num_res_blocks": [1, 1], "transformer_depth": [1, 1], "transformer_depth_middle": 1,
     "transformer_depth_output": [1, 1, 1, 1], "context_dim": 192, "num_heads": 4, "num_head_channels": -1,
     "use_spatial_transformer": True, "use_linear_in_transformer": True, "legacy": False, "conv_resample": False,
@@ -158,8 +159,22 @@ def as_pictures(images: Tensor) -> np.ndarray:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def plain_attention(q, k, v, heads, mask=None, skip_reshape=False, skip_output_reshape=False, **_):
+def shortened(encoding: Tensor) -> tuple[Tensor, dict[str, int]]:
+    """Encodings with one of the zeros at their end, and transformer_options that make it count as all of them.
+
+    A tenth faster in training, with the same result.
+    """
+    longest = int(encoding.detach().abs().amax((0, 2)).nonzero().max()) + 1
+    longest += longest + 1 in (144, 36)  # as many as there are positions: attention could not tell which it is
+    return encoding[:, : longest + 1], {"zeros": encoding.shape[1] - longest}
+
+
+def plain_attention(
+    q, k, v, heads, mask=None, skip_reshape=False, skip_output_reshape=False, transformer_options=None, **_
+):
     """In bf16 on CPUs several times as fast as the fused one, backward included."""
+    if (zeros := (transformer_options or {}).get("zeros")) and k.shape[1] != q.shape[1]:
+        mask = F.pad(q.new_zeros(k.shape[1] - 1), (0, 1), value=math.log(zeros))
     if not skip_reshape:
         q, k, v = (x.view(x.shape[0], -1, heads, x.shape[-1] // heads).transpose(1, 2) for x in (q, k, v))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)

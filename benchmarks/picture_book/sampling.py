@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .individuals import Individual
-from .networks import LATENT, TextEncoder
+from .networks import LATENT, TextEncoder, shortened
 from .pool import described
 
 TIMESTEPS = 1000
@@ -25,11 +25,11 @@ def encode(text: TextEncoder, prompts: Sequence[str], named: Sequence[tuple[Indi
 def paint(unet, positive: Tensor, negative: Tensor, seed: int, steps: int = 20, guidance: float = 3.5) -> Tensor:
     """(n, 16, 12, 12), latents of mean 0 and std 1."""
     x = torch.randn(len(positive), *LATENT, generator=torch.Generator().manual_seed(seed))
-    both = torch.cat([positive, negative])
+    both, options = shortened(torch.cat([positive, negative]))
     times = torch.linspace(TIMESTEPS - 1, 0, steps).round().long()
     for time, then in zip(times, [*times[1:], None], strict=True):
         doubled = torch.cat([x, x]).to(both.dtype)
-        told, untold = unet(doubled, time.expand(len(doubled)), both, transformer_options={}).float().chunk(2)
+        told, untold = unet(doubled, time.expand(len(doubled)), both, transformer_options=options).float().chunk(2)
         velocity = untold + guidance * (told - untold)
         alpha, next_alpha = ALPHAS[time], torch.ones(()) if then is None else ALPHAS[then]
         start = alpha.sqrt() * x - (1 - alpha).sqrt() * velocity

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .cache import FOLDER
 from .individuals import LISTS, WIDTH
-from .networks import TEXT, TextEncoder, Vocabulary, as_pictures, initialise, make_unet
+from .networks import TEXT, TextEncoder, Vocabulary, as_pictures, initialise, make_unet, shortened
 from .pool import Batch, Pool
 from .sampling import ALPHAS, TIMESTEPS, encode, paint
 from .scenes import sheet
@@ -102,7 +102,8 @@ def denoising_loss(unet, encoding: Tensor, batch: Batch, generator: torch.Genera
     alpha = ALPHAS[timesteps][:, None, None, None]
     noisy = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * noise
     velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * batch.latents
-    predicted = unet(noisy.to(encoding.dtype), timesteps, encoding, transformer_options={}).float()
+    context, options = shortened(encoding)
+    predicted = unet(noisy.to(encoding.dtype), timesteps, context, transformer_options=options).float()
     return ((1 + ON_THINGS * batch.masks) * (predicted - velocity) ** 2).mean()
 
 
