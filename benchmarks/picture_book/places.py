@@ -185,8 +185,8 @@ def _watercolor(picture: np.ndarray) -> np.ndarray:
 def _pixel(picture: np.ndarray) -> np.ndarray:
     """Large square pixels of few colours."""
     small = Image.fromarray(picture).resize((SIZE // 3, SIZE // 3), Image.Resampling.BOX)
-    few = (np.asarray(small, np.float32) / 42.5).round() * 42.5
-    return np.repeat(np.repeat(few.round().astype(np.uint8), 3, 0), 3, 1)
+    few = small.quantize(24, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).convert("RGB")
+    return np.asarray(few.resize((SIZE, SIZE), Image.Resampling.NEAREST))
 
 
 _STYLES = {"gray": _gray, "sketch": _sketch, "watercolor": _watercolor, "pixel": _pixel}
