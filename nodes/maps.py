@@ -7,7 +7,8 @@ from comfy_api.latest import io, ui
 
 from .host.text import concept_uses, token_labels
 from .host.uses import concept_set
-from .plots import as_image, word_map
+from .pictures import word_map
+from .plots import as_image
 from .schema import CATEGORY
 
 NOTICED = 0.05  # how open a gate must be to be named

@@ -1,4 +1,4 @@
-"""Sheets of sample pictures."""
+"""Sheets of pictures and of words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 _CELL, GAP = 256, 6  # pixels
 _SMALL, _LARGE = 192, 512  # of a picture that is shown pixel by pixel
-_INK, _PAPER = "#202124", "white"
+_INK, _PAPER, _BLUE = "#202124", "white", (0, 114, 178)
 
 
 def thumbnails(images: Tensor) -> list[Image.Image]:
@@ -71,6 +71,43 @@ def progress_picture(curve: Image.Image, label: str, pictures: Sequence[Image.Im
         sheet.paste(picture.resize((side, side)), (GAP + column * (side + GAP), 24))
     sheet.paste(curve, (0, 24 + side + GAP))
     return sheet
+
+
+def word_map(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Image.Image:
+    """Texts with the number 0..1 of every word below it, the bluer the higher, and a heading above each; 640 wide."""
+    font, small, pad, high = ImageFont.load_default(24), ImageFont.load_default(20), 8, 62
+    width, across, down = 640, pad, pad
+    texts, boxes = [], []  # (place, text) and (left, top, right, word, number)
+    for heading, words in rows:
+        texts.append(((pad, down), heading))
+        across, down = pad, down + 36
+        for word, number in words:
+            label = shortened(word)
+            wide = round(max(font.getlength(label), small.getlength(f"{number:.2f}"))) + 2 * pad
+            if across > pad and across + wide > width - pad:
+                across, down = pad, down + high + 6
+            boxes.append((across, down, across + wide, label, number))
+            across += wide + 3
+        down += high + 3 * pad
+    picture = Image.new("RGB", (width, down - pad), "white")
+    draw = ImageDraw.Draw(picture)
+    for place, text in texts:
+        draw.text(place, text, fill=_INK, font=font)
+    for left, top, right, word, number in boxes:
+        paper, ink = _colours(number)
+        draw.rectangle([left, top, right, top + high], fill=paper)
+        draw.text(((left + right) / 2, top + 18), word, fill=ink, font=font, anchor="mm")
+        draw.text(((left + right) / 2, top + 45), f"{number:.2f}", fill=ink, font=small, anchor="mm")
+    return picture
+
+
+def _colours(number: float) -> tuple[tuple[int, ...], str]:
+    """Of the paper and the ink for a number in 0..1."""
+    return tuple(round(255 + (part - 255) * number) for part in _BLUE), "white" if number > 0.5 else _INK
+
+
+def shortened(name: str, longest: int = 24) -> str:
+    return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def _wrapped(text: str, font, width: int, lines: int) -> str:

@@ -1,97 +1,55 @@
-"""Pictures of numbers."""
+"""Pictures of numbers, drawn by matplotlib, which is imported for the first of them.
+
+Every colour and size is given here and pyplot is never used, for matplotlib's settings belong to the whole process:
+other packs change them, and we must not.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import io
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
+from PIL import Image
 
 from ..perfusion_core import Covariance
 from ..perfusion_core.checkpoints import harmonic_mean
+from .host.own_folder import own_folder
+from .pictures import shortened
 
-_WIDTH, _HEIGHT = 720, 400
-_LEFT, _RIGHT, _BOTTOM = 84, 28, 60  # margins
-_FONT = 18  # pixels; a node mostly shows a plot at half its size
-_INK, _GRID, _RAW, _SMOOTH, _RED = "#202124", "#dadce0", "#669df6", "#0b57d0", "#b3261e"
-_BAND, _ORANGE, _GREEN = "#e8f0fe", "#b06000", "#137333"
+_INCHES, _DPI = (7.2, 4), 100  # 720 x 400 pixels
+_TEXT = 13  # points, which are 18 pixels; a node mostly shows a plot at half its size
+_INK, _GRID, _PAPER = "#202124", "#dadce0", "white"
+_BLUE, _SKY, _RED, _GREEN, _BAND = "#0072b2", "#7fbde8", "#d55e00", "#009e73", "#dcebf7"  # told apart by all eyes
 _LEAST = 1e-8  # share of the mean; less is nothing, as in covariances once kept in fp32
-
-
-class _Plot:
-    """A white picture 720 x 400 with a plot in it; x and y: the ends of its axes, in the plotted numbers.
-
-    legend: words and their colours, written above the plot, on as many lines as they need.
-    """
-
-    def __init__(
-        self,
-        x: tuple[float, float],
-        y: tuple[float, float],
-        legend: Sequence[tuple[str, str]],
-        right: float = _WIDTH - _RIGHT,
-    ):
-        self.picture = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
-        self.draw, self.font = ImageDraw.Draw(self.picture), ImageFont.load_default(_FONT)
-        self.right, self.bottom = right, _HEIGHT - _BOTTOM
-        self._x, self._y = x, y
-        across, self.top = _RIGHT, 10
-        for words, colour in legend:
-            width = round(self.font.getlength(words))
-            if across > _RIGHT and across + width > _WIDTH - _RIGHT:
-                across, self.top = _RIGHT, self.top + 26
-            self.text((across, self.top), words, colour)
-            across += width + 20
-        self.top += 38
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point is in the picture, in pixels."""
-        (left, right), (low, high) = self._x, self._y
-        return (
-            _LEFT + (x - left) / (right - left) * (self.right - _LEFT),
-            self.top + (high - y) / (high - low) * (self.bottom - self.top),
-        )
-
-    def axes(self, x: Mapping[float, str], y: Mapping[float, str]) -> None:
-        """Labels below and beside the plot, and a line for each of ``y``."""
-        for value, label in y.items():
-            down = self.at(self._x[0], value)[1]
-            self.draw.line([(_LEFT, down), (self.right, down)], fill=_GRID)
-            self.text((_LEFT - 8, down), label, _INK, "rm")
-        for value, label in x.items():
-            self.text((self.at(value, self._y[0])[0], self.bottom + 12), label, _INK, "mt")
-
-    def text(self, place: tuple[float, float], words: str, colour: str, anchor: str = "la") -> None:
-        self.draw.text(place, words, fill=colour, font=self.font, anchor=anchor)
-
-    def dot(self, place: tuple[float, float], radius: int, **colours) -> None:
-        x, y = place
-        self.draw.ellipse([x - radius, y - radius, x + radius, y + radius], **colours)
+_FONT = "DejaVu Sans"  # comes with matplotlib
+_OTHER_SCRIPTS = ("CJK", "Fallback", "YaHei", "Yu Gothic", "Malgun", "Hiragino", "PingFang", "SD Gothic")  # in names
 
 
 def loss_curve(losses: Sequence[float], tested: Mapping[int, float]) -> Image.Image:
     """The loss of every step, raw and smoothed, and ``tested``, {step: loss on fixed noises}, a picture 720 x 400."""
+    axes = _axes("step", "training loss")
+    steps, dot = range(1, len(losses) + 1), "o" if len(losses) == 1 else ""
+    (raw,) = axes.plot(steps, losses, **_line(_SKY, 1, marker=dot))
+    (smoothed,) = axes.plot(steps, _smoothed(losses), **_line(_BLUE, 3, marker=dot))
+    legend = {"raw": raw, "smoothed": smoothed}
+    if tested:
+        at = [max(step, 1) for step in tested]  # tested before the first step: at it
+        (legend["on fixed noises"],) = axes.plot(at, list(tested.values()), **_line(_RED, 1, marker="D", markersize=6))
     shown = [*losses, *tested.values()]
     low, high = min(shown), max(shown)
     margin = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
-    low, high = low - margin, high + margin
-    legend = [("training loss", _INK), ("raw", _RAW), ("smoothed", _SMOOTH)]
-    plot = _Plot((1, max(len(losses), 2)), (low, high), legend + [("on fixed noises", _RED)] * bool(tested))
-    plot.axes(_counted(len(losses)), {loss: f"{loss:.3f}" for loss in np.linspace(low, high, 5)})
-    plot.text((_WIDTH / 2, _HEIGHT - 6), "step", _INK, "mb")
-    for values, colour, width in ((losses, _RAW, 1), (_smoothed(losses), _SMOOTH, 3)):
-        points = [plot.at(step, loss) for step, loss in enumerate(values, 1)]
-        if len(points) > 1:
-            plot.draw.line(points, fill=colour, width=width, joint="curve")
-        else:
-            plot.dot(points[0], 3, fill=colour)
-    dots = [plot.at(max(step, 1), loss) for step, loss in tested.items()]  # tested before the first step: at it
-    plot.draw.line(dots, fill=_RED, width=1)
-    for dot in dots:
-        plot.dot(dot, 3, fill=_RED)
-    return plot.picture
+    axes.set(xlim=(1, max(len(losses), 2)), ylim=(low - margin, high + margin))
+    _ticks(axes.xaxis, integer=True)
+    _ticks(axes.yaxis)
+    return _drawn(axes.figure, legend)
 
 
 def spectrum(covariance: Covariance) -> Image.Image:
@@ -99,23 +57,20 @@ def spectrum(covariance: Covariance) -> Image.Image:
     values = torch.linalg.eigvalsh(covariance.matrix()).flip(0)
     mean = max(float(values.mean()), torch.finfo(values.dtype).tiny)
     shares = (values / mean).clamp_min(_LEAST).tolist()
-    ridge = max(covariance.ridge, _LEAST) if covariance.ridge else shares[-1]
-    low = math.floor(math.log10(min(shares[-1], ridge)))
-    high = max(math.ceil(math.log10(max(shares[0], ridge))), low + 1)
-    words = "no ridge"
+    axes, ends = _axes("direction", "share of the mean", logarithmic=True), [shares[0], shares[-1]]
+    (curve,) = axes.plot(range(1, len(shares) + 1), shares, **_line(_BLUE, 3))
+    legend = {"eigenvalues": curve}
     if covariance.ridge:
         below = int((values < covariance.ridge * mean).sum())
         words = f"ridge {covariance.ridge:g}: {below} of {len(shares)} directions lie below it"
-    legend = [("eigenvalues, shares of their mean", _SMOOTH), (words, _RED)]
-    plot = _Plot((1, max(len(shares), 2)), (low, high), legend)
-    decades = {decade: f"{10.0**decade:g}" for decade in range(low, high + 1)}
-    plot.axes(_counted(len(shares)), decades)
-    plot.text((_WIDTH / 2, _HEIGHT - 6), "direction", _INK, "mb")
-    curve = [plot.at(number, math.log10(share)) for number, share in enumerate(shares, 1)]
-    plot.draw.line(curve, fill=_SMOOTH, width=3, joint="curve")
-    if covariance.ridge:
-        plot.draw.line([plot.at(end, math.log10(ridge)) for end in (1, len(shares))], fill=_RED, width=2)
-    return plot.picture
+        ends.append(max(covariance.ridge, _LEAST))
+        legend[words] = axes.axhline(ends[-1], **_line(_RED, 2, "--"))
+    low, high = np.floor(np.log10(min(ends))), np.ceil(np.log10(max(ends)))
+    axes.set(xlim=(1, max(len(shares), 2)), ylim=(10.0**low, 10.0 ** max(high, low + 1)))
+    axes.yaxis.set_major_locator(_matplotlib().ticker.LogLocator(numticks=10))
+    axes.yaxis.set_major_formatter("{x:g}")
+    _ticks(axes.xaxis, integer=True)
+    return _drawn(axes.figure, legend)
 
 
 def similarities(points: Sequence[tuple[float, float]], best: int, words: str) -> Image.Image:
@@ -123,22 +78,21 @@ def similarities(points: Sequence[tuple[float, float]], best: int, words: str) -
 
     A curve goes through all that is as good as the best, by the harmonic mean.
     """
-    corners = np.array([np.min(points, axis=0), np.max(points, axis=0)])
-    margin = np.maximum((corners[1] - corners[0]) * 0.08, 0.002)
-    (left, low), (right, high) = corners[0] - margin, corners[1] + margin
-    plot = _Plot((left, right), (low, high), [("CLIP-T, to the prompts", _INK), (words, _RED)])
-    across, up = ({x: f"{x:.3f}" for x in np.linspace(*ends)} for ends in ((left, right, 6), (low, high, 5)))
-    plot.axes(across, up)
-    plot.text((_WIDTH / 2, _HEIGHT - 6), "CLIP-I, to the photos", _INK, "mb")
+    axes = _axes("CLIP-I, to the photos", "CLIP-T, to the prompts")
+    images, texts = np.array(points).T
+    axes.plot(images[1:], texts[1:], **_line(_BLUE, 0, marker="o", markersize=7))
+    axes.plot(images[:1], texts[:1], **_line(_BLUE, 0, marker="o", markersize=7, markerfacecolor=_PAPER))
+    (ring,) = axes.plot(*points[best], **_line(_RED, 0, marker="o", markersize=13, markerfacecolor="none"))
+    for values, set_limits in ((images, axes.set_xlim), (texts, axes.set_ylim)):
+        margin = max(np.ptp(values) * 0.08, 0.002)
+        set_limits(values.min() - margin, values.max() + margin)
     if (mean := harmonic_mean(*points[best])) > 0:
-        alike = [
-            (image, mean * image / (2 * image - mean)) for image in np.linspace(left, right, 200) if image > mean / 2
-        ]
-        plot.draw.line([plot.at(*pair) for pair in alike if low <= pair[1] <= high], fill=_RAW, width=2)
-    for number, pair in enumerate(points):
-        plot.dot(plot.at(*pair), 4, fill="white" if number == 0 else _SMOOTH, outline=_SMOOTH, width=2)
-    plot.dot(plot.at(*points[best]), 7, outline=_RED, width=2)
-    return plot.picture
+        left, right = axes.get_xlim()
+        alike = np.linspace(max(left, mean * 0.51), max(right, mean * 0.52), 200)
+        axes.plot(alike, mean * alike / (2 * alike - mean), **_line(_SKY, 2, clip_on=True))
+    _ticks(axes.xaxis)
+    _ticks(axes.yaxis)
+    return _drawn(axes.figure, {words: ring})
 
 
 def gate_curve(
@@ -153,100 +107,54 @@ def gate_curve(
     words: at most three with their similarities; the concept's own is 1. suggested: a range of beta, shown as a band.
     picture: shown at the side.
     """
-    small = ImageOps.contain(picture.convert("RGB"), (150, 150)) if picture is not None else None
+
+    def gate(similarity: Any) -> Any:
+        return 1 / (1 + np.exp(np.minimum((beta - similarity) / temperature, 700)))
+
+    axes = _axes("how like the concept a word is", "gate", picture)
     low, high = min(-0.1, *words.values()) - 0.05, max(1.15, *words.values()) + 0.05
-
-    def gate(similarity: float) -> float:
-        return 1 / (1 + math.exp(min((beta - similarity) / temperature, 700)))
-
-    legend = [(f"gate at beta {beta:.2f}, temperature {temperature:.2f}", _INK)]
+    across, quarters = np.linspace(low, high, 300), (0, 0.25, 0.5, 0.75, 1)
+    (curve,) = axes.plot(across, gate(across), zorder=3, **_line(_BLUE, 3))
+    legend = {f"gate at beta {beta:.2f}, temperature {temperature:.2f}": curve}
     if suggested:
-        legend.append((f"suggested beta {suggested[0]:.2f} to {suggested[1]:.2f}", _SMOOTH))
-    dots = list(zip(words.items(), (_RED, _ORANGE, _GREEN), strict=False))
-    legend += [(f"{_shortened(word)} {gate(similarity):.1%}", colour) for (word, similarity), colour in dots]
-    plot = _Plot((low, high), (0, 1), legend, _WIDTH - _RIGHT - (small.width + 20 if small else 0))
-    if small is not None:
-        plot.picture.paste(small, (_WIDTH - _RIGHT - small.width, plot.top))
-    if suggested:
-        (x0, top), (x1, bottom) = plot.at(suggested[0], 1), plot.at(suggested[1], 0)
-        plot.draw.rectangle([x0, top, x1, bottom], fill=_BAND)
-    quarters = (0, 0.25, 0.5, 0.75, 1)
-    plot.axes({x: f"{x:g}" for x in quarters}, {y: f"{y:.0%}" for y in quarters})
-    plot.text(((_LEFT + plot.right) / 2, _HEIGHT - 6), "how like the concept a word is", _INK, "mb")
-    x, top = plot.at(beta, 1)
-    plot.draw.line([(x, top), plot.at(beta, 0)], fill=_INK)
-    plot.text((x - 4, top + 2), "beta", _INK, "ra")
-    curve = [plot.at(x, gate(x)) for x in np.linspace(low, high, 200).tolist()]
-    plot.draw.line(curve, fill=_SMOOTH, width=3, joint="curve")
-    for (_, similarity), colour in dots:
-        plot.dot(plot.at(similarity, gate(similarity)), 7, fill=colour, outline="white", width=2)
-    return plot.picture
+        band = axes.axvspan(*suggested, facecolor=_BAND, edgecolor="none", zorder=0)
+        legend[f"suggested beta {suggested[0]:.2f} to {suggested[1]:.2f}"] = band
+    for (word, similarity), colour, marker in zip(words.items(), (_GREEN, _INK, _RED), "s^o", strict=False):
+        look = _line(colour, 0, marker=marker, markersize=11, markeredgecolor=_PAPER)
+        (dot,) = axes.plot([similarity], [gate(similarity)], zorder=4, **look)
+        legend[f"{shortened(word)} {gate(similarity):.1%}"] = dot
+    axes.axvline(beta, zorder=2, **_line(_INK, 1, ":"))
+    axes.annotate("beta", (beta, 1.04), (-5, 0), textcoords="offset points", **_words(_INK, ha="right", va="top"))
+    axes.set(xlim=(low, high), ylim=(-0.05, 1.05), xticks=quarters, yticks=quarters)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    return _drawn(axes.figure, legend)
 
 
 def heat_map(names: Sequence[str], values: Sequence[Sequence[float]]) -> Image.Image:
     """A table of numbers in -1..1 with the same names for rows and columns; blue is high, red below 0."""
-    font, cell = ImageFont.load_default(22), 76
-    names = list(map(_shortened, names))
-    side = round(max(map(font.getlength, names))) + 20
-    picture = Image.new("RGB", (side + cell * len(names) + 8, side + cell * len(names) + 8), "white")
-    draw = ImageDraw.Draw(picture)
-    for i, name in enumerate(names):
-        label = Image.new("RGB", (side, cell), "white")
-        ImageDraw.Draw(label).text((10, cell / 2), name, fill=_INK, font=font, anchor="lm")
-        picture.paste(label.rotate(90, expand=True), (side + cell * i, 0))
-        draw.text((side - 10, side + cell * (i + 0.5)), name, fill=_INK, font=font, anchor="rm")
-        for j, value in enumerate(values[i]):
-            x, y = side + cell * j, side + cell * i
-            paper, ink = _colours(value)
-            draw.rectangle([x, y, x + cell - 3, y + cell - 3], fill=paper)
-            draw.text((x + cell / 2, y + cell / 2), f"{value:.2f}", fill=ink, font=font, anchor="mm")
-    return picture
-
-
-def word_map(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Image.Image:
-    """Texts with the number 0..1 of every word below it, the bluer the higher, and a heading above each; 640 wide."""
-    font, small, pad, high = ImageFont.load_default(24), ImageFont.load_default(20), 8, 62
-    width, across, down = 640, pad, pad
-    texts, boxes = [], []  # (place, text) and (left, top, right, word, number)
-    for heading, words in rows:
-        texts.append(((pad, down), heading))
-        across, down = pad, down + 36
-        for word, number in words:
-            label = _shortened(word)
-            wide = round(max(font.getlength(label), small.getlength(f"{number:.2f}"))) + 2 * pad
-            if across > pad and across + wide > width - pad:
-                across, down = pad, down + high + 6
-            boxes.append((across, down, across + wide, label, number))
-            across += wide + 3
-        down += high + 3 * pad
-    picture = Image.new("RGB", (width, down - pad), "white")
-    draw = ImageDraw.Draw(picture)
-    for place, text in texts:
-        draw.text(place, text, fill=_INK, font=font)
-    for left, top, right, word, number in boxes:
-        paper, ink = _colours(number)
-        draw.rectangle([left, top, right, top + high], fill=paper)
-        draw.text(((left + right) / 2, top + 18), word, fill=ink, font=font, anchor="mm")
-        draw.text(((left + right) / 2, top + 45), f"{number:.2f}", fill=ink, font=small, anchor="mm")
-    return picture
-
-
-def _colours(value: float) -> tuple[tuple[int, ...], str]:
-    """Of the paper and the ink for a number in -1..1."""
-    shade = np.array(ImageColor.getrgb(_SMOOTH if value > 0 else _RED)) - 255
-    paper = tuple((255 + shade * min(abs(value), 1)).astype(int).tolist())
-    return paper, "white" if abs(value) > 0.5 else _INK
+    figure = _figure((0.8 * len(names), 0.8 * len(names)))
+    axes = figure.add_axes((0, 0, 1, 1), frame_on=False, xlim=(0, len(names)), ylim=(len(names), 0))
+    colours = {"cmap": "RdBu", "vmin": -1, "vmax": 1, "edgecolors": _PAPER, "linewidth": 3, "antialiased": False}
+    axes.pcolormesh(np.asarray(values), **colours)
+    for (row, column), value in np.ndenumerate(np.asarray(values)):
+        ink = _PAPER if abs(value) > 0.5 else _INK
+        axes.text(column + 0.5, row + 0.5, f"{value:.2f}", **_words(ink, ha="center", va="center_baseline"))
+    labels, middles = list(map(shortened, names)), np.arange(len(names)) + 0.5
+    axes.xaxis.tick_top()
+    axes.set_xticks(middles, labels, rotation=90, **_words(_INK, ha="center", va="bottom", parse_math=False))
+    axes.set_yticks(middles, labels, **_words(_INK, ha="right", va="center", parse_math=False))
+    axes.tick_params(length=0, pad=6)
+    axes.minorticks_off()
+    axes.grid(False)
+    return _picture(figure, tight=True)
 
 
 def heat_overlay(picture: Image.Image, heat: torch.Tensor) -> Image.Image:
-    """A picture in grey under ``heat`` (height, width) in 0..1: blue is low, red in the middle, yellow high."""
+    """A picture in grey under ``heat`` (height, width) in 0..1: the brighter, the higher."""
     shade = Image.fromarray(heat.mul(255).round().byte().numpy()).resize(picture.size, Image.Resampling.BILINEAR)
-    colours = ImageOps.colorize(shade, black="#10206b", mid=_RED, white="#fde725")
-    return Image.blend(picture.convert("L").convert("RGB"), colours, 0.5)
-
-
-def _shortened(name: str, longest: int = 24) -> str:
-    return name if len(name) <= longest else name[: longest - 1] + "…"
+    colours = _matplotlib().colormaps["inferno"](np.asarray(shade), bytes=True)
+    return Image.blend(picture.convert("L").convert("RGB"), Image.fromarray(colours).convert("RGB"), 0.5)
 
 
 def as_image(picture: Image.Image) -> torch.Tensor:
@@ -254,9 +162,112 @@ def as_image(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]
 
 
-def _counted(count: int) -> dict[float, str]:
-    """Labels of some of the numbers from 1 to ``count``."""
-    return {number: str(number) for number in sorted({round(number) for number in np.linspace(1, count, 6)})}
+def _axes(below: str, beside: str, picture: Image.Image | None = None, logarithmic: bool = False) -> Any:
+    """An empty plot with the names of its axes, and a picture at the right. logarithmic: upwards."""
+    figure = _figure(_INCHES, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12, wspace=0.02, hspace=0)
+    if picture is None:
+        axes = figure.add_subplot()
+    else:
+        axes, side = figure.subplots(1, 2, width_ratios=(3.5, 1))
+        side.imshow(np.asarray(picture.convert("RGB")), interpolation="antialiased", origin="upper", aspect="equal")
+        side.set_anchor("N")
+        side.set_axis_off()
+    axes.set(facecolor=_PAPER, yscale="log" if logarithmic else "linear")
+    axes.set_axisbelow(True)
+    axes.spines[:].set(color=_GRID, linewidth=1)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(False, axis="x")
+    axes.grid(True, axis="y", color=_GRID, linewidth=1, linestyle="-")
+    axes.tick_params(direction="out", length=4, width=1, pad=5, color=_GRID, labelcolor=_INK, labelsize=_TEXT,
+                     labelfontfamily=_fonts())  # fmt: skip
+    axes.minorticks_off()
+    axes.set_xlabel(below, labelpad=4, loc="center", **_words(_INK))
+    axes.set_ylabel(beside, labelpad=6, loc="center", **_words(_INK))
+    return axes
+
+
+def _ticks(axis: Any, **options: Any) -> None:
+    """A few round numbers."""
+    ticker = _matplotlib().ticker
+    axis.set_major_locator(ticker.MaxNLocator(6, steps=(1, 2, 5, 10), **options))
+    axis.set_major_formatter(ticker.ScalarFormatter(useOffset=False, useMathText=False, useLocale=False))
+
+
+def _figure(inches: tuple[float, float], **options: Any) -> Any:
+    matplotlib = _matplotlib()
+    figure = matplotlib.figure.Figure(inches, _DPI, facecolor=_PAPER, edgecolor=_PAPER, **options)
+    matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
+    return figure
+
+
+def _line(colour: str, width: float, style: str = "-", **options: Any) -> dict[str, Any]:
+    """How a line or, at width 0, its markers look."""
+    marks = {"marker": "", "markersize": 6, "markeredgewidth": 2, "markeredgecolor": colour, "markerfacecolor": colour}
+    style = style if width else "none"
+    return {"color": colour, "linewidth": width, "linestyle": style, "clip_on": False, **marks, **options}
+
+
+def _words(colour: str, **options: Any) -> dict[str, Any]:
+    return {"color": colour, "fontsize": _TEXT, "fontfamily": _fonts(), **options}
+
+
+def _drawn(figure: Any, legend: Mapping[str, Any]) -> Image.Image:
+    """The picture of a figure, with words on what is in it above it, as many in a line as fit."""
+    longest = max(map(len, legend))
+    columns = 1 if longest > 60 else 2 if longest > 26 else 3
+    box = figure.legend(
+        legend.values(), ["-"] * len(legend), loc="outside upper left", ncols=columns, labelcolor=_INK, frameon=False,
+        prop={"size": _TEXT, "family": _fonts()}, handlelength=1.2, handletextpad=0.5, columnspacing=1.2, borderpad=0,
+        borderaxespad=0.8, labelspacing=0.3, numpoints=1, markerscale=1,
+    )  # fmt: skip
+    for text, words in zip(box.get_texts(), legend, strict=True):
+        text.set(text=words, parse_math=False)  # names may hold what matplotlib takes for formulas, or for hidden
+    return _picture(figure)
+
+
+def _picture(figure: Any, tight: bool = False) -> Image.Image:
+    """tight: as large as what is drawn, which may go beyond the figure."""
+    if not tight:
+        figure.canvas.draw()
+        return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=_DPI, facecolor=_PAPER, bbox_inches="tight", pad_inches=0.1)
+    return Image.open(buffer).convert("RGB")
+
+
+@cache
+def _fonts() -> list[str]:
+    """The font of all words, and fonts of this system for what it lacks: a concept's name may be Japanese."""
+    names = {font.name for font in _matplotlib().font_manager.fontManager.ttflist}
+    return [_FONT, *sorted(name for name in names if any(part in name for part in _OTHER_SCRIPTS))[:4]]
+
+
+@cache
+def _matplotlib() -> Any:
+    """The package. Its first import makes a list of the system's fonts, which takes a moment, and keeps it."""
+    with _home_kept_clean():
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure
+        import matplotlib.font_manager
+        import matplotlib.ticker
+    return matplotlib
+
+
+@contextmanager
+def _home_kept_clean() -> Iterator[None]:
+    """What matplotlib keeps goes to ComfyUI's user folder, unless there is a folder of its own already."""
+    home = Path.home()
+    caches = [Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "matplotlib", home / ".matplotlib"]
+    configs = [Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "matplotlib"]
+    if "matplotlib" in sys.modules or "MPLCONFIGDIR" in os.environ or any(map(Path.exists, caches + configs)):
+        yield
+        return
+    os.environ["MPLCONFIGDIR"] = str(own_folder("matplotlib"))
+    try:
+        yield
+    finally:
+        del os.environ["MPLCONFIGDIR"]  # matplotlib has read it
 
 
 def _smoothed(losses: Sequence[float]) -> list[float]:

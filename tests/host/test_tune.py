@@ -132,7 +132,7 @@ def test_the_best_settings_come_back_on_the_concept_as_numbers_and_in_the_report
     assert mean == pytest.approx(harmonic_mean(image, text), abs=1e-3)
     assert others[-1] == "2 prompts, 2 pictures of each from seed 5, judged by tiny." and len(others) == 40
     assert plot.shape == (1, 400, 720, 3)
-    red = (plot[0] - torch.tensor([0xB3, 0x26, 0x1E]) / 255).abs().amax(-1) < 0.01
+    red = (plot[0] - torch.tensor([0xD5, 0x5E, 0x00]) / 255).abs().amax(-1) < 0.01
     assert red[60:].any()  # the mark of the best
 
 
