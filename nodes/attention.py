@@ -13,7 +13,7 @@ from .host.sampling import Sampling
 from .host.text import concept_uses
 from .pictures import contact_sheet, thumbnails
 from .plots import as_image, heat_overlay
-from .schema import CATEGORY, sampling_inputs
+from .schema import INSPECT, sampling_inputs
 
 
 class PerfusionAttentionMap(io.ComfyNode):
@@ -22,7 +22,7 @@ class PerfusionAttentionMap(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionAttentionMap",
             display_name="Perfusion Attention Map",
-            category=CATEGORY,
+            category=INSPECT,
             description="Shows where in the picture each trigger of a prompt looks, beside where the plain superclass "
             "word looks in the model without the concept, from the same noise. Brightest is where it looks most.",
             inputs=[

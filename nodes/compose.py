@@ -11,7 +11,7 @@ from .host.model import apply_to_model
 from .host.text import apply_to_clip
 from .host.uses import EASINGS, ConceptUse, combine, concept_set
 from .plots import as_image, heat_map
-from .schema import CATEGORY, Concepts, concept_input, span_inputs, use_inputs
+from .schema import USE, Concepts, concept_input, span_inputs, use_inputs
 
 MANY = 16  # concepts that can be combined in one node; outputs of such nodes can be combined again
 MIXED, TOUCHED = 0.5, 0.05  # how open a gate must be on another concept's trigger to be worth a word
@@ -23,7 +23,7 @@ class PerfusionLoadConcept(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionLoadConcept",
             display_name="Perfusion Load Concept",
-            category=CATEGORY,
+            category=USE,
             description="Reads a concept file, with the settings it is to be used with. Perfusion Loader does this and "
             "Perfusion Apply in one.",
             inputs=[concept_input(), *use_inputs()],
@@ -45,7 +45,7 @@ class PerfusionConceptSettings(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionConceptSettings",
             display_name="Perfusion Concept Settings",
-            category=CATEGORY,
+            category=USE,
             description="Sets how concepts are used, such as one that was just trained.",
             inputs=[Concepts.Input("concepts", tooltip="All of these get the settings below."), *use_inputs()],
             outputs=[Concepts.Output(display_name="concepts")],
@@ -66,7 +66,7 @@ class PerfusionSchedule(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionSchedule",
             display_name="Perfusion Schedule",
-            category=CATEGORY,
+            category=USE,
             description="Lets beta and temperature change while sampling: high beta first and low beta last leaves the "
             "layout to the prompt and takes the look from the concept.",
             inputs=[
@@ -91,7 +91,7 @@ class PerfusionCombineConcepts(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionCombineConcepts",
             display_name="Perfusion Combine Concepts",
-            category=CATEGORY,
+            category=USE,
             description="Puts concepts together for one Perfusion Apply, and tells which of them are alike enough to "
             "mix. The order does not matter; of two with the same trigger the later one counts.",
             inputs=[
@@ -125,7 +125,7 @@ class PerfusionApply(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionApply",
             display_name="Perfusion Apply",
-            category=CATEGORY,
+            category=USE,
             description="Teaches the model and the text encoder these concepts; write their triggers in a prompt.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model the concepts were trained on."),

@@ -19,7 +19,7 @@ from .host.encoder_covariance import (
 )
 from .host.files import COVARIANCES, FOLDER, foreign_names, foreign_path, foreign_stamp, stamp
 from .plots import as_image, spectrum
-from .schema import ADVANCED, CATEGORY, CovarianceType
+from .schema import ADVANCED, EXCHANGE, TRAIN, CovarianceType
 
 _NO_FILE = "none"
 _HOLDS = ("covariance", "inverse")
@@ -51,7 +51,7 @@ class PerfusionCovariance(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionCovariance",
             display_name="Perfusion Covariance",
-            category=CATEGORY,
+            category=TRAIN,
             description="Measures which directions a text encoder uses, the metric Perfusion compares words in. "
             "Made once per text encoder and kept in models/perfusion/covariance.",
             inputs=[
@@ -117,7 +117,7 @@ class PerfusionImportCovariance(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionImportCovariance",
             display_name="Perfusion Import Covariance",
-            category=CATEGORY,
+            category=EXCHANGE,
             description=f"Reads the covariance of a text encoder that another program made, from {folder}, for "
             "Perfusion Train Concept.",
             inputs=[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .host.demo_model import load_demo_model
-from .schema import CATEGORY
+from .schema import USE
 
 
 class PerfusionDemoModel(io.ComfyNode):
@@ -14,7 +14,7 @@ class PerfusionDemoModel(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionDemoModel",
             display_name="Perfusion Demo Model",
-            category=CATEGORY,
+            category=USE,
             description="A small model of 64x64 emoji scenes that comes with the pack: for trying things out, in "
             "seconds and without a GPU. Use it like Load Checkpoint, with a 64x64 Empty Latent Image and prompts such "
             "as 'a photo of a cat on grass'.",

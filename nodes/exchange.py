@@ -12,12 +12,12 @@ from torch import Tensor
 from ..perfusion_core.captions import captions
 from ..perfusion_core.concept_file import safetensors_bytes, write_together
 from ..perfusion_core.exchange import load_perfusion_pytorch, rank_one_update
-from .host.files import FOLDER, IMPORTS, foreign_names, foreign_path, foreign_stamp, paths_to_save
+from .host.files import FOLDER, IMPORTS, foreign_names, foreign_path, foreign_stamp, name_of, paths_to_save
 from .host.lora import embedding_tensors, lora_names, projector
 from .host.model import check_fits, cross_attentions
 from .host.text import apply_to_clip, token_labels
 from .host.uses import ConceptUse, concept_set, stages
-from .schema import CATEGORY, Concepts
+from .schema import EXCHANGE, Concepts
 
 CAPTIONS = 32  # on which the leak is measured
 _UNWRITABLE = re.compile(r"[\s()\[\]{}:,]")  # in embedding:name
@@ -30,7 +30,7 @@ class PerfusionImportConcept(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionImportConcept",
             display_name="Perfusion Import Concept",
-            category=CATEGORY,
+            category=EXCHANGE,
             description=f"Reads a concept that lucidrains' perfusion-pytorch saved, from {folder}. Perfusion Save "
             "Concept makes a small concept file of it.",
             inputs=[
@@ -80,7 +80,7 @@ class PerfusionExportLoRA(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionExportLoRA",
             display_name="Perfusion Export LoRA",
-            category=CATEGORY,
+            category=EXCHANGE,
             description="Writes a concept as a LoRA and an embedding, for programs without this pack. A LoRA has no "
             "gate: it also changes other words, the more they are like the concept. The report says how much.",
             inputs=[
@@ -89,8 +89,8 @@ class PerfusionExportLoRA(io.ComfyNode):
                 Concepts.Input("concept", tooltip="One concept. Its strength and stage weights are kept."),
                 io.String.Input(
                     "filename",
-                    default="my-teddy",
-                    tooltip="Name of both files, without spaces. Subfolders are allowed: toys/my-teddy.",
+                    tooltip="Name of both files, without spaces. Empty: the trigger's name. Subfolders are allowed: "
+                    "toys/my-teddy.",
                 ),
                 io.Boolean.Input(
                     "overwrite", default=False, tooltip="Replace files of this name. Off: a number is added instead."
@@ -104,7 +104,8 @@ class PerfusionExportLoRA(io.ComfyNode):
     def execute(cls, model, clip, concept, filename, overwrite) -> io.NodeOutput:
         if len(concept) != 1:
             raise ValueError(f"A LoRA holds one concept, these are {len(concept)}: connect them one by one.")
-        if found := _UNWRITABLE.search(filename.strip()):
+        filename = filename.strip() or name_of(concept[0].concept.trigger)
+        if found := _UNWRITABLE.search(filename):
             raise ValueError(
                 f"The name {filename!r} contains {found.group()!r}, which prompts cannot have in embedding:name. Use "
                 "letters, digits and - or _, such as my-teddy."

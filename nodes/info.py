@@ -16,7 +16,7 @@ from ..perfusion_core.edit import BETA
 from .host import thumbnail
 from .host.uses import ConceptUse, stages
 from .plots import as_image, gate_curve
-from .schema import CATEGORY, Concepts
+from .schema import INSPECT, Concepts
 
 # How open a gate may be on unrelated words and on the superclass word, and should be on the concept's own, as logits.
 _LEAK, _SUPERCLASS, _OWN = (math.log(gate / (1 - gate)) for gate in (0.05, 0.5, 0.8))
@@ -28,7 +28,7 @@ class PerfusionConceptInfo(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionConceptInfo",
             display_name="Perfusion Concept Info",
-            category=CATEGORY,
+            category=INSPECT,
             description="Tells what is in a concept and suggests a beta for it, with a picture of how its gate opens.",
             inputs=[Concepts.Input("concepts", tooltip="From Perfusion Load Concept or a training.")],
             outputs=[

@@ -5,13 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..perfusion_core import load_concept, save_concept
-from .host.files import FOLDER, concept_path, concept_stamp, path_to_save, save_with_training
+from .host.files import FOLDER, concept_path, concept_stamp, name_of, path_to_save, save_with_training
 from .host.model import apply_to_model
 from .host.text import apply_to_clip
 from .host.thumbnail import KEY, encoded
 from .host.uses import ConceptUse
 from .pictures import thumbnails
-from .schema import ADVANCED, CATEGORY, Concepts, concept_input, use_inputs
+from .schema import ADVANCED, TRAIN, USE, Concepts, concept_input, use_inputs
 
 
 class PerfusionLoader(io.ComfyNode):
@@ -20,7 +20,7 @@ class PerfusionLoader(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionLoader",
             display_name="Perfusion Loader",
-            category=CATEGORY,
+            category=USE,
             description="Teaches the model and the text encoder a concept; write its trigger in a prompt. "
             "Loaders in a row combine their concepts.",
             search_aliases=["perfusion", "concept", "key-locked rank one editing"],
@@ -53,14 +53,13 @@ class PerfusionSaveConcept(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionSaveConcept",
             display_name="Perfusion Save Concept",
-            category=CATEGORY,
+            category=TRAIN,
             description=f"Writes a trained concept to models/{FOLDER}, where Perfusion Loader finds it.",
             inputs=[
                 Concepts.Input("concept", tooltip="What Perfusion Train Concept learned."),
                 io.String.Input(
                     "filename",
-                    default="my-teddy",
-                    tooltip="Name of the file. Subfolders are allowed: toys/my-teddy.",
+                    tooltip="Name of the file. Empty: the trigger's name. Subfolders are allowed: toys/my-teddy.",
                 ),
                 io.Boolean.Input(
                     "overwrite",
@@ -87,10 +86,10 @@ class PerfusionSaveConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, concept, filename, overwrite, keep_training=True, thumbnail=None) -> io.NodeOutput:
-        path = path_to_save(filename, overwrite)
         if len(concept) != 1:
             raise ValueError(f"A file holds one concept, these are {len(concept)}: connect them one by one.")
         (use,) = concept
+        path = path_to_save(filename.strip() or name_of(use.concept.trigger), overwrite)
         try:
             concept = use.concept.replace(name=path.stem)
             if thumbnail is not None:

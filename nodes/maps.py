@@ -9,7 +9,7 @@ from .host.text import concept_uses, token_labels
 from .host.uses import concept_set
 from .pictures import word_map
 from .plots import as_image
-from .schema import CATEGORY
+from .schema import INSPECT
 
 NOTICED = 0.05  # how open a gate must be to be named
 
@@ -20,7 +20,7 @@ class PerfusionGateMap(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionGateMap",
             display_name="Perfusion Gate Map",
-            category=CATEGORY,
+            category=INSPECT,
             description="Shows on which words of a prompt each concept acts: how open its gate is, 0 to 1.",
             inputs=[
                 io.Clip.Input("clip", tooltip="From Perfusion Loader or Perfusion Apply."),

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from .host.clipseg import CLIPSEG, FOLDER, clipseg_folder, clipseg_names, find_subject
 from .host.files import stamp
 from .host.photos import load_caption, load_photo, pasted_photos, photo_files, photo_folders
-from .schema import CATEGORY
+from .schema import TRAIN
 
 
 class PerfusionLoadPhotos(io.ComfyNode):
@@ -16,7 +16,7 @@ class PerfusionLoadPhotos(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionLoadPhotos",
             display_name="Perfusion Load Photos",
-            category=CATEGORY,
+            category=TRAIN,
             description="Loads a folder of photos of one subject, of any sizes, with their masks (the file of the same "
             "name in the subfolder mask, else the picture's transparency, else everything) and captions (the text file "
             "of the same name beside the photo).",
@@ -58,7 +58,7 @@ class PerfusionMasksFromText(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionMasksFromText",
             display_name="Perfusion Masks From Text",
-            category=CATEGORY,
+            category=TRAIN,
             description="Finds a subject in photos by its name, with CLIPSeg: a soft mask for each photo.",
             search_aliases=["clipseg", "segment", "mask by text"],
             is_input_list=True,
@@ -104,7 +104,7 @@ class PerfusionPasteSubject(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionPasteSubject",
             display_name="Perfusion Paste Subject",
-            category=CATEGORY,
+            category=TRAIN,
             description="Makes more photos of few: the subject, cut out by its mask, in other places on other "
             "pictures. A concept trained on them learns less of where its subject stood, and keeps its place beside "
             "others.",

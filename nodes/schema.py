@@ -10,7 +10,8 @@ from comfy_api.latest import io
 from ..perfusion_core.edit import BETA, TEMPERATURE
 from .host.files import FOLDER, concept_names
 
-CATEGORY = "perfusion"
+# Groups of the node library
+USE, TRAIN, INSPECT, EXCHANGE = (f"perfusion/{group}" for group in ("Use", "Train", "Inspect", "Exchange"))
 Concepts = io.Custom("PERFUSION_CONCEPTS")  # tuple[ConceptUse, ...]
 CovarianceType = io.Custom("PERFUSION_COVARIANCE")  # perfusion_core.Covariance
 
@@ -23,8 +24,17 @@ def concept_input() -> io.Combo.Input:
 
 
 def use_inputs() -> list[io.Input]:
-    """The settings of a ConceptUse."""
+    """The settings of a ConceptUse. ``web/saved.js`` knows in which order older graphs have them."""
     return [
+        io.Float.Input(
+            "strength",
+            default=1.0,
+            min=0.0,
+            max=2.0,
+            step=0.05,
+            display_mode=io.NumberDisplay.slider,
+            tooltip="How much of the concept, as with a LoRA. 1: all of it. 0: the model without it.",
+        ),
         io.Float.Input(
             "beta",
             default=BETA,
@@ -32,8 +42,8 @@ def use_inputs() -> list[io.Input]:
             max=1.0,
             step=0.01,
             display_mode=io.NumberDisplay.slider,
-            tooltip="How much like the concept a word must be to become it. Lower: more faithful to the "
-            "photos. Higher: more room for the rest of the prompt. Paper: 0.60 to 0.75 with local key lock.",
+            tooltip="Lower: more like your photos. Higher: follows the rest of the prompt more. Start at 0.7; the "
+            "paper uses 0.60 to 0.75.",
         ),
         io.Float.Input(
             "temperature",
@@ -42,7 +52,7 @@ def use_inputs() -> list[io.Input]:
             max=1.0,
             step=0.01,
             display_mode=io.NumberDisplay.slider,
-            tooltip="How softly the concept sets in around beta. Higher lets it reach more words. Paper: 0.15.",
+            tooltip="How sharply other words are kept out. Low: only your trigger changes. Leave it at 0.15.",
         ),
         io.Float.Input(
             "key_lock",
@@ -51,17 +61,8 @@ def use_inputs() -> list[io.Input]:
             max=1.0,
             step=0.05,
             display_mode=io.NumberDisplay.slider,
-            tooltip="0, local: the trigger's own keys are locked to the superclass word. 1, global: the layout "
-            "of the whole picture follows the prompt with the superclass word in the trigger's place.",
-        ),
-        io.Float.Input(
-            "strength",
-            default=1.0,
-            min=0.0,
-            max=2.0,
-            step=0.05,
-            tooltip="Scales the whole edit. 0 is the base model, bit for bit.",
-            **ADVANCED,
+            tooltip="Whose layout the picture gets. 0: only your trigger is placed like the plain word. 1: the whole "
+            "picture is composed as if you had written the plain word; take beta 0.5 then.",
         ),
         *span_inputs(optional=True, **ADVANCED),
         *(

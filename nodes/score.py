@@ -14,7 +14,7 @@ from ..perfusion_core.checkpoints import harmonic_mean
 from ..perfusion_core.openclip import ImageTextModel, load_image_text_model
 from .host.scorers import chosen_scorer, scorer_input, scorer_path
 from .prompts import prompt_lines, with_superclasses
-from .schema import CATEGORY, Concepts
+from .schema import INSPECT, Concepts
 
 
 class PerfusionScore(io.ComfyNode):
@@ -23,7 +23,7 @@ class PerfusionScore(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionScore",
             display_name="Perfusion Score",
-            category=CATEGORY,
+            category=INSPECT,
             description="How alike pictures are to photos of your subject (CLIP-I) and to what their prompts say "
             "(CLIP-T), by an image-text model of yours.",
             search_aliases=["clip score", "open_clip"],

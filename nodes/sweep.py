@@ -19,7 +19,7 @@ from .host.uses import ConceptUse
 from .pictures import GAP, contact_sheet, native
 from .plots import as_image
 from .prompts import has_trigger, prompt_lines, with_triggers
-from .schema import ADVANCED, CATEGORY, Concepts, sampling_inputs, use_inputs
+from .schema import ADVANCED, INSPECT, Concepts, sampling_inputs, use_inputs
 
 MANY = 100  # pictures of a grid
 _NUMBERS = {
@@ -37,7 +37,7 @@ class PerfusionSweep(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionSweep",
             display_name="Perfusion Sweep",
-            category=CATEGORY,
+            category=INSPECT,
             description="A grid of pictures from one seed, over two of beta, temperature, key_lock, strength, concepts "
             "and prompts. Cancel when you have seen enough: the pictures that are finished are kept.",
             search_aliases=["grid", "xy plot"],

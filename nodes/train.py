@@ -24,7 +24,7 @@ from .host.uses import ConceptUse
 from .plots import as_image, loss_curve
 from .report import contact_sheet_of, report
 from .run import Run, judge, saved_state
-from .schema import CATEGORY, Concepts
+from .schema import TRAIN, Concepts
 from .training_inputs import AUTO, AUTOCAST, NONE, training_inputs
 
 
@@ -34,7 +34,7 @@ class PerfusionTrainConcept(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionTrainConcept",
             display_name="Perfusion Train Concept",
-            category=CATEGORY,
+            category=TRAIN,
             description="Teaches a new thing from 3 to 10 photos. Save the result with Perfusion Save Concept.",
             is_input_list=True,
             inputs=training_inputs(),

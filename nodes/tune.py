@@ -21,7 +21,7 @@ from .host.uses import ConceptUse
 from .plots import as_image, similarities
 from .prompts import prompt_lines, with_places, with_triggers
 from .run import judge
-from .schema import ADVANCED, CATEGORY, Concepts, sampling_inputs
+from .schema import ADVANCED, INSPECT, Concepts, sampling_inputs
 
 _PROMPTS = "a photo of {} on the beach\nan oil painting of {}\n{} wearing a hat\n{} in the snow"
 _COARSE = {
@@ -40,7 +40,7 @@ class PerfusionTune(io.ComfyNode):
         return io.Schema(
             node_id="PerfusionTune",
             display_name="Perfusion Tune",
-            category=CATEGORY,
+            category=INSPECT,
             description="Looks for the beta, temperature and key_lock at which pictures are most like both your photos "
             "and their prompts, by an image-text model of yours. Cancel when you like: the best so far is kept.",
             is_input_list=True,

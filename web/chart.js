@@ -16,24 +16,22 @@ pen.font = "9px Inter, Arial, sans-serif"; // as in perfusion.css
  * Draws the curve into a figure, with a legend of its marks.
  * @param {HTMLElement} figure
  * @param {import("./gate.js").Settings} settings
- * @param {{superclass?: string, superclass_similarity?: number}} [concept]
+ * @param {{trigger?: string, superclass?: string, superclass_similarity?: number}} [concept]
  * @param {[string, number][]} [similar] words of the prompt and their similarity
  */
-export function drawGate(figure, settings, { superclass, superclass_similarity } = {}, similar = []) {
+export function drawGate(figure, settings, { trigger, superclass, superclass_similarity } = {}, similar = []) {
   const withShare = (mark) => ({ ...mark, share: gate(mark.at, settings.beta, settings.temperature) });
+  const own = trigger || text("the trigger");
   const marks = [
-    { at: 1, name: text("its own word"), kind: "own" },
-    { at: superclass_similarity, name: text("“{word}”", { word: superclass }), kind: "superclass" },
-    { at: 0, name: text("unrelated words"), kind: "other" },
+    { at: 1, name: own, kind: "own" },
+    { at: superclass_similarity, name: superclass, kind: "superclass" },
+    { at: 0, name: text("other words"), kind: "other" },
   ]
     .filter((mark) => Number.isFinite(mark.at))
     .map(withShare);
-  const words = similar.map(([word, at]) => withShare({ at, word, name: text("“{word}”", { word }), kind: "word" }));
-  const said = (list) => list.map(({ name, share }) => `${name} ${percent(share)}`).join(", ");
-  const heard = { words: said(marks), others: said(words) };
-  const what = words.length
-    ? text("How far words become the concept: {words}; in the prompt {others}", heard)
-    : text("How far words become the concept: {words}", heard);
+  const words = similar.map(([word, at]) => withShare({ at, name: word, kind: "word" }));
+  const heard = [...marks.slice(0, -1), ...words, ...marks.slice(-1)];
+  const what = heard.map(({ name, share }) => `${name} ${percent(share)}`).join(", ");
   const leaks = gate(0, settings.beta, settings.temperature) > LEAK_LIMIT;
 
   const all = [...marks, ...words].map(({ at }) => at);
@@ -44,8 +42,8 @@ export function drawGate(figure, settings, { superclass, superclass_similarity }
   const line = (x1, y1, x2, y2, kind) => svg("line", { x1, y1, x2, y2, class: kind });
   const label = (at, down, words, anchor) => svg("text", { x: at, y: down, "text-anchor": anchor }, words);
 
-  const labels = words.map(({ at, share, word }) => {
-    const said = labelOf(word, at);
+  const labels = words.map(({ at, share, name }) => {
+    const said = labelOf(name, at);
     return { at: x(at), share, said, width: pen.measureText(said).width };
   });
   const rows = inRows(labels, [PLOT.left, PLOT.right], GAP);
@@ -74,6 +72,7 @@ export function drawGate(figure, settings, { superclass, superclass_similarity }
         }),
       ),
     ),
+    html("figcaption", {}, text("How much of {trigger} each word gets", { trigger: own })),
     html(
       "ul",
       { class: "perfusion-legend", "aria-hidden": "true" }, // the picture's label says the same

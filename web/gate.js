@@ -12,8 +12,8 @@ export const LEAK_LIMIT = 0.05;
 export const presets = () => {
   const preset = (name, beta, key_lock, meaning) => ({ name, beta, temperature: 0.15, key_lock, meaning });
   return [
-    preset(text("Paper local"), 0.7, 0, text("the paper's, with local key lock")),
-    preset(text("Paper global"), 0.5, 1, text("the paper's, with global key lock")),
+    preset(text("Balanced"), 0.7, 0, text("where to start (in the paper: local key lock)")),
+    preset(text("Keep layout"), 0.5, 1, text("composed as with the plain word (in the paper: global key lock)")),
     preset(text("Faithful"), 0.6, 0, text("closer to the photos")),
     preset(text("Editable"), 0.75, 0, text("more room for the rest of the prompt")),
   ];

@@ -15,6 +15,26 @@ export function allNodes(graph = app.rootGraph ?? app.graph) {
   return (graph?.nodes ?? []).flatMap((node) => [node, ...(node.subgraph ? allNodes(node.subgraph) : [])]);
 }
 
+const OFF = [2, 4]; // modes of muted and of bypassed nodes
+
+/** @param {any} node */
+export const isOff = (node) => OFF.includes(node.mode);
+
+/**
+ * The nodes that run when the graph does.
+ * @returns {any[]}
+ */
+export function activeNodes(graph = app.rootGraph ?? app.graph) {
+  const on = (graph?.nodes ?? []).filter((/** @type {any} */ node) => !isOff(node));
+  return on.flatMap((node) => [node, ...(node.subgraph ? activeNodes(node.subgraph) : [])]);
+}
+
+/**
+ * Whether a node runs when the graph does; one that is in no graph yet will.
+ * @param {any} node
+ */
+export const isRunning = (node) => !node.graph || activeNodes().includes(node);
+
 /**
  * The node that runs under an id, in which the subgraphs it is in stand before its own.
  * @param {unknown} id
@@ -69,7 +89,7 @@ export function isInPrompts(trigger) {
   return allNodes()
     .filter((node) => !NO_PROMPTS.includes(node.type))
     .flatMap((node) => node.widgets ?? [])
-    .some(({ value }) => typeof value === "string" && mentions(value, trigger));
+    .some(({ name, value }) => name !== "trigger" && typeof value === "string" && mentions(value, trigger));
 }
 
 /**
@@ -77,23 +97,35 @@ export function isInPrompts(trigger) {
  * @param {any} node
  * @param {string} type of the input
  */
-function source(node, type) {
+export function source(node, type) {
   const slot = (node.inputs ?? []).findIndex((input) => input.type === type);
   return slot < 0 || !node.graph ? null : node.getInputNode(slot);
 }
 
 /**
- * The base_model of what is connected to a node, as far as nodes and file names tell, and by which name.
+ * The base_model that a node's model has, as far as the node or its file's name tells, and by which name.
  * @param {any} node
  * @returns {{base_model: string, told_by: string} | undefined}
+ */
+function familyOf(node) {
+  if (node.type === "PerfusionDemoModel") return { base_model: "demo", told_by: node.title };
+  const checkpoint = (widgetOf(node, "ckpt_name") ?? widgetOf(node, "unet_name"))?.value;
+  const base_model = typeof checkpoint === "string" && familyOfCheckpoint(checkpoint);
+  return base_model ? { base_model, told_by: checkpoint } : undefined;
+}
+
+/**
+ * The base_model of what is connected to a node, and by which name.
+ * @param {any} node
  */
 export function connectedFamily(node) {
   const seen = new Set();
   for (let at = source(node, "MODEL"); at && !seen.has(at); at = source(at, "MODEL")) {
     seen.add(at);
-    if (at.type === "PerfusionDemoModel") return { base_model: "demo", told_by: at.title };
-    const checkpoint = (widgetOf(at, "ckpt_name") ?? widgetOf(at, "unet_name"))?.value;
-    const base_model = typeof checkpoint === "string" && familyOfCheckpoint(checkpoint);
-    if (base_model) return { base_model, told_by: checkpoint };
+    const told = familyOf(at);
+    if (told) return told;
   }
 }
+
+/** The base_models of the graph's models, as far as they are told. */
+export const modelFamilies = () => [...new Set(activeNodes().flatMap((node) => familyOf(node)?.base_model ?? []))];

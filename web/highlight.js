@@ -6,7 +6,8 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { html } from "./element.js";
-import { loadedConcepts, promptOf } from "./prompt.js";
+import { promptOf } from "./prompt.js";
+import { taught } from "./triggers.js";
 import { spans } from "./words.js";
 
 const GROUND = "linear-gradient(#3d8bfd66 0 0)";
@@ -60,7 +61,7 @@ function paintSoon(area) {
 }
 
 function paintChanged() {
-  const triggers = loadedConcepts().map(({ trigger }) => trigger);
+  const triggers = taught().map(({ trigger }) => trigger);
   // all are measured before one is painted, or the page would be laid out again for each
   const grounds = [...changed].map((area) => ({ area, ground: groundOf(area, triggers) }));
   changed.clear();

@@ -4,17 +4,17 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { drawGate } from "./chart.js";
 import { family, summary } from "./concepts.js";
-import { copy, html } from "./element.js";
+import { html } from "./element.js";
 import { presetLike, presetsOf } from "./gate.js";
-import { LOADERS, allNodes, connectedFamily, isInPrompts, setWidgets, widgetOf } from "./graph.js";
+import { LOADERS, allNodes, connectedFamily, isRunning, setWidgets, widgetOf } from "./graph.js";
 import { paintAll } from "./highlight.js";
 import { addPanel } from "./panel.js";
-import { insertIntoPrompt } from "./prompt.js";
 import { concepts, thumbnail } from "./server.js";
 import { text } from "./texts.js";
+import { TriggerLine } from "./trigger.js";
+import { replacerOf } from "./triggers.js";
 
 const SETTINGS = ["beta", "temperature", "key_lock"];
-const SAID_FOR = 4000; // milliseconds
 
 /** The most similar words of the last prompt, by concept file. @type {Map<string, [string, number][]>} */
 const similar = new Map();
@@ -25,20 +25,13 @@ const panels = new WeakMap();
 class LoaderPanel {
   #node;
   #picture = html("div", { class: "perfusion-picture" });
-  #trigger = html("button", { type: "button", class: "perfusion-trigger", click: () => this.#copy() });
-  #insert = html("button", { type: "button", click: () => this.#insertTrigger() }, text("Insert"));
+  #trigger = html("div");
   #about = html("p", { class: "perfusion-muted" });
-  #head = html(
-    "div",
-    { class: "perfusion-head" },
-    this.#picture,
-    html("div", {}, html("div", { class: "perfusion-row" }, this.#trigger, this.#insert), this.#about),
-  );
+  #head = html("div", { class: "perfusion-head" }, this.#picture, html("div", {}, this.#trigger, this.#about));
   #badge = html("p", { class: "perfusion-badge", role: "alert" });
   #chart = html("figure");
   #presets = html("div", { class: "perfusion-row", role: "group", "aria-label": text("Presets") });
-  #status = html("p", { class: "perfusion-status", role: "status" });
-  #said = 0;
+  #line = new TriggerLine(() => this.#fit());
   /** @type {import("./concepts.js").Concept | undefined | null} null before the first time */
   #shown = null;
   /** @type {import("./gate.js").Preset[]} */
@@ -48,8 +41,7 @@ class LoaderPanel {
   /** @param {any} node one of LOADERS */
   constructor(node) {
     this.#node = node;
-    this.#insert.title = text("Put the trigger into the selected prompt");
-    const parts = [this.#head, this.#badge, this.#chart, this.#presets, this.#status];
+    const parts = [this.#head, this.#badge, this.#chart, this.#presets, this.#line.element];
     this.#fit = addPanel(node, "perfusion_concept", text("Concept"), ...parts);
     for (const name of ["concept", ...SETTINGS]) {
       const widget = widgetOf(node, name);
@@ -72,14 +64,14 @@ class LoaderPanel {
 
   update() {
     const concept = this.#concept;
-    const trigger = concept?.trigger ?? "";
+    const on = isRunning(this.#node);
     if (concept !== this.#shown) this.#showConcept(concept);
     this.#badge.textContent = this.#problem(concept);
     drawGate(this.#chart, this.#settings, concept, similar.get(concept?.file ?? ""));
     const current = this.#offered.indexOf(presetLike(this.#settings, this.#offered));
     [...this.#presets.children].forEach((button, at) => button.setAttribute("aria-pressed", String(at === current)));
-    const unused = trigger && !isInPrompts(trigger);
-    if (!this.#said) this.#status.textContent = unused ? text("{trigger} is in no prompt yet.", { trigger }) : "";
+    this.#head.parentElement?.classList.toggle("perfusion-off", !on);
+    this.#line.update(on && concept?.trigger ? [concept.trigger] : []);
     this.#fit();
   }
 
@@ -89,8 +81,7 @@ class LoaderPanel {
     paintAll();
     this.#head.hidden = !concept?.trigger;
     this.#picture.replaceChildren(thumbnail(concept));
-    this.#trigger.textContent = concept?.trigger ?? "";
-    this.#trigger.title = text("Copy {trigger}", { trigger: concept?.trigger });
+    this.#trigger.replaceChildren(concept?.trigger ? this.#line.row(concept.trigger) : "");
     this.#about.textContent = concept ? summary(concept) : "";
     this.#about.title = concept?.notes ?? "";
     this.#offered = presetsOf(concept?.recommended);
@@ -110,33 +101,16 @@ class LoaderPanel {
       return concepts.problem || !file ? "" : text("{file} is not in models/perfusion any more.", { file });
     }
     if (concept.error) return concept.error;
+    const later = replacerOf(this.#node);
+    if (later) {
+      const values = { node: later.title, trigger: concept.trigger };
+      return text("{node} further on has {trigger} too, and only its settings count. Remove one of the two.", values);
+    }
     const connected = connectedFamily(this.#node);
     if (!connected || connected.base_model === concept.base_model) return "";
     const [made, there] = [family(concept.base_model), family(connected.base_model)];
     const model = connected.told_by;
     return text("Does not fit: made for {made}, but {model} looks like {there}.", { made, model, there });
-  }
-
-  async #copy() {
-    const trigger = this.#concept.trigger;
-    const copied = text("{trigger} is copied.", { trigger });
-    this.#say((await copy(trigger)) ? copied : text("The browser does not allow it to be copied."));
-  }
-
-  #insertTrigger() {
-    const done = insertIntoPrompt(this.#concept.trigger);
-    this.#say(done ? text("It is in the prompt.") : text("Select a CLIP Text Encode node first."));
-  }
-
-  /** @param {string} words shown for a while in place of the warning */
-  #say(words) {
-    clearTimeout(this.#said);
-    this.#status.textContent = words;
-    this.#fit();
-    this.#said = setTimeout(() => {
-      this.#said = 0;
-      this.update();
-    }, SAID_FOR);
   }
 }
 

@@ -2,9 +2,9 @@
 
 import { app } from "../../scripts/app.js";
 import { html } from "./element.js";
-import { LOADERS, allNodes, setWidgets, widgetOf } from "./graph.js";
-import { concepts } from "./server.js";
+import { allNodes, setWidgets, widgetOf } from "./graph.js";
 import { text } from "./texts.js";
+import { taught } from "./triggers.js";
 import { insertWord, suggestions, wordStart } from "./words.js";
 
 const PROMPTS = ["CLIPTextEncode"];
@@ -72,7 +72,7 @@ class Suggestions {
   });
   /** @type {HTMLTextAreaElement | null} */
   #area = null;
-  /** @type {{trigger: string, superclass: string}[]} */
+  /** @type {import("./triggers.js").Taught[]} */
   #found = [];
   #current = 0;
   /** Where they were looked for. */
@@ -95,7 +95,7 @@ class Suggestions {
     if (!node) return;
     const area = /** @type {HTMLTextAreaElement} */ (target);
     const typed = area.value.slice(wordStart(area.value, area.selectionStart), area.selectionStart);
-    this.#found = suggestions(loadedConcepts(), typed);
+    this.#found = suggestions(taught(), typed);
     if (!this.#found.length) return this.#close();
     this.#area = area;
     this.#caret = area.selectionStart;
@@ -170,14 +170,6 @@ class Suggestions {
     this.#area?.removeAttribute("aria-activedescendant");
     this.#area = null;
   }
-}
-
-/** Those that nodes of the graph load, each once. */
-export function loadedConcepts() {
-  const files = allNodes()
-    .filter((node) => LOADERS.includes(node.type))
-    .map((node) => widgetOf(node, "concept")?.value);
-  return [...new Set(files)].map((file) => concepts.find(file)).filter((concept) => concept?.trigger);
 }
 
 app.registerExtension({

@@ -146,6 +146,46 @@ def remove_with_training(path: Path) -> None:
         states.rmdir()
 
 
+def rename_with_training(path: Path, name: str) -> Path:
+    """Renames a concept file and moves the states that belong to it; returns its new path. Raises OSError, and
+    ValueError for a name that cannot be or is taken.
+
+    The concept goes last: whenever this is cut short, doing it again completes it.
+    """
+    target, home, states = renamed(path, name), model_folder(path), training_folder(path)
+    for state in states.glob("*.safetensors"):
+        move(state, training_folder(target) / state.name, home)
+    move(path, target, home)
+    remove_empty(states)
+    return target
+
+
+def renamed(path: Path, name: str) -> Path:
+    """Where a concept file is when it is called ``name``. Raises ValueError for a name that cannot be or is taken."""
+    if "/" in name or "\\" in name:
+        raise ValueError(f"{name!r} leads to another folder. Choose a name without / and \\.")
+    folder = path.parent.relative_to(model_folder(path))
+    target = path.with_name(path_to_save((folder / name).as_posix(), overwrite=True).name)
+    if target.exists() and not target.samefile(path):
+        raise ValueError(f"There is a file {target.name} already. Choose another name.")
+    return target
+
+
+def move(source: Path, target: Path, home: Path) -> None:
+    """Moves a file within the model folder ``home``. Raises ValueError where a link leads out of it."""
+    if not target.resolve().is_relative_to(home.resolve()):
+        raise ValueError(f"{target.parent} is a link that leads out of models/{FOLDER}.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
+    folder_paths.filename_list_cache.pop(FOLDER, None)  # it goes by the times of folders, which are coarse
+
+
+def remove_empty(folder: Path) -> None:
+    """The folder, and those above it that are then empty."""
+    with contextlib.suppress(OSError):
+        os.removedirs(folder)
+
+
 def training_path(concept: Concept, path: Path) -> Path:
     """Where the state is kept of the training that made ``concept``, which is saved at ``path`` in the model folder."""
     return training_folder(path) / f"{digest(concept)}.safetensors"
@@ -163,6 +203,11 @@ def model_folder(path: Path) -> Path:
         if path.is_relative_to(folder):
             return folder
     raise ValueError(f"{path} is not in models/{FOLDER}.")
+
+
+def name_of(trigger: str) -> str:
+    """What the file of a concept is called unless a user says otherwise: my-teddy for <my-teddy>."""
+    return re.sub(r"\W+", "-", trigger).strip("-") or "concept"
 
 
 def path_to_save(name: str, overwrite: bool) -> Path:

@@ -6,15 +6,13 @@ empty it.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import secrets
 from pathlib import Path
 
 import folder_paths
 
-from .files import FOLDER, TRAININGS, TRASH, model_folder, training_folder
+from .files import FOLDER, TRAININGS, TRASH, model_folder, move, remove_empty, training_folder
 
 _TOKEN = re.compile("[0-9a-f]{16}")
 
@@ -26,8 +24,8 @@ def move_to_trash(path: Path) -> str:
     """
     home, states, token = model_folder(path), training_folder(path), secrets.token_hex(8)
     for file in (path, *states.glob("*.safetensors")):
-        _move(file, home / TRASH / token / file.relative_to(home), home)
-    _remove_empty(states)
+        move(file, home / TRASH / token / file.relative_to(home), home)
+    remove_empty(states)
     return token
 
 
@@ -49,20 +47,6 @@ def _put_back(trashed: Path, files: list[Path], home: Path) -> Path:
     if concept.exists():
         raise ValueError(f"There is a new {files[-1].as_posix()} in models/{FOLDER}. Move or delete it first.")
     for file in files:
-        _move(trashed / file, home / file, home)
-        _remove_empty((trashed / file).parent)
+        move(trashed / file, home / file, home)
+        remove_empty((trashed / file).parent)
     return concept
-
-
-def _move(source: Path, target: Path, home: Path) -> None:
-    if not target.resolve().is_relative_to(home.resolve()):
-        raise ValueError(f"{target.parent} is a link that leads out of models/{FOLDER}.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    source.rename(target)
-    folder_paths.filename_list_cache.pop(FOLDER, None)  # it goes by the times of folders, which are coarse
-
-
-def _remove_empty(folder: Path) -> None:
-    """The folder, and those above it that are then empty."""
-    with contextlib.suppress(OSError):
-        os.removedirs(folder)

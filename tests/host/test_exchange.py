@@ -217,6 +217,12 @@ def test_a_pair_has_one_name_though_only_one_of_the_two_was_taken(models, home):
     assert (home / "embeddings/my-toy.safetensors").read_bytes() != b"another"
 
 
+def test_a_pair_without_a_name_is_called_as_its_trigger(models, home):
+    model, clip, _ = models("sd1")
+    export(model, clip, ConceptUse(make_concept(model, clip)), " ")
+    assert files(home) == ["embeddings/my-toy.safetensors", "loras/my-toy.safetensors"]
+
+
 @pytest.mark.parametrize("writes", [0, 1])
 def test_a_full_disk_leaves_both_files_as_they_were(models, home, monkeypatch, writes):
     model, clip, _ = models("sd1")
@@ -237,7 +243,7 @@ def test_a_full_disk_leaves_both_files_as_they_were(models, home, monkeypatch, w
 
 
 @pytest.mark.parametrize(
-    "name", ["", "..", "../x", "/tmp/x", "a/../../x", "x\0y", "my toy", "(x)", "a:b", "a,b", "a\\..\\..\\b", "x" * 300]
+    "name", ["..", "../x", "/tmp/x", "a/../../x", "x\0y", "my toy", "(x)", "a:b", "a,b", "a\\..\\..\\b", "x" * 300]
 )
 def test_names_that_cannot_be_are_refused_before_anything_is_written(models, home, name):
     model, clip, _ = models("sd1")

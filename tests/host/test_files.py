@@ -93,8 +93,18 @@ def test_a_saved_concept_is_found_again_under_its_name(model_folder, name, writt
 
 
 @pytest.mark.parametrize(
+    ("trigger", "written"),
+    [("<my-toy>", "my-toy"), ("sks", "sks"), ("<ぬい-2>", "ぬい-2"), ("<a.b!>", "a-b"), ("<*>", "concept")],
+)
+def test_without_a_name_it_is_called_as_its_trigger(model_folder, trigger, written):
+    concept = CONCEPT.replace(trigger=trigger)
+    assert save(" ", concept=concept)[0] == str(model_folder / f"{written}.safetensors")
+    assert load_concept(save("", concept=concept)[0]).name == f"{written}-2"
+
+
+@pytest.mark.parametrize(
     "name",
-    ["", " ", ".safetensors", ".", "..", "../x", "toys/../../x", "toys/./x", "toys//x", "/tmp/x", "\\x", "x/", "...",
+    [".safetensors", ".", "..", "../x", "toys/../../x", "toys/./x", "toys//x", "/tmp/x", "\\x", "x/", "...",
      "C:x", "C:\\x", "\\\\server\\x", "x\0y", "x\ny", "x?", "a*b", 'a"b', "a|b", "<my-toy>", "toys/../x", "x" * 300,
      "covariance/x", "covariance\\x", "covariance", "training/x", "training", "Covariance/x", "TRAINING/x",
      "con", "CON", "Aux", "nul.safetensors", "prn.v2", "com1", "lpt9", "COM¹", "conin$", "toys/con", "con/x", "nul .x",

@@ -43,13 +43,13 @@ describe("presets", () => {
       const { beta, temperature } = presets().find((preset) => preset.name === name);
       return gate(1, beta, temperature);
     };
-    expect(own("Faithful")).toBeGreaterThan(own("Paper local"));
-    expect(own("Paper local")).toBeGreaterThan(own("Editable"));
+    expect(own("Faithful")).toBeGreaterThan(own("Balanced"));
+    expect(own("Balanced")).toBeGreaterThan(own("Editable"));
   });
 
   test("are known by their settings, as sliders round them", () => {
     const settings = { beta: 0.7000000000000001, temperature: 0.15, key_lock: 0 };
-    expect(presetLike(settings, presets()).name).toBe("Paper local");
+    expect(presetLike(settings, presets()).name).toBe("Balanced");
     expect(presetLike({ ...settings, key_lock: 0.5 }, presets())).toBeUndefined();
   });
 

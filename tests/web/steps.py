@@ -26,6 +26,19 @@ RUN = """() => new Promise(done => {
         app.api.addEventListener(end, ({ detail }) => done([end, detail.exception_message ?? '']), { once: true })
     app.queuePrompt(0)
 })"""
+# Where the coloured grounds of a prompt begin and how long they are, in letters
+GROUNDS = """text => {
+    const area = [...document.querySelectorAll('textarea')].find(area => area.checkVisibility() && area.value === text)
+    const style = getComputedStyle(area), pen = document.createElement('canvas').getContext('2d')
+    pen.font = style.font
+    const letters = width => [...text, ''].findIndex((_, at) => pen.measureText(text.slice(0, at)).width > width - 1)
+    const [places, sizes] = [style.backgroundPosition, style.backgroundSize].map(list => list.split(', '))
+    return places.slice(0, -1).map((place, at) => {
+        const start = parseFloat(place) - parseFloat(style.paddingLeft)
+        const first = letters(start)
+        return [first, letters(start + parseFloat(sizes[at])) - first]
+    })
+}"""
 each_renderer = pytest.mark.parametrize("page", ["classic", "vue"], indirect=True)
 
 
@@ -64,8 +77,19 @@ def choose(page, **values):
 
 
 def settings(page):
-    """concept, beta, temperature and key_lock of the Loader."""
-    return page.evaluate(f"() => {LOADER}.widgets.slice(0, 4).map(({{ value }}) => value)")
+    """concept, strength, beta, temperature and key_lock of the Loader."""
+    return page.evaluate(f"() => {LOADER}.widgets.slice(0, 5).map(({{ value }}) => value)")
+
+
+def look(page):
+    """What the host does after a user's change: it looks for what is other, for undo, and tells it."""
+    page.evaluate(
+        """() => {
+            const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker
+            if (tracker.captureCanvasState) tracker.captureCanvasState()
+            else tracker.checkState()
+        }"""
+    )
 
 
 def prompts(page):

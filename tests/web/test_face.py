@@ -2,6 +2,7 @@
 
 import pytest
 from steps import (
+    GROUNDS,
     LIST_AGAIN,
     LOADER,
     ON_DEMO_MODEL,
@@ -69,37 +70,41 @@ def test_a_slider_of_the_classic_canvas_moves_the_curve(page):
     before = curve(page)
     x, y = page.evaluate(
         f"""() => {{
-            const node = {LOADER}, beta = node.widgets[1], canvas = app.canvas.canvas.getBoundingClientRect()
+            const node = {LOADER}, beta = node.widgets[2], canvas = app.canvas.canvas.getBoundingClientRect()
             const [left, top] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + 60, node.pos[1] + beta.y + 10])
             return [canvas.left + left, canvas.top + top]
         }}"""
     )
     page.mouse.click(x, y)
-    assert settings(page)[1] < 0.3
+    assert settings(page)[2] < 0.3
     assert curve(page) != before
 
 
 @pytest.mark.parametrize("page", ["vue"], indirect=True)
 def test_a_slider_of_the_vue_nodes_moves_the_curve(page):
     before = curve(page)
-    slider = page.get_by_role("slider").first
+    slider = page.get_by_role("slider").nth(1)  # behind strength
     slider.focus()
     slider.press("ArrowLeft")
-    assert settings(page)[1] == pytest.approx(0.69)
+    assert settings(page)[2] == pytest.approx(0.69)
     assert curve(page) != before
 
 
 @each_renderer
 def test_presets_set_the_sliders_and_are_known_again(page):
-    button(panel(page), "Paper global").click()
-    assert settings(page)[1:] == [0.5, 0.15, 1]
-    assert button(panel(page), "Paper global").get_attribute("aria-pressed") == "true"
-    assert button(panel(page), "Paper local").get_attribute("aria-pressed") == "false"
+    choose(page, strength=0.9)
+    button(panel(page), "Keep layout").click()
+    assert settings(page)[1:] == [0.9, 0.5, 0.15, 1]
+    assert button(panel(page), "Keep layout").get_attribute("aria-pressed") == "true"
+    assert button(panel(page), "Balanced").get_attribute("aria-pressed") == "false"
+    assert button(panel(page), "Balanced").get_attribute("title") == (
+        "where to start (in the paper: local key lock): beta 0.7, temperature 0.15, key_lock 0"
+    )
 
 
 def test_a_leak_over_5_percent_is_red(page):
     choose(page, beta=0.4)
-    leak = panel(page).locator(".perfusion-legend li").filter(has_text="unrelated words")
+    leak = panel(page).locator(".perfusion-legend li").filter(has_text="other words")
     assert leak.locator("b").inner_text() == "6.5%"
     red = leak.locator("b").evaluate("element => getComputedStyle(element).color")
     choose(page, beta=0.7)
@@ -109,7 +114,8 @@ def test_a_leak_over_5_percent_is_red(page):
 
 def test_a_screen_reader_hears_what_the_curve_shows(page):
     heard = panel(page).locator("svg").get_attribute("aria-label")
-    assert heard == "How far words become the concept: its own word 88%, “teddy” 17%, unrelated words 0.9%"
+    assert heard == "<my-teddy> 88%, teddy 17%, other words 0.9%"
+    assert panel(page).locator("figcaption").inner_text() == "How much of <my-teddy> each word gets"
 
 
 def test_a_concept_for_another_model_family_is_told(page):
@@ -180,20 +186,6 @@ def test_suggestions_close_when_the_caret_leaves_their_word(page):
     assert box.input_value() == "\na red car, te"
 
 
-GROUNDS = """text => {
-    const area = [...document.querySelectorAll('textarea')].find(area => area.checkVisibility() && area.value === text)
-    const style = getComputedStyle(area), pen = document.createElement('canvas').getContext('2d')
-    pen.font = style.font
-    const letters = width => [...text, ''].findIndex((_, at) => pen.measureText(text.slice(0, at)).width > width - 1)
-    const [places, sizes] = [style.backgroundPosition, style.backgroundSize].map(list => list.split(', '))
-    return places.slice(0, -1).map((place, at) => {
-        const start = parseFloat(place) - parseFloat(style.paddingLeft)
-        const first = letters(start)
-        return [first, letters(start + parseFloat(sizes[at])) - first]
-    })
-}"""
-
-
 @each_renderer
 def test_triggers_in_prompts_stand_on_a_coloured_ground(page):
     def grounds(text, expected):
@@ -245,7 +237,7 @@ def test_the_words_of_the_encoded_prompt_are_marked_on_the_curve(page):
     page.evaluate(tell, {"my-teddy.safetensors": words, "my-tiger.safetensors": [["cat", 0.5]]})
     picture = panel(page).locator("svg")
     heard = picture.get_attribute("aria-label")
-    assert heard.endswith("; in the prompt “on” 13%, “unbelievablylonglonglongword” 12%, “beach” 11%")
+    assert heard.endswith(", on 13%, unbelievablylonglonglongword 12%, beach 11%, other words 0.9%")
     boxes = [label.bounding_box() for label in picture.locator("text").all()]
     outer = picture.bounding_box()
     for at, one in enumerate(boxes):
@@ -257,7 +249,7 @@ def test_the_words_of_the_encoded_prompt_are_marked_on_the_curve(page):
                 or abs(one["y"] - other["y"]) > 9
             )  # fmt: skip
     choose(page, beta=0.4)
-    assert "in the prompt “on” 52%" in picture.get_attribute("aria-label")
+    assert "on 52%" in picture.get_attribute("aria-label")
 
 
 def test_concepts_are_searched_and_sorted(concepts):
@@ -457,7 +449,7 @@ def paint(page, **changes):
 def used(page):
     """beta and temperature of the node that loads the concept for the sweep."""
     found = "app.graph.nodes.find(node => node.type === 'PerfusionLoadConcept')"
-    return page.evaluate(f"() => {found}.widgets.slice(1, 3).map(({{ value }}) => value)")
+    return page.evaluate(f"() => {found}.widgets.slice(2, 4).map(({{ value }}) => value)")
 
 
 @each_renderer
@@ -474,7 +466,7 @@ def test_a_picture_of_a_sweep_sets_the_loader_and_it_can_be_undone(frontend, pag
     assert cell.get_attribute("aria-pressed") == "true"
     page.evaluate("() => app.extensionManager.command.execute('Comfy.Undo')")
     page.wait_for_function(
-        "app.graph.nodes.find(({ type }) => type === 'PerfusionLoadConcept').widgets[1].value === 0.7"
+        "app.graph.nodes.find(({ type }) => type === 'PerfusionLoadConcept').widgets[2].value === 0.7"
     )
     assert used(page) == [0.7, 0.15]
     button(grid, "beta 0.7, temperature 0.1").click()
@@ -519,7 +511,7 @@ def test_without_our_routes_the_plain_widgets_remain(frontend, page):
         page.evaluate(LIST_AGAIN)
         button(panel(page), "<my-teddy>").wait_for(state="hidden")
         button(panel(page), "Editable").click()
-        assert settings(page) == ["my-teddy.safetensors", 0.75, 0.15, 0]
+        assert settings(page) == ["my-teddy.safetensors", 1, 0.75, 0.15, 0]
         assert not panel(page).get_by_role("alert").is_visible()
     finally:
         page.unroute("**/perfusion/**")
