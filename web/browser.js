@@ -1,9 +1,12 @@
 // The sidebar's list of concepts: to find, add to the graph, describe, and delete.
 
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { orderNames, search, summary } from "./concepts.js";
+import { EditForm } from "./edit.js";
 import { copy, html } from "./element.js";
-import { addLoader } from "./insert.js";
+import { modelFamilies } from "./graph.js";
+import { addLoader, showLoader } from "./insert.js";
 import { concepts, thumbnail } from "./server.js";
 import { spoken, text } from "./texts.js";
 
@@ -23,6 +26,9 @@ class Browser {
     { "aria-label": text("Sort by"), change: () => this.#list() },
     ...Object.entries(orderNames()).map(([value, name]) => html("option", { value }, name)),
   );
+  #fitting = this.#switch("fitting", text("Only for this model"), text("For the models in the graph"));
+  #finished = this.#switch("finished", text("Hide unfinished"), text("Trainings that were cut short"));
+  #families = "";
   #status = html("p", { role: "status", class: "perfusion-muted" });
   #undo = html("div");
   #cards = html("ul", { class: "perfusion-cards", "aria-label": text("Concepts") });
@@ -33,6 +39,7 @@ class Browser {
     { class: "perfusion-browser", "aria-label": text("Perfusion concepts") },
     html("h3", {}, text("Perfusion concepts")),
     html("div", { class: "perfusion-row perfusion-tools" }, this.#words, this.#order),
+    html("div", { class: "perfusion-row" }, this.#fitting.label, this.#finished.label),
     this.#undo,
     this.#status,
     this.#cards,
@@ -40,12 +47,35 @@ class Browser {
 
   constructor() {
     concepts.addEventListener("change", () => this.#list());
+    api.addEventListener("graphChanged", () => {
+      if (this.#fitting.box.checked && modelFamilies().join() !== this.#families) this.#list();
+    });
     this.#list();
+  }
+
+  /**
+   * A switch that the browser remembers.
+   * @param {string} key
+   * @param {string} words
+   * @param {string} title
+   */
+  #switch(key, words, title) {
+    const place = `Perfusion.${key}`;
+    const change = () => {
+      localStorage.setItem(place, String(box.checked));
+      this.#list();
+    };
+    const box = html("input", { type: "checkbox", role: "switch", change });
+    box.checked = localStorage.getItem(place) === "true";
+    return { box, label: html("label", { class: "perfusion-switch", title }, box, words) };
   }
 
   #list() {
     const focused = /** @type {HTMLElement | null} */ (document.activeElement);
-    const found = search(concepts.list, this.#words.value, this.#order.value);
+    const families = this.#fitting.box.checked ? modelFamilies() : [];
+    this.#families = families.join();
+    const only = { families, finished: this.#finished.box.checked };
+    const found = search(concepts.list, this.#words.value, this.#order.value, only);
     this.#cards.replaceChildren(...found.map((concept) => this.#edited.get(concept.file) ?? this.#card(concept)));
     if (this.#cards.contains(focused)) focused?.focus(); // what is being written is where it was
     const [many, all] = [found.length, concepts.list.length];
@@ -55,7 +85,7 @@ class Browser {
 
   /** @param {Concept} concept */
   #card(concept) {
-    const { file, name, path, trigger, notes, error } = concept;
+    const { file, name, path, trigger, notes, tags, error } = concept;
     const button = (/** @type {string} */ action, /** @type {string} */ title, /** @type {() => void} */ click) => {
       const label = text("{action} {name}", { action, name });
       return html("button", { type: "button", title, "aria-label": label, click }, action);
@@ -79,12 +109,16 @@ class Browser {
         {},
         html("p", {}, html("b", {}, name), " ", trigger && html("code", {}, trigger)),
         html("p", { class: "perfusion-muted" }, summary(concept)),
+        tags?.length && html("div", { class: "perfusion-row" }, ...tags.map((tag) => this.#tag(tag))),
         (error || notes) && html("p", { class: error ? "perfusion-badge" : "" }, error || notes),
         html(
           "div",
           { class: "perfusion-row" },
-          !error && button(text("Add"), text("Add a Loader with this concept to the graph"), () => addLoader(file)),
-          !error && button(text("Edit"), text("Change name, trigger and notes"), () => this.#edit(card, concept)),
+          !error && button(text("Add"), text("Add a Loader with this concept to the graph"), () => this.#add(concept)),
+          !error &&
+            button(text("Edit"), text("Change name, trigger, tags, notes and picture"), () =>
+              this.#edit(card, concept),
+            ),
           path && button(text("Reveal"), text("Show where the file lies, and copy its path"), reveal),
           button(text("Delete"), text("Move the file to the trash"), () => this.#trash(concept)),
         ),
@@ -94,52 +128,48 @@ class Browser {
     return card;
   }
 
+  /** @param {string} tag */
+  #tag(tag) {
+    const click = () => {
+      this.#words.value = tag;
+      this.#list();
+    };
+    return html("button", { type: "button", class: "perfusion-tag", title: text("Search for it"), click }, tag);
+  }
+
+  /** @param {Concept} concept */
+  #add({ file, name }) {
+    if (showLoader(file)) this.#status.textContent = text("{name} is in the graph already: it is selected.", { name });
+  }
+
   /**
    * @param {HTMLElement} card
    * @param {Concept} concept
    */
-  #edit(card, { file, name, trigger, notes }) {
-    this.#edited.set(file, card);
-    const field = (/** @type {string} */ label, /** @type {HTMLElement} */ input) => html("label", {}, label, input);
-    const done = () => {
-      this.#edited.delete(file);
+  #edit(card, concept) {
+    this.#edited.set(concept.file, card);
+    const { element } = new EditForm(concept, (renamed) => {
+      this.#edited.delete(concept.file);
       this.#list();
-    };
-    const problem = html("p", { class: "perfusion-badge", role: "alert", hidden: true });
-    const form = html(
-      "form",
-      {
-        class: "perfusion-form",
-        submit: async (event) => {
-          event.preventDefault();
-          const [newName, newTrigger, newNotes] = form.querySelectorAll("input, textarea");
-          try {
-            await concepts.change({ file, name: newName.value, trigger: newTrigger.value, notes: newNotes.value });
-            done();
-          } catch (error) {
-            problem.textContent = error.message;
-            problem.hidden = false;
-          }
-        },
-        keydown: (event) => {
-          event.stopPropagation(); // the graph's own shortcuts
-          if (event.key === "Escape") done();
-        },
-      },
-      field(text("Name"), html("input", { value: name, required: true })),
-      field(text("Trigger"), html("input", { value: trigger, required: true })),
-      field(text("Notes"), html("textarea", { rows: 3 }, notes ?? "")),
-      problem,
-      html(
-        "div",
-        { class: "perfusion-row" },
-        html("button", {}, text("Save")),
-        html("button", { type: "button", click: done }, text("Cancel")),
-      ),
-    );
+      if (renamed) this.#offerOldName(concept, renamed);
+    });
     card.removeAttribute("draggable");
-    card.replaceChildren(form);
-    form.querySelector("input")?.focus();
+    card.replaceChildren(element);
+    element.querySelector("input")?.focus();
+  }
+
+  /**
+   * @param {Concept} before
+   * @param {Concept} now
+   */
+  #offerOldName(before, now) {
+    const called = text("{before} is now {name}.", { before: before.name, name: now.name });
+    const label = text("Undo renaming {name}", { name: now.name });
+    const stem = /** @type {string} */ (before.file.split(/[\\/]/).at(-1)).replace(/\.safetensors$/, "");
+    this.#offer(called, label, async () => {
+      const { file } = await concepts.rename(now.file, stem);
+      if (before.name !== stem) await concepts.change({ file, name: before.name });
+    });
   }
 
   /** @param {Concept} concept */
@@ -147,29 +177,32 @@ class Browser {
     try {
       const token = await concepts.trash(file);
       const label = text("Undo deleting {name}", { name });
-      const restore = () => this.#restore(token, line);
-      const undo = html("button", { type: "button", "aria-label": label, click: restore }, text("Undo"));
-      const gone = text("{name} is in the trash.", { name });
-      const line = html("p", { class: "perfusion-row", role: "status" }, gone, undo);
-      this.#undo.append(line);
-      undo.focus();
+      this.#offer(text("{name} is in the trash.", { name }), label, () => concepts.undo(token));
     } catch (error) {
       this.#status.textContent = error.message;
     }
   }
 
   /**
-   * @param {string} token
-   * @param {HTMLElement} line that offers it
+   * Says what was done, with a button that undoes it.
+   * @param {string} done
+   * @param {string} label
+   * @param {() => Promise<void>} undo
    */
-  async #restore(token, line) {
-    try {
-      await concepts.undo(token);
-      line.remove();
-      this.#words.focus();
-    } catch (error) {
-      this.#status.textContent = error.message;
-    }
+  #offer(done, label, undo) {
+    const click = async () => {
+      try {
+        await undo();
+        line.remove();
+        this.#words.focus();
+      } catch (error) {
+        this.#status.textContent = error.message;
+      }
+    };
+    const button = html("button", { type: "button", "aria-label": label, click }, text("Undo"));
+    const line = html("p", { class: "perfusion-row", role: "status" }, done, button);
+    this.#undo.append(line);
+    button.focus();
   }
 }
 

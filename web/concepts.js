@@ -14,6 +14,7 @@ import { amount, spoken, text } from "./texts.js";
  * @property {string} [base_model] "sd1", "sd2", "sdxl", "demo" or free text
  * @property {string} [date]
  * @property {string} [notes]
+ * @property {string[]} [tags]
  * @property {import("./gate.js").Settings | null} [recommended]
  * @property {boolean} [has_thumbnail]
  * @property {number} [superclass_similarity] where the superclass word stands on the gate's scale
@@ -53,16 +54,26 @@ export const orderNames = () => ({
  * @param {Concept[]} concepts
  * @param {string} words
  * @param {string} order one of ORDERS
+ * @param {{families?: string[], finished?: boolean}} [only] those for these base_models; those trained to the end
  */
-export function search(concepts, words, order) {
+export function search(concepts, words, order, { families = [], finished = false } = {}) {
   const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);
   const found = concepts.filter((concept) => {
-    const { file, name, trigger, superclass, base_model, notes } = concept;
-    const all = [file, name, trigger, superclass, base_model, family(base_model), notes].join("\n").toLowerCase();
+    const { file, name, trigger, superclass, base_model, notes, tags } = concept;
+    if (families.length && !families.includes(base_model ?? "")) return false;
+    if (finished && isUnfinished(concept)) return false;
+    const texts = [file, name, trigger, superclass, base_model, family(base_model), notes, ...(tags ?? [])];
+    const all = texts.join("\n").toLowerCase();
     return wanted.every((word) => all.includes(word));
   });
   return found.sort(ORDERS[order] ?? ORDERS.newest);
 }
+
+/**
+ * Whether it is what a training left that was cut short.
+ * @param {Concept} concept
+ */
+export const isUnfinished = ({ file }) => /-unfinished(-\d+)?\.safetensors$/.test(file);
 
 /** @param {string} [base_model] */
 export const family = (base_model = "") =>
@@ -100,5 +111,7 @@ export function day({ date, modified }) {
  */
 export function summary(concept) {
   const { superclass, base_model, bytes } = concept;
-  return [superclass, family(base_model), bytes ? size(bytes) : "", day(concept)].filter(Boolean).join(" · ");
+  const unfinished = isUnfinished(concept) ? text("unfinished") : "";
+  const parts = [superclass, family(base_model), bytes ? size(bytes) : "", day(concept), unfinished];
+  return parts.filter(Boolean).join(" · ");
 }

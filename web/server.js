@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { html } from "./element.js";
-import { allNodes } from "./graph.js";
+import { LOADERS, allNodes, setWidgets, widgetOf } from "./graph.js";
 import { text } from "./texts.js";
 
 /** @typedef {import("./concepts.js").Concept} Concept */
@@ -40,11 +40,27 @@ class Concepts extends EventTarget {
 
   /**
    * Writes into a file's metadata. Throws with what the server says against it.
-   * @param {{file: string, name?: string, trigger?: string, notes?: string}} changes
+   * @param {{file: string, name?: string, trigger?: string, notes?: string, tags?: string, thumbnail?: string}} changes
    */
   async change(changes) {
     await post("metadata", changes);
     await this.load();
+  }
+
+  /**
+   * Gives a concept and its file another name; what loads it in the graph loads it by the new one. Returns what it is
+   * then. Throws with what the server says against it.
+   * @param {string} file
+   * @param {string} name
+   * @returns {Promise<Concept>}
+   */
+  async rename(file, name) {
+    const concept = await post("rename", { file, name });
+    await listFilesAgain();
+    for (const node of allNodes())
+      if (LOADERS.includes(node.type) && widgetOf(node, "concept")?.value === file)
+        setWidgets(node, { concept: concept.file });
+    return concept;
   }
 
   /**

@@ -1,7 +1,7 @@
 """The server's routes below /perfusion/: which concepts there are, their files, thumbnails, metadata, trash and undo.
 
 docs/routes.md describes them. What comes in is untrusted: a file is named as in the list of concepts and in no other
-way, and nothing but metadata and the trash is written.
+way, and nothing but metadata, names and the trash is written.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from ...perfusion_core import load_concept
 from ...perfusion_core.concept import trigger_problem
 from ...perfusion_core.concept_file import edit_metadata, read_metadata, recommended_settings
 from . import thumbnail
-from .files import concept_names, model_folder, own_concept_path
+from .files import concept_names, model_folder, own_concept_path, rename_with_training, renamed
 from .trash import move_to_trash, restore
 
 _LARGEST_BODY = 64 * 2**10  # bytes
-_LONGEST = {"file": 1000, "undo": 100, "name": 200, "trigger": 100, "notes": 4000}  # characters
+_LONGEST = {  # characters
+    "file": 1000, "undo": 100, "name": 200, "trigger": 100, "notes": 4000, "tags": 500, "thumbnail": 60_000,
+}  # fmt: skip
+_TAGS = "modelspec.tags"  # where other tools look for them, too
 _UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # control characters and half ones
 
 _files = ThreadPoolExecutor(1, "perfusion-files")  # off the server's loop, and one at a time
@@ -53,6 +56,7 @@ def add_to(routes: web.RouteTableDef) -> None:
         ("thumbnail", "GET", get_thumbnail, "image/webp"),
         ("file", "GET", get_file, "application/octet-stream"),
         ("metadata", "POST", change_metadata, "application/json"),
+        ("rename", "POST", rename, "application/json"),
         ("trash", "POST", trash, "application/json"),
         ("undo", "POST", undo, "application/json"),
     ):
@@ -79,17 +83,31 @@ def get_file(asked: Mapping[str, Any]) -> bytes:
 
 
 def change_metadata(asked: Mapping[str, Any]) -> dict[str, Any]:
-    changes = _texts(asked, "file", "name", "trigger", "notes")
+    changes = _texts(asked, "file", "name", "trigger", "notes", "tags", "thumbnail")
     file = changes.pop("file")
     path = _path(file)
     if not changes:
-        raise Refusal(400, "There is nothing to change: give name, trigger or notes.")
-    if len(changes.get("name", "a name").strip().splitlines()) != 1:
-        raise Refusal(400, "The name must be one line.")
+        raise Refusal(400, "There is nothing to change: give name, trigger, notes, tags or thumbnail.")
+    _check_name(changes.get("name", "a name"))
     if "trigger" in changes and (problem := trigger_problem(changes["trigger"])):
         raise Refusal(400, f"This cannot be a trigger: {problem}.")
+    if "tags" in changes:
+        changes[_TAGS] = ", ".join(_tags(changes.pop("tags")))
+    if "thumbnail" in changes:
+        changes[thumbnail.KEY] = thumbnail.from_page(changes.pop("thumbnail"))
     edit_metadata(path.resolve(), changes)
     return _entry(file)
+
+
+def rename(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives a concept another name, and its file, in the folder in which it is."""
+    names = _texts(asked, "file", "name")
+    path, name = _path(names["file"]), names.get("name", "").strip()
+    _check_name(name)
+    renamed(path, name)  # raises before anything is written
+    edit_metadata(path.resolve(), {"name": name})
+    path = rename_with_training(path, name)
+    return _entry(str(path.relative_to(model_folder(path))))
 
 
 def trash(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,10 +138,20 @@ def _entry(file: str) -> dict[str, Any]:
         "dim": concept.dim,
         "date": concept.metadata.get("date", "")[: _LONGEST["name"]],
         "notes": concept.metadata.get("notes", "")[: _LONGEST["notes"]],
+        "tags": _tags(concept.metadata.get(_TAGS, "")[: _LONGEST["tags"]]),
         "recommended": recommended_settings(concept.metadata),
         "has_thumbnail": thumbnail.decoded(concept.metadata) is not None,
         "superclass_similarity": concept.superclass_similarity,
     }
+
+
+def _tags(text: str) -> list[str]:
+    return list(dict.fromkeys(tag.strip() for tag in text.split(",") if tag.strip()))
+
+
+def _check_name(name: str) -> None:
+    if len(name.strip().splitlines()) != 1:
+        raise Refusal(400, "The name must be one line.")
 
 
 def _path(file: str) -> Path:

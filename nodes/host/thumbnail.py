@@ -26,6 +26,17 @@ def encoded(picture: Image.Image) -> str:
     return base64.b64encode(content.getvalue()).decode()
 
 
+def from_page(text: str) -> str:
+    """What ``encoded`` makes of a picture that a page sends in base64. Raises ValueError for anything else."""
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["JPEG", "PNG", "WEBP"]) as picture:
+            if max(picture.size) <= _READ_SIDE:
+                return encoded(picture)
+    except Exception:  # decoders raise nearly anything for damage
+        pass
+    raise ValueError(f"This is no JPEG, PNG or WebP picture of at most {_READ_SIDE} pixels a side.")
+
+
 def decoded(metadata: Mapping[str, str]) -> bytes | None:
     """The WebP file in a concept's metadata; None where there is none, or something else than a small WebP."""
     text = metadata.get(KEY, "")

@@ -1,7 +1,9 @@
 """The routes below /perfusion/, asked over HTTP as a browser and as an attacker would."""
 
 import asyncio
+import base64
 import gzip
+import io
 import json
 import os
 import shutil
@@ -15,7 +17,7 @@ import pytest
 import torch
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from comfyui_perfusion.nodes.host import routes, thumbnail
+from comfyui_perfusion.nodes.host import files, routes, thumbnail
 from comfyui_perfusion.nodes.host.files import concept_names, path_to_save, save_with_training, training_path
 from comfyui_perfusion.perfusion_core import Concept, load_concept, load_training, save_concept
 from PIL import Image
@@ -26,7 +28,11 @@ CONCEPT = Concept(
     {"layer.attn2": torch.ones(8)}, metadata={"date": "2026-05-01"},
 )  # fmt: skip
 PICTURE = thumbnail.encoded(Image.new("RGB", (300, 200), "red"))
-POSTS = {"metadata": {"notes": "mine"}, "trash": {}}  # routes that take a file, with what else they need
+POSTS = {
+    "metadata": {"notes": "mine"},
+    "rename": {"name": "mine"},
+    "trash": {},
+}  # routes that take a file, with what else they need
 
 
 def ask(method: str, route: str, body=None, headers=None, **options):
@@ -46,6 +52,12 @@ def ask(method: str, route: str, body=None, headers=None, **options):
 
     with torch.inference_mode(False):
         return asyncio.run(asked())
+
+
+def in_base64(picture: Image.Image, kind: str) -> str:
+    content = io.BytesIO()
+    picture.save(content, kind)
+    return base64.b64encode(content.getvalue()).decode()
 
 
 def contents(folder) -> dict:
@@ -69,7 +81,12 @@ FILE = os.path.join("toys", "toy.safetensors")
 
 
 def test_a_concept_is_listed_with_what_a_browser_shows(folder):
-    metadata = {"notes": "brown,\nsoft 🧸", "thumbnail": PICTURE, "recommended_beta": "0.65"}
+    metadata = {
+        "notes": "brown,\nsoft 🧸",
+        "modelspec.tags": "toy, brown",
+        "thumbnail": PICTURE,
+        "recommended_beta": "0.65",
+    }
     metadata |= {"recommended_temperature": "0.15", "recommended_key_lock": "0.5"}
     path = folder / FILE
     save_concept(CONCEPT.replace(metadata=CONCEPT.metadata | metadata), path)
@@ -79,7 +96,8 @@ def test_a_concept_is_listed_with_what_a_browser_shows(folder):
         {
             "file": FILE, "name": "toy", "trigger": "<my-toy>", "superclass": "teddy", "base_model": "sd1", "dim": 8,
             "date": "2026-05-01", "path": str(path), "bytes": path.stat().st_size, "modified": path.stat().st_mtime,
-            "notes": "brown,\nsoft 🧸", "recommended": {"beta": 0.65, "temperature": 0.15, "key_lock": 0.5},
+            "notes": "brown,\nsoft 🧸", "tags": ["toy", "brown"],
+            "recommended": {"beta": 0.65, "temperature": 0.15, "key_lock": 0.5},
             "has_thumbnail": True, "superclass_similarity": 0.25,
         }
     ]  # fmt: skip
@@ -185,6 +203,12 @@ BAD_EDITS = [
     {"notes": "a", "superclass": "cup"},
     {"notes": "a", "thumbnail": "UklG"},
     {"notes": "a", "path": "/tmp/x"},
+    {"tags": "t" * 501},
+    {"tags": ["a"]},
+    {"thumbnail": ""},
+    {"thumbnail": "PHN2Zz48L3N2Zz4="},
+    {"thumbnail": in_base64(Image.new("RGB", (1025, 8)), "PNG")},
+    {"thumbnail": in_base64(Image.new("RGB", (8, 8)), "BMP")},
 ]
 
 
@@ -194,6 +218,64 @@ def test_an_edit_that_cannot_be_is_refused_with_the_reason(folder, changes):
     status, answer = ask("POST", "metadata", {"file": FILE, **changes})
     assert status == 400 and answer["error"]
     assert contents(folder) == before
+
+
+def test_tags_are_written_where_other_tools_look_for_them(folder):
+    _, entry = ask("POST", "metadata", {"file": FILE, "tags": " toy,brown ,, toy"})
+    assert entry["tags"] == ["toy", "brown"]
+    assert load_concept(folder / FILE).metadata["modelspec.tags"] == "toy, brown"
+    assert ask("POST", "metadata", {"file": FILE, "tags": ""})[1]["tags"] == []
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_of_the_page_becomes_the_thumbnail(folder, kind):
+    picture = in_base64(Image.new("RGB", (600, 300), "blue"), kind)
+    status, entry = ask("POST", "metadata", {"file": FILE, "thumbnail": picture})
+    assert (status, entry["has_thumbnail"]) == (200, True)
+    shown = Image.open(io.BytesIO(ask("GET", "thumbnail", params={"file": FILE})[1]))
+    red, _, blue = shown.convert("RGB").getpixel((5, 5))
+    assert (shown.size, shown.format) == ((256, 128), "WEBP") and red < 40 and blue > 215
+
+
+def test_a_concept_is_renamed_with_its_file_and_its_training_and_back(folder):
+    before = contents(folder)
+    status, entry = ask("POST", "rename", {"file": FILE, "name": " Bär 2 "})
+    new = os.path.join("toys", "Bär 2.safetensors")
+    assert (status, entry["file"], entry["name"]) == (200, new, "Bär 2")
+    assert concept_names() == [new] == [entry["file"] for entry in ask("GET", "concepts")[1]]
+    concept = load_concept(folder / new)
+    assert concept.name == "Bär 2"
+    assert load_training(training_path(concept, folder / new), concept).keys() == {"step"}
+    assert {name.split("/")[0] for name in contents(folder)} == {"toys", "training"}
+    assert ask("POST", "rename", {"file": new, "name": "toy"})[0] == 200
+    assert contents(folder) == before
+
+
+def test_a_new_name_replaces_no_file(folder):
+    save_concept(CONCEPT, folder / "toys/other.safetensors")
+    before = contents(folder)
+    status, answer = ask("POST", "rename", {"file": FILE, "name": "other"})
+    assert status == 400 and "There is a file other.safetensors already" in answer["error"]
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "../x", "a/b", "a\\b", ".hidden", "a:b", "nul", "n" * 201, 3, None])
+def test_what_cannot_be_a_file_is_no_new_name(folder, name):
+    before = contents(folder)
+    status, answer = ask("POST", "rename", {"file": FILE, "name": name})
+    assert status == 400 and answer["error"]
+    assert contents(folder) == before
+
+
+def test_a_renaming_that_was_cut_short_is_completed_by_doing_it_again(folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        move = files.move
+        patch.setattr(files, "move", lambda source, *to: move(source, *to) if "training" in source.parts else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            files.rename_with_training(folder / FILE, "new")
+    files.rename_with_training(folder / FILE, "new")
+    concept = load_concept(folder / "toys/new.safetensors")
+    assert load_training(training_path(concept, folder / "toys/new.safetensors"), concept).keys() == {"step"}
 
 
 def test_a_broken_file_is_not_edited(folder):
@@ -282,7 +364,7 @@ def test_what_is_no_token_undoes_nothing(folder, token):
 
 
 def test_nothing_is_saved_into_the_trash():
-    with pytest.raises(ValueError, match="Choose another name"):
+    with pytest.raises(ValueError, match="cannot be a file name"):
         path_to_save(".trash/x", overwrite=True)
 
 
@@ -420,5 +502,5 @@ def test_the_routes_are_added_to_the_hosts_server_and_to_none_without_one(monkey
         monkeypatch.setitem(sys.modules, "server", server)
         routes.register()
     assert {route.path for route in table} == {
-        f"/perfusion/{name}" for name in ("concepts", "thumbnail", "file", "metadata", "trash", "undo")
+        f"/perfusion/{name}" for name in ("concepts", "thumbnail", "file", "metadata", "rename", "trash", "undo")
     }

@@ -44,6 +44,22 @@ describe("search", () => {
     ["giraffe", []],
   ])("%s finds %j", (words, found) => expect(names(search(all, words, "newest"))).toEqual(found));
 
+  test("finds tags", () => {
+    expect(names(search([{ ...teddy, tags: ["Plush", "brown"] }, tiger], "plush", "name"))).toEqual(["My teddy"]);
+  });
+
+  test("leaves only what is for some base models, when there are any", () => {
+    expect(names(search(all, "", "newest", { families: ["sd1"] }))).toEqual(["Tiger 10", "My teddy"]);
+    expect(names(search(all, "", "newest", { families: ["sd1", "sdxl"] }))).toHaveLength(3);
+    expect(names(search(all, "", "newest", { families: [] }))).toHaveLength(4);
+  });
+
+  test("leaves out what is unfinished", () => {
+    const files = ["a-unfinished", "b/a-unfinished-12", "unfinished", "my-unfinished-toy"];
+    const list = files.map((file) => ({ file: `${file}.safetensors`, name: file }));
+    expect(names(search(list, "", "name", { finished: true }))).toEqual(["my-unfinished-toy", "unfinished"]);
+  });
+
   test("sorts numbers in names as numbers", () => {
     expect(names(search(all, "tiger", "name"))).toEqual(["Tiger 2", "Tiger 10"]);
   });
