@@ -23,8 +23,8 @@ class PerfusionAttentionMap(io.ComfyNode):
             node_id="PerfusionAttentionMap",
             display_name="Perfusion Attention Map",
             category=INSPECT,
-            description="Shows where in the picture each trigger of a prompt looks, beside where the plain superclass "
-            "word looks in the model without the concept, from the same noise. Brightest is where it looks most.",
+            description="Shows where in the picture each trigger of a prompt looks, next to where the plain word looks "
+            "without the concept. Brightest is where it looks most.",
             inputs=[
                 io.Model.Input("model", tooltip="From Perfusion Loader or Perfusion Apply."),
                 io.Clip.Input("clip", tooltip="From the same node as the model."),

@@ -92,8 +92,8 @@ class PerfusionCombineConcepts(io.ComfyNode):
             node_id="PerfusionCombineConcepts",
             display_name="Perfusion Combine Concepts",
             category=USE,
-            description="Puts concepts together for one Perfusion Apply, and tells which of them are alike enough to "
-            "mix. The order does not matter; of two with the same trigger the later one counts.",
+            description="Puts concepts together for one Perfusion Apply, and tells you which of them would mix. The "
+            "order does not matter; of two with the same trigger the later one counts.",
             inputs=[
                 io.Autogrow.Input(
                     "sets",
@@ -134,8 +134,8 @@ class PerfusionApply(io.ComfyNode):
                 io.Combo.Input(
                     "merging",
                     options=["exact", "independent"],
-                    tooltip="exact: all concepts are one joint edit, in which alike ones do not count twice (paper, "
-                    "appendix B). independent: each as if it were alone, the paper's approximation, to compare.",
+                    tooltip="Leave it at exact. independent treats each concept as if it were alone, so that alike "
+                    "ones count twice: the paper's approximation, to compare.",
                 ),
             ],
             outputs=[io.Model.Output(), io.Clip.Output()],

@@ -32,8 +32,8 @@ def _ridge_input() -> io.Input:
         min=0.0,
         max=10.0,
         step=0.0001,
-        tooltip="Share of the mean variance that is added to every direction, so that rare ones do not decide. More "
-        "for few captions. The picture shows what it covers.",
+        tooltip="Smooths the measurement, so that rare directions do not decide. Raise it when you have few captions; "
+        "the picture shows how far it reaches.",
         **ADVANCED,
     )
 
@@ -52,8 +52,8 @@ class PerfusionCovariance(io.ComfyNode):
             node_id="PerfusionCovariance",
             display_name="Perfusion Covariance",
             category=TRAIN,
-            description="Measures which directions a text encoder uses, the metric Perfusion compares words in. "
-            "Made once per text encoder and kept in models/perfusion/covariance.",
+            description="A measurement of the text encoder, made once by itself and kept in "
+            "models/perfusion/covariance. You need this node only for captions or settings of your own.",
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder to measure."),
                 io.String.Input(

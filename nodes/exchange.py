@@ -86,7 +86,9 @@ class PerfusionExportLoRA(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model the LoRA is for, with the LoRAs it will be used with."),
                 io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint."),
-                Concepts.Input("concept", tooltip="One concept. Its strength and stage weights are kept."),
+                Concepts.Input(
+                    "concept", tooltip="One concept. Its strength is kept; beta, temperature and key lock are lost."
+                ),
                 io.String.Input(
                     "filename",
                     tooltip="Name of both files, without spaces. Empty: the trigger's name. Subfolders are allowed: "

@@ -29,7 +29,8 @@ class PerfusionConceptInfo(io.ComfyNode):
             node_id="PerfusionConceptInfo",
             display_name="Perfusion Concept Info",
             category=INSPECT,
-            description="Tells what is in a concept and suggests a beta for it, with a picture of how its gate opens.",
+            description="Tells you what is in a concept and suggests a beta for it. The picture shows how much of it "
+            "its trigger, the plain word and other words get.",
             inputs=[Concepts.Input("concepts", tooltip="From Perfusion Load Concept or a training.")],
             outputs=[
                 io.String.Output(display_name="report"),

@@ -21,7 +21,7 @@ class PerfusionGateMap(io.ComfyNode):
             node_id="PerfusionGateMap",
             display_name="Perfusion Gate Map",
             category=INSPECT,
-            description="Shows on which words of a prompt each concept acts: how open its gate is, 0 to 1.",
+            description="Shows which words of a prompt each concept changes: 0 not at all, 1 completely.",
             inputs=[
                 io.Clip.Input("clip", tooltip="From Perfusion Loader or Perfusion Apply."),
                 io.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="The prompt."),

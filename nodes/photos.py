@@ -105,9 +105,8 @@ class PerfusionPasteSubject(io.ComfyNode):
             node_id="PerfusionPasteSubject",
             display_name="Perfusion Paste Subject",
             category=TRAIN,
-            description="Makes more photos of few: the subject, cut out by its mask, in other places on other "
-            "pictures. A concept trained on them learns less of where its subject stood, and keeps its place beside "
-            "others.",
+            description="Makes many photos from few: your subject, cut out by its mask, at other places in other "
+            "pictures. A concept trained on them holds its place better beside others.",
             search_aliases=["augment", "copy paste", "more photos"],
             is_input_list=True,
             inputs=[
@@ -115,8 +114,8 @@ class PerfusionPasteSubject(io.ComfyNode):
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="One mask per photo, white where the subject is, which is whole in the photo. Not "
-                    "connected: the photos' fourth channel.",
+                    tooltip="One mask per photo, white where the subject is. The subject must be whole in the photo. "
+                    "Not connected: the photos' transparency.",
                 ),
                 io.Image.Input(
                     "backgrounds",

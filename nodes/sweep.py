@@ -45,7 +45,7 @@ class PerfusionSweep(io.ComfyNode):
                 io.Model.Input("model", tooltip="The diffusion model, without the concepts."),
                 io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint, without the concepts."),
                 io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
-                Concepts.Input("concepts", tooltip="What is not in the grid is as it is set here."),
+                Concepts.Input("concepts", tooltip="Settings that are not an axis of the grid stay as they are here."),
                 io.String.Input(
                     "text",
                     default="a photo of {}",
