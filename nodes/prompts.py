@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 from ..perfusion_core import Concept
-from .host.text import whole_word
+from .host.tokenizer import whole_word
 
 
 def prompt_lines(text: str) -> list[str]:
@@ -20,15 +21,16 @@ def with_triggers(prompt: str, concepts: Sequence[Concept]) -> str:
 
 def with_places(prompt: str, concept: Concept) -> str:
     """The prompt with {} in the trigger's place."""
-    return "{}".join(whole_word(concept.trigger).split(prompt))
+    return "{}".join(whole_word(concept.trigger).split(unicodedata.normalize("NFC", prompt)))
 
 
 def with_superclasses(prompt: str, concepts: Sequence[Concept]) -> str:
     """The prompt as those can read it who know no triggers: with superclass words in their place."""
+    prompt = unicodedata.normalize("NFC", prompt)
     for concept in sorted(concepts, key=lambda concept: len(concept.trigger), reverse=True):
         prompt = concept.superclass.join(whole_word(concept.trigger).split(prompt))
     return prompt
 
 
 def has_trigger(prompt: str, concept: Concept) -> bool:
-    return whole_word(concept.trigger).search(prompt) is not None
+    return whole_word(concept.trigger).search(unicodedata.normalize("NFC", prompt)) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 BASE_MODELS = {192: "demo", 768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by width of the text encoding
 _FORBIDDEN_IN_TRIGGER = re.compile(r"[\s()\[\]{}:,\\\"]")
+# invisible, but of no category that says so
+_BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,11 @@ class Concept:
     value_deltas: Mapping[str, Tensor]
     key_outputs: Mapping[str, Tensor] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Words are kept in one of Unicode's forms, NFC, in which the same letters are the same characters."""
+        for name in ("name", "trigger", "superclass"):
+            object.__setattr__(self, name, unicodedata.normalize("NFC", getattr(self, name)))
 
     @property
     def dim(self) -> int:
@@ -104,4 +112,10 @@ def trigger_problem(trigger: str) -> str | None:
     if found := _FORBIDDEN_IN_TRIGGER.search(trigger):
         shown = "a space" if found.group().isspace() else found.group()
         return f"the trigger {trigger!r} contains {shown}, which prompts use for themselves; use one such as <my-teddy>"
+    for character in trigger:
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs") or _BLANK.match(character):
+            return (
+                f"the trigger {trigger!r} contains an invisible character (U+{ord(character):04X}), which nobody would "
+                "type in a prompt; type it anew, such as <my-teddy>"
+            )
     return None

@@ -52,9 +52,10 @@ def edit_metadata(path: str | os.PathLike[str], changes: Mapping[str, str]) -> C
     Written as ``save_concept`` does. Raises ConceptFileError for an unusable file or result, OSError for the disk.
     """
     path = Path(path)
-    concept, metadata = load_concept(path), {**read_metadata(path), **changes}
+    tensors, metadata = _read(path)
+    metadata |= changes
     metadata |= _common_keys(metadata)
-    changed = _assemble(path.name, concept.tensors(), metadata)
+    changed = _assemble(path.name, tensors, metadata)
     if problem := changed.problem():
         raise ConceptFileError(f"{path.name} is not changed: {problem}.")
     write_atomically(path, _with_metadata(path.read_bytes(), metadata))

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def find_concepts(root: Path, output: Path, superclass: str | None, steps: int |
 
 
 def read_concept(folder: Path, given: dict[str, Any]) -> Concept:
-    name = folder.name
+    name = unicodedata.normalize("NFC", folder.name)  # a Mac's é is an e and an accent
     if NOT_IN_NAMES.search(name) or not name.isprintable() or len(name.encode()) > 200 or name in RESERVED:
         raise ValueError("a concept file cannot have this name. Rename the folder; use letters, digits, - and _.")
     photos = pictures(folder)
@@ -67,12 +68,14 @@ def read_concept(folder: Path, given: dict[str, Any]) -> Concept:
         if not file.name.isprintable():
             raise ValueError(f"the file name {file.name!r} cannot be sent. Rename the file.")
     settings = {"trigger": f"<{'-'.join(name.split())}>", **given, **read_settings(folder / "concept.json")}
-    settings["trigger"] = trigger = str(settings["trigger"]).strip()
+    settings["trigger"] = trigger = unicodedata.normalize("NFC", str(settings["trigger"]).strip())
     if not trigger:
         raise ValueError("the trigger is empty. Write another into its concept.json, or leave it out.")
     if found := NOT_IN_TRIGGERS.search(trigger):
         shown = "a space" if found.group().isspace() else found.group()
         raise ValueError(f"the trigger {trigger!r} contains {shown}. Write another into its concept.json.")
+    if not trigger.isprintable():
+        raise ValueError(f"the trigger {trigger!r} contains an invisible character. Type it anew in its concept.json.")
     if not settings.get("superclass"):
         raise ValueError('no superclass. Write {"superclass": "..."} into its concept.json, or give --superclass.')
     return Concept(name, folder, files, settings)

@@ -13,15 +13,33 @@ const BREAK = /[\s()[\]{}:,\\"]/;
 export function spans(text, triggers) {
   if (!triggers.length) return [];
   const words = [...triggers].sort((one, other) => other.length - one.length).map(wholeWord);
-  const found = text.matchAll(new RegExp(words.join("|"), "giu"));
-  return [...found].map(({ 0: { length }, index }) => [index, index + length]);
+  const { composed, places } = compose(text);
+  const found = composed.matchAll(new RegExp(words.join("|"), "giu"));
+  return [...found].map(({ 0: { length }, index }) => [places[index], places[index + length]]);
+}
+
+/**
+ * A text in Unicode's form NFC, in which triggers are, and where in the text each of its characters begins.
+ * @param {string} text
+ */
+function compose(text) {
+  let composed = "";
+  /** @type {number[]} */
+  const places = [];
+  for (const { segment, index } of new Intl.Segmenter().segment(text)) {
+    const one = segment.normalize("NFC");
+    const whole = one === segment;
+    for (let at = 0; at < one.length; at++) places.push(whole ? index + at : index);
+    composed += one;
+  }
+  return { composed, places: [...places, text.length] };
 }
 
 /** @param {string} trigger */
 function wholeWord(trigger) {
   const before = /^[\p{L}\p{N}_]/u.test(trigger) ? "(?<![\\p{L}\\p{N}_])" : "";
   const after = /[\p{L}\p{N}_]$/u.test(trigger) ? "(?![\\p{L}\\p{N}_])" : "";
-  return before + trigger.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&") + after;
+  return before + trigger.normalize("NFC").replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&") + after;
 }
 
 /**
@@ -66,7 +84,7 @@ export function wordStart(text, caret) {
  * @returns {T[]}
  */
 export function suggestions(concepts, typed) {
-  const start = typed.toLowerCase();
+  const start = typed.normalize("NFC").toLowerCase();
   if (start.length < 2 && start !== "<") return [];
   return concepts.filter(({ trigger, superclass }) => {
     const [whole, bare] = [trigger.toLowerCase(), trigger.toLowerCase().replace(/^[^\p{L}\p{N}]+/u, "")];

@@ -9,6 +9,7 @@ instances of a model.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import weakref
@@ -299,10 +300,12 @@ class _KeyLock(comfy.conds.CONDRegular):
         received = [family.received(diffusion_model, encoding, self._conditioning) for encoding in both]
         self._received[:] = [torch.cat(received, dim=-1)]
 
-    def encoding_and_keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Each (batch, tokens, d), of the context's kind and length: the host pads by repetition."""
-        both = self._received[0].to(context)
-        return both.repeat(1, context.shape[1] // both.shape[1], 1).chunk(2, dim=-1)
+    def encoding_and_keys(self, context: Tensor, step: int = 1) -> tuple[Tensor, Tensor] | None:
+        """Each (batch, tokens, d), of the context's kind and length: the host pads by repetition. None when lengths do
+        not fit. step: of every second token, for one."""
+        both = self._received[0][:, ::step].to(context)
+        times, rest = divmod(context.shape[1], both.shape[1])
+        return None if rest else both.repeat(1, times, 1).chunk(2, dim=-1)
 
 
 def _with_key_lock(cond: dict) -> dict:
@@ -310,16 +313,16 @@ def _with_key_lock(cond: dict) -> dict:
     if encoding is None:
         return cond
     keys = _locked_keys(cond, encoding)
+    encoding = encoding.as_subclass(Tensor)  # the keys have arrived
+    cond = {**cond, "cross_attn": encoding}
     lock = _KeyLock(None if keys is None else torch.cat([encoding, keys], dim=-1), cond)
     return {**cond, "model_conds": {**cond.get("model_conds", {}), KEY: lock}}
 
 
 def _locked_keys(cond: dict, encoding: Tensor) -> Tensor | None:
-    if hasattr(encoding, KEY):
-        return getattr(encoding, KEY)
     local, keys = cond.get(ENCODING), cond.get(KEYS)
     if local is None or keys is None:
-        return None
+        return getattr(encoding, KEY, None)
     tokens = local.shape[1]
     if encoding.shape[1] < tokens or not torch.equal(encoding[:, :tokens], local.expand_as(encoding[:, :tokens])):
         logging.warning(
@@ -341,13 +344,14 @@ def _key_context(context: Tensor, locks: list[_KeyLock]) -> Tensor:
 
 
 def _found_keys(context: Tensor, locks: list[_KeyLock]) -> Tensor:
-    """The same for rows in any order and number: each that is a locked conditioning's encoding is replaced."""
+    """The same for rows in any order and number: each that is a locked conditioning's encoding is replaced.
+
+    Or its every second token: NegPip lays tokens for keys and for values in turn, and takes them apart for attention.
+    """
     found = context
-    for lock in locks:
-        if lock.cond is None:
-            continue
-        encoding, keys = lock.encoding_and_keys(context)
-        if encoding.shape[1] == context.shape[1]:
+    for lock, step in itertools.product(locks, (1, 2)):
+        if lock.cond is not None and (fitting := lock.encoding_and_keys(context, step)):
+            encoding, keys = fitting
             same = (context[:, None] == encoding).flatten(2).all(-1)  # (batch, lock's batch)
             found = torch.where(same.any(1)[:, None, None], keys[same.int().argmax(1)], found)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from ...perfusion_core import paste_subject
 from .files import input_path
 from .progress import Progress
-from .text import whole_word
+from .tokenizer import whole_word
 
 # What Load Photos offers beside the input directory
 DEMO_FOLDERS = {f"demo: {name}": Path(__file__).parents[1] / "demo_photos" / name for name in ("teddy", "tiger")}
@@ -90,7 +91,7 @@ def caption_texts(captions: Sequence[str], count: int, trigger: str, superclass:
     texts = []
     for number, caption in enumerate(captions, 1):
         sentences = []
-        for sentence in filter(None, map(str.strip, caption.splitlines())):
+        for sentence in filter(None, map(str.strip, unicodedata.normalize("NFC", caption).splitlines())):
             place = own.search(sentence) or re.search(r"\{\}", sentence) or word.search(sentence)
             if place is None:
                 raise ValueError(

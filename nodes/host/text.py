@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import copy
 import heapq
-import re
-from collections.abc import Mapping, Sequence
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from ...perfusion_core import Concept
+from .locked import locked
 from .model import ENCODING, KEYS
 from .progress import listener
+from .tokenizer import TRIGGER, knowing, plain_tokenizer
 from .uses import KEY, ConceptUse, combine
 
-_TRIGGER = "perfusion_trigger"  # attribute of a tensor among the tokens: whose embedding it is
 _SPECIAL = {"<|startoftext|>": "start", "<|endoftext|>": "end"}
 _MOST_SIMILAR = 3  # words that are told for each concept
 _ENCODERS = ("l", "h", "g")  # CLIP encoders, in the order in which the host joins their encodings
@@ -35,27 +38,49 @@ def apply_to_clip(clip, uses: Sequence[ConceptUse]):
     clip = clip.clone()
     uses = combine(clip.patcher.get_attachment(KEY) or (), uses)
     clip.patcher.set_attachments(KEY, uses)
-    tokenizer = with_triggers(clip.tokenizer, {use.concept.trigger: use.concept.token_embeddings for use in uses})
-    clip.tokenizer = tokenizer
     words = {use.concept.trigger.lower(): superclass_tokens(clip, use.concept.superclass) for use in uses}
     locks = {use.concept.trigger.lower(): use.key_lock for use in uses}
     current = clip.patcher.get_model_object("encode_token_weights")
     plain = getattr(current, "perfusion_plain", current)
+    watch = _UnlockedReading(locks)
+    embeddings = {use.concept.trigger: use.concept.token_embeddings for use in uses}
+    clip.tokenizer = tokenizer = with_triggers(clip.tokenizer, embeddings, on_read=watch.warn)
 
     def encode_token_weights(tokens):
         """As the host's, with what keys see as a third item, which the host copies into the conditioning."""
-        cond, pooled, *more = plain(tokens)
+        with watch.off():
+            cond, pooled, *more = plain(tokens)
+            keys = _key_encoding(plain, tokens, cond, locks, words)
         if (tell := listener()) and (similar := similar_words(tokenizer, tokens, cond, uses)):
             tell("perfusion.words", similar)
-        keys = _key_encoding(plain, tokens, cond, locks, words)
         if keys is None:
             return (cond, pooled, *more)
-        setattr(cond, KEY, keys)  # hooks with a schedule drop the third item
+        cond = locked(cond, keys)  # hooks with a schedule and some node packs drop the third item
         return cond, pooled, {**(more[0] if more else {}), ENCODING: cond, KEYS: keys}
 
     encode_token_weights.perfusion_plain = plain
     clip.patcher.add_object_patch("encode_token_weights", encode_token_weights)
     return clip
+
+
+class _UnlockedReading:
+    """Warns, once, when an encoder reads a locked trigger beside ``encode_token_weights``, where locks are made."""
+
+    def __init__(self, locks: Mapping[str, float]):
+        self._locks, self._expected = locks, threading.local()
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        self._expected.reading = True
+        try:
+            yield
+        finally:
+            self._expected.reading = False
+
+    def warn(self, trigger: str) -> None:
+        if self._locks.get(trigger) and not getattr(self._expected, "reading", False):
+            logging.warning("Perfusion: a node encodes %s in a way of its own; its key lock is local.", trigger)
+            self._locks = {}
 
 
 def encoders(clip) -> dict[str, torch.nn.Module]:
@@ -88,7 +113,7 @@ def superclass_tokens(clip, superclass: str) -> dict[str, int]:
 def locked_word(clip, superclass: str) -> str:
     """The word or part of a word that keys are locked to."""
     name, token = next(iter(superclass_tokens(clip, superclass).items()))
-    return _plain(getattr(clip.tokenizer, f"clip_{name}")).convert_ids_to_tokens(token).removesuffix("</w>")
+    return plain_tokenizer(getattr(clip.tokenizer, f"clip_{name}")).convert_ids_to_tokens(token).removesuffix("</w>")
 
 
 def word_count(clip, text: str) -> int:
@@ -125,29 +150,24 @@ def in_superclass_words(clip):
     return clip
 
 
-def with_triggers(tokenizer, embeddings: Mapping[str, Mapping[str, Tensor | Sequence[int]]]):
+def with_triggers(tokenizer, embeddings: Mapping[str, Mapping[str, Tensor | Sequence[int]]], **options):
     """A copy of the host's tokenizer in which {trigger: {encoder: (d_encoder,)}} stand for themselves.
 
-    In place of an embedding there may be tokens, which are then read where the trigger stands.
+    In place of an embedding there may be tokens, which are then read where the trigger stands. options: of ``knowing``.
     """
     tokenizer = copy.copy(tokenizer)
     for name in tokenizer.tokenize_with_weights(""):
         part = copy.copy(getattr(tokenizer, f"clip_{name}"))
-        plain = _plain(part)
+        plain = plain_tokenizer(part)
         own = {trigger: by_encoder[name] for trigger, by_encoder in embeddings.items()}
-        part.tokenizer = _TriggerTokenizer(plain, own) if own else plain
+        part.tokenizer = knowing(plain, own, **options) if own else plain
         setattr(tokenizer, f"clip_{name}", part)
     return tokenizer
 
 
-def whole_word(words: str) -> re.Pattern:
-    """Finds a trigger, or words, as prompts do: in any case, but letters at their ends not within a longer word."""
-    return re.compile(r"(?!\B\w)" + r"\s+".join(map(re.escape, words.split())) + r"(?<!\w\B)", re.IGNORECASE)
-
-
 def trigger_positions(tokens: Sequence[tuple]) -> list[int]:
     """Where in one section of weighted tokens a trigger stands."""
-    return [i for i, token in enumerate(tokens) if hasattr(token[0], _TRIGGER)]
+    return [i for i, token in enumerate(tokens) if hasattr(token[0], TRIGGER)]
 
 
 def trigger_places(tokens) -> dict[str, list[int]]:
@@ -155,8 +175,8 @@ def trigger_places(tokens) -> dict[str, list[int]]:
     places: dict[str, list[int]] = {}
     sections = next(iter(tokens.values()))
     for position, (token, *_) in enumerate(token for section in sections for token in section):
-        if hasattr(token, _TRIGGER):
-            places.setdefault(getattr(token, _TRIGGER), []).append(position)
+        if hasattr(token, TRIGGER):
+            places.setdefault(getattr(token, TRIGGER), []).append(position)
     return places
 
 
@@ -166,12 +186,12 @@ def token_labels(clip, tokens) -> list[tuple[int, str]]:
     A trigger's is the trigger, an embedding's "embedding".
     """
     name = next(iter(encoders(clip)))
-    plain, labels, position = _plain(getattr(clip.tokenizer, f"clip_{name}")), [], 0
+    plain, labels, position = plain_tokenizer(getattr(clip.tokenizer, f"clip_{name}")), [], 0
     for section in tokens[name]:
         ended = False
         for token, *_ in section:
             if not ended:
-                label = getattr(token, _TRIGGER, "embedding")
+                label = getattr(token, TRIGGER, "embedding")
                 if isinstance(token, int):
                     label = plain.convert_ids_to_tokens(token).removesuffix("</w>")
                     ended = token == plain.eos_token_id
@@ -186,12 +206,14 @@ def similar_words(tokenizer, tokens, encoding: Tensor, uses: Sequence[ConceptUse
     encoding: (1, tokens, d) of ``tokens``. Triggers and punctuation are left out; of a word its likest part counts.
     """
     name, sections = next(iter(tokens.items()))
-    stream = [token for section in sections for token, *_ in section][: encoding.shape[1]]
-    present = {getattr(token, _TRIGGER, None) for token in stream}
+    stream = [token for section in sections for token, *_ in section]
+    encoding = encoding[:, :: max(encoding.shape[1] // len(stream), 1)]  # NegPip has two for each
+    stream = stream[: encoding.shape[1]]
+    present = {getattr(token, TRIGGER, None) for token in stream}
     told = [use for use in uses if use.file and use.concept.trigger.lower() in present]
     if not told:
         return {}
-    words, encoding = _words(_plain(getattr(tokenizer, f"clip_{name}")), stream), encoding[0].cpu()
+    words, encoding = _words(plain_tokenizer(getattr(tokenizer, f"clip_{name}")), stream), encoding[0].cpu()
     similar = {}
     for use in told:
         similarity = use.concept.similarity(encoding).tolist()
@@ -217,58 +239,12 @@ def _words(plain, stream: Sequence[int | Tensor]) -> dict[str, list[int]]:
     return words
 
 
-class _Token(int):
-    """A token that can carry a mark, as tensors can."""
-
-
-class _TriggerTokenizer:
-    """In front of a Hugging Face tokenizer: text between triggers goes to it, triggers become embeddings or tokens."""
-
-    def __init__(self, plain, embeddings: Mapping[str, Tensor | Sequence[int]]):
-        self.plain = plain
-        longest_first = sorted(embeddings, key=len, reverse=True)
-        self._tokens: list[list] = []
-        for trigger in longest_first:
-            given = embeddings[trigger]
-            self._tokens.append([given.detach().clone()] if isinstance(given, Tensor) else list(map(_Token, given)))
-            for token in self._tokens[-1]:
-                setattr(token, _TRIGGER, trigger.lower())
-        patterns = [f"({whole_word(trigger).pattern})" for trigger in longest_first]
-        self._pattern = re.compile("|".join(patterns), re.IGNORECASE)
-
-    def __call__(self, text: str, *args, **kwargs):
-        found = list(self._pattern.finditer(text))
-        if not found:
-            return self.plain(text, *args, **kwargs)
-        start, *_, end = self.plain("")["input_ids"]
-        tokens, done = [start], 0
-        for match in found:
-            tokens += self._between(text[done : match.start()])
-            tokens += self._tokens[match.lastindex - 1]
-            done = match.end()
-        return {"input_ids": [*tokens, *self._between(text[done:]), end]}
-
-    def _between(self, text: str) -> list[int]:
-        return self.plain(text)["input_ids"][1:-1]
-
-    def __getattr__(self, name):
-        if name == "plain":  # while a copy is being made
-            raise AttributeError(name)
-        return getattr(self.plain, name)
-
-
 def _key_encoding(plain, tokens, cond: Tensor, locks: Mapping[str, float], words: Mapping[str, dict]) -> Tensor | None:
     """e + λ (e_super − e), where e_super has the superclass words in the locked triggers' places; None when λ is 0.
 
     With different λ it is taken in steps: each λ moves the prompt on for the triggers that are locked at least so much.
     """
-    present = {
-        trigger: locks[trigger]
-        for sections in tokens.values()
-        for section in sections
-        for token in section
-        if (trigger := getattr(token[0], _TRIGGER, None)) in locks
-    }
+    present = {trigger: locks[trigger] for trigger in _triggers_in(tokens) if trigger in locks}
     levels = sorted({lock for lock in present.values() if lock > 0}, reverse=True)
     if not levels:
         return None
@@ -281,30 +257,29 @@ def _key_encoding(plain, tokens, cond: Tensor, locks: Mapping[str, float], words
     return keys
 
 
-def _with_superclasses(tokens, words: Mapping[str, Mapping[str, int]]):
-    """The same weighted tokens with superclass words in place of these triggers."""
-    return {
-        name: [
-            [
-                (words[trigger][name], *token[1:]) if (trigger := getattr(token[0], _TRIGGER, None)) in words else token
-                for token in section
-            ]
-            for section in sections
-        ]
-        for name, sections in tokens.items()
-    }
+def _triggers_in(tokens) -> Iterator[str]:
+    """The triggers among tokens, however a node pack has nested these."""
+    if isinstance(tokens, (list, tuple, dict)):
+        for part in tokens.values() if isinstance(tokens, dict) else tokens:
+            yield from _triggers_in(part)
+    elif hasattr(tokens, TRIGGER):
+        yield getattr(tokens, TRIGGER)
+
+
+def _with_superclasses(tokens, words: Mapping[str, Mapping[str, int]], encoder: str = ""):
+    """The same tokens with superclass words in place of these triggers."""
+    if isinstance(tokens, dict):
+        return {name: _with_superclasses(part, words, name) for name, part in tokens.items()}
+    if isinstance(tokens, (list, tuple)):
+        return type(tokens)(_with_superclasses(part, words, encoder) for part in tokens)
+    return words[trigger][encoder] if (trigger := getattr(tokens, TRIGGER, None)) in words else tokens
 
 
 def _word_tokens(clip, encoder: str, text: str) -> list[int]:
-    tokens = _plain(getattr(clip.tokenizer, f"clip_{encoder}"))(text.strip())["input_ids"][1:-1]
+    tokens = plain_tokenizer(getattr(clip.tokenizer, f"clip_{encoder}"))(text.strip())["input_ids"][1:-1]
     if not tokens:
         raise ValueError("The superclass is empty. Give the plain word your concept is a kind of, such as teddy.")
     return tokens
-
-
-def _plain(part):
-    """The Hugging Face tokenizer of one of the host's tokenizers, without triggers."""
-    return part.tokenizer.plain if isinstance(part.tokenizer, _TriggerTokenizer) else part.tokenizer
 
 
 def _check_fits(concept: Concept, clip) -> None:

@@ -414,6 +414,14 @@ UNSOUND = {
     "a weight": (SOUND.replace(trigger="(teddy:1.2)"), r"contains \("),
     "an embedding": (SOUND.replace(trigger="embedding:teddy"), "contains :"),
     "alternatives": (SOUND.replace(trigger="{a|b}"), r"contains \{"),
+    "a null byte": (SOUND.replace(trigger="<my\0toy>"), r"invisible character \(U\+0000\)"),
+    "a byte order mark": (SOUND.replace(trigger="\ufeff<my-toy>"), r"U\+FEFF"),
+    "a space of no width": (SOUND.replace(trigger="<my-\u200btoy>"), r"U\+200B"),
+    "a joiner": (SOUND.replace(trigger="<my\u200d-toy>"), r"U\+200D"),
+    "a soft hyphen": (SOUND.replace(trigger="<my\xadtoy>"), r"U\+00AD"),
+    "a direction mark": (SOUND.replace(trigger="<my-toy>\u200f"), r"U\+200F"),
+    "a filler": (SOUND.replace(trigger="\u3164"), r"U\+3164"),
+    "a variation selector": (SOUND.replace(trigger="<\u2764\ufe0f>"), r"U\+FE0F"),
 }
 BEYOND_THE_FILE = {
     "a delta beyond bfloat16": with_delta(torch.tensor([1e300], dtype=torch.float64)),

@@ -61,6 +61,22 @@ def test_what_is_edited_changes_and_nothing_else(path: Path) -> None:
     assert load_concept(path).metadata == changed.metadata
 
 
+def test_a_trigger_that_cannot_be_used_can_be_exchanged(path: Path) -> None:
+    concept = load_concept(path)
+    save_file(concept.tensors(), path, {**read_metadata(path), "trigger": "<my-\u200bteddy>"})
+    with pytest.raises(ConceptFileError, match="invisible"):
+        load_concept(path)
+    with pytest.raises(ConceptFileError, match="invisible"):
+        edit_metadata(path, {"notes": "new"})
+    assert edit_metadata(path, {"trigger": "<my-teddy>"}).trigger == load_concept(path).trigger == "<my-teddy>"
+
+
+def test_words_are_in_one_form_of_unicode_whatever_the_file_has(path: Path) -> None:
+    edit_metadata(path, {"name": "Ba\u0308r", "trigger": "<ba\u0308r>"})
+    assert (load_concept(path).name, load_concept(path).trigger) == ("B\u00e4r", "<b\u00e4r>")
+    assert load_concept(path).replace(superclass="\u1100\u1169\u11b7").superclass == "\uacf0"
+
+
 def test_tensors_that_we_would_store_otherwise_keep_their_bits(path: Path) -> None:
     """Files of others: bf16 where fp16 would do, fp32 where we keep less, tensors in another order."""
     concept = file_concept()

@@ -267,6 +267,8 @@ def test_the_trigger_gets_one_place_in_a_caption(caption, sentence):
 
 def test_a_trigger_of_letters_is_a_word_of_its_own():
     assert caption_texts(["asks sksy sks, sks"], 1, "sks", "toy") == [["asks sksy {}, toy"]]
+    assert caption_texts(["a <ba\u0308r> beside a <b\u00e4r>"], 1, "<b\u00e4r>", "toy") == [["a {} beside a toy"]]
+    assert caption_texts(["a <b\u00e4r>"], 1, "<ba\u0308r>", "toy") == [["a {}"]]
     assert caption_texts(["my.toy or myxtoy"], 1, "my.toy", r"\1") == [["{} or myxtoy"]]
 
 

@@ -200,6 +200,11 @@ def test_any_prompt_tokenizes_like_the_superclass_prompt(prompt_pieces, pieces):
         ("<sks>", "a <ſks>", None),  # equal only to those who ignore case: firing or not, it encodes
         ("<İ>", "a <İ>", 1),
         ("玩具", "a 玩具 here", 1),
+        ("<b\u00e4r>", "a <ba\u0308r> and a <B\u00c4R>", 2),
+        ("<ba\u0308r>", "a <ba\u0308r> and a <b\u00e4r>", 2),
+        ("<\uacf0>", "a <\u1100\u1169\u11b7>", 1),
+        ("<\u1ebf>", "<e\u0302\u0301> <\u00ea\u0301>", 2),
+        ("cafe", "a cafe\u0301", 0),
     ],
 )
 def test_triggers_fire_as_whole_words_in_any_case(toy_and_cup, trigger, text, fires):

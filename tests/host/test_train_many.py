@@ -320,10 +320,19 @@ def test_spaces_around_a_trigger_are_taken_off_as_the_training_does(tmp_path):
     assert concept_folders.read_concept(tmp_path / "a", {}).settings["trigger"] == "<a>"
 
 
+def test_names_of_folders_from_a_mac_become_triggers_that_fire(tmp_path):
+    (concept_folder(tmp_path, "kleiner ba\u0308r") / "concept.json").write_text('{"superclass": "toy"}')
+    concept = concept_folders.read_concept(tmp_path / "kleiner ba\u0308r", {})
+    assert (concept.name, concept.settings["trigger"]) == ("kleiner b\u00e4r", "<kleiner-b\u00e4r>")
+
+
 def test_a_trigger_is_judged_as_the_training_judges_it():
     for character in map(chr, range(32, 127)):
         known = trigger_problem(f"<a{character}b>") is None
         assert known == (concept_folders.NOT_IN_TRIGGERS.search(character) is None), character
+    for character in "\0\u200b\ufeff\xad\u2060\u200f\ud83d":
+        assert not f"<a{character}b>".isprintable()
+        assert trigger_problem(f"<a{character}b>")
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,10 @@ describe("spans", () => {
     ["_sks sks_ /^$.*+?|", ["sks", "/^$.*+?|"], ["/^$.*+?|"]],
     ["my_toy_ _toy_ _toy_s", ["_toy_"], ["_toy_"]],
     ["anything", [], []],
+    ["a <teddy-ba\u0308r> or <teddy-b\u00e4r>, red", ["<teddy-b\u00e4r>"], ["<teddy-ba\u0308r>", "<teddy-b\u00e4r>"]],
+    ["\u1100\u1169\u11b7 and \u1100\u1169\u11b7x", ["\uacf0"], ["\u1100\u1169\u11b7"]],
+    ["e\u0302\u0301 \u{1f469}\u200d\u{1f33e} sks", ["sks"], ["sks"]],
+    ["cafe\u0301 cafe", ["cafe"], ["cafe"]],
   ])("of %j: %j are %j", (text, triggers, found) => {
     expect(spans(text, triggers).map(([from, to]) => text.slice(from, to))).toEqual(found);
   });
