@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..perfusion_core.captions import captions
+from ..perfusion_core.concept import plain_words
 from ..perfusion_core.concept_file import safetensors_bytes, write_together
 from ..perfusion_core.exchange import load_perfusion_pytorch, rank_one_update
 from .host.files import FOLDER, IMPORTS, foreign_names, foreign_path, foreign_stamp, name_of, paths_to_save
@@ -49,7 +50,8 @@ class PerfusionImportConcept(io.ComfyNode):
                 io.String.Input(
                     "superclass",
                     default="teddy",
-                    tooltip="The plain word that the concept is a kind of. Several are separated by commas.",
+                    tooltip="The plain word that the concept is a kind of, in English. Several are separated by "
+                    "commas.",
                 ),
             ],
             outputs=[Concepts.Output(display_name="concepts")],
@@ -61,7 +63,8 @@ class PerfusionImportConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, file, trigger, superclass) -> io.NodeOutput:
-        triggers, superclasses = ([word.strip() for word in words.split(",")] for words in (trigger, superclass))
+        triggers = [word.strip() for word in trigger.split(",")]
+        superclasses = [plain_words(word) for word in superclass.split(",")]
         if len(triggers) != len(superclasses):
             raise ValueError(
                 f"There are {len(triggers)} triggers and {len(superclasses)} superclasses. Give one for each."

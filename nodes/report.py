@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
+from .host.superclass import LockedWord
 from .host.trainee import Subject
 from .pictures import contact_sheet, thumbnails
 from .run import Run
@@ -18,7 +19,7 @@ def contact_sheet_of(run: Run, subject: Subject) -> Image.Image:
     return contact_sheet(columns, rows)
 
 
-def report(run: Run, subject: Subject, scorer: str, locked: str) -> str:
+def report(run: Run, subject: Subject, scorer: str, locked: LockedWord) -> str:
     """What was trained on what, how it went, which checkpoint is best and why, in lines of text."""
     training, settings = run.training, run.training.settings
     size, photos = subject.photos.shape[1], len(subject.photos)
@@ -32,7 +33,9 @@ def report(run: Run, subject: Subject, scorer: str, locked: str) -> str:
     if start.step:
         lines.append(f"It was continued from step {start.step}.")
     lines.append(f"Batches of {settings.batch_size}, {settings.accumulation} per step, seed {settings.seed}.")
-    lines.append(f"Keys are locked to {locked!r}{_of(subject.superclass, locked)}.")
+    lines.append(f"Keys are locked to {locked.locked!r}{_of(subject.superclass, locked.locked)}.")
+    if locked.warning:
+        lines.append(locked.warning)
     lines.append(f"Loss on a fixed set of noises: {start.loss:.4f} before, {last.loss:.4f} after.")
     reason = "lowest loss" if best.score is None else f"highest harmonic mean of CLIP-I and CLIP-T by {scorer}"
     lines += [f"Best: step {best.step}, with the {reason}.", "", _table(run)]

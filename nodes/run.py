@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..perfusion_core import Checkpoint, Training, best_checkpoint, load_concept, load_training, openclip
 from ..perfusion_core.checkpoints import best_of, best_tensors
+from ..perfusion_core.concept import plain_words
 from .host.files import concept_path, path_to_save, remove_with_training, save_with_training, training_path
 from .host.model import check_fits
 from .host.progress import Progress
@@ -169,7 +170,7 @@ def saved_state(
     path = concept_path(name)
     concept = load_concept(path)
     check_fits(concept, model)
-    if (concept.trigger, concept.superclass) != (trigger, superclass):
+    if (concept.trigger, plain_words(concept.superclass)) != (trigger, superclass):
         raise ValueError(
             f"{name} is {concept.trigger}, a {concept.superclass}, and continue_from goes on with it. Write that "
             "trigger and superclass, or set continue_from to none."

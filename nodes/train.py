@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +20,7 @@ from .host.files import concept_stamp
 from .host.memory import is_out_of_memory, release_memory
 from .host.model import base_model, default_resolution, encoding_width
 from .host.photos import caption_texts, prepare_photos
+from .host.progress import show_text
 from .host.scorers import scorer_names
 from .host.trainee import Subject, open_trainee
 from .host.uses import ConceptUse
@@ -60,10 +63,15 @@ class PerfusionTrainConcept(io.ComfyNode):
     ) -> io.NodeOutput:
         (model,), (clip,), (vae,), (covariance,) = model, clip, vae, covariance
         options = {**_defaults(cls.define_schema()), **{name: values[0] for name, values in lists.items()}}
-        trigger, superclass, node_id = options["trigger"].strip(), options["superclass"].strip(), cls.hidden.unique_id
+        trigger, node_id = unicodedata.normalize("NFC", options["trigger"].strip()), cls.hidden.unique_id
         if clip is None:
             raise ValueError("There is no text encoder: this checkpoint has none. Load one with Load CLIP.")
-        _check_words(clip, trigger, superclass)
+        _check_trigger(clip, trigger)
+        locked = text.locked(clip, options["superclass"])
+        superclass = locked.superclass
+        show_text(locked.warning or locked.sentence, node_id)
+        if locked.warning:
+            logging.warning("Perfusion: %s", locked.warning)
         low_memory = options["low_memory"]
         large = encoding_width(model) == 2048
         settings, checkpointing = _settings(options, large)
@@ -79,7 +87,7 @@ class PerfusionTrainConcept(io.ComfyNode):
             photos, covers, [texts or TEMPLATES for texts in own], superclass, options["flip"],
             options["unmasked_weight"], options["min_timestep"],
         )  # fmt: skip
-        previews = _preview_sentences(options["previews"], trigger)
+        previews = _preview_sentences(unicodedata.normalize("NFC", options["previews"]), trigger)
         scorer = {NONE: "", AUTO: next(iter(scorer_names()), "")}.get(options["scorer"], options["scorer"])
         score = judge(scorer, subject, previews) if scorer and previews else None
 
@@ -113,7 +121,7 @@ class PerfusionTrainConcept(io.ComfyNode):
             )
             sheet = as_image(contact_sheet_of(run, subject))
             curve = as_image(loss_curve(training.losses, {c.step: c.loss for c in run.checkpoints}))
-            words = report(run, subject, scorer, text.locked_word(clip, superclass))
+            words = report(run, subject, scorer, locked)
             run.autosave.remove()
             return io.NodeOutput((best,), (last,), sheet, curve, words, ui=ui.PreviewImage(sheet))
         release_memory()  # only now, when the error no longer holds on to anything
@@ -134,10 +142,9 @@ def _defaults(schema: io.Schema) -> dict[str, Any]:
     return {it.id: it.options[0] if isinstance(it, io.Combo.Input) else it.default for it in widgets}
 
 
-def _check_words(clip, trigger: str, superclass: str) -> None:
+def _check_trigger(clip, trigger: str) -> None:
     if problem := trigger_problem(trigger):
         raise ValueError(f"Cannot train: {problem}.")
-    text.superclass_tokens(clip, superclass)  # raises for an empty one
     if text.word_count(clip, trigger) == 1:
         raise ValueError(
             f"The trigger {trigger!r} is a word the text encoder already knows, and prompts could not use it any more. "

@@ -37,8 +37,8 @@ def training_inputs() -> list[io.Input]:
         io.String.Input(
             "superclass",
             default="teddy",
-            tooltip="The plain word your subject is a kind of. It decides where the subject goes in a picture. "
-            "Of several words the last is locked.",
+            tooltip="The plain word your subject is a kind of, in English. It decides where the subject goes in a "
+            "picture. Of several words the last is locked.",
         ),
         io.Int.Input(
             "steps",
@@ -206,7 +206,7 @@ def training_inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=999,
-            tooltip="Leave out the timesteps below, those of little noise. Paper: 0. Shapes are made in the "
+            tooltip="Of 1000 timesteps, leave out those below, of little noise. Paper: 0. Shapes are made in the "
             "noisier half, from 500 on.",
             **_RARE,
         ),

@@ -13,6 +13,8 @@ from torch import Tensor
 
 BASE_MODELS = {192: "demo", 768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by width of the text encoding
 _FORBIDDEN_IN_TRIGGER = re.compile(r"[\s()\[\]{}:,\\\"]")
+# of prompts: LoRAs and embeddings by name, weights, and "'s" at the end
+_SYNTAX = re.compile(r"<[^<>]*:[^<>]*>|\bembedding:\S+|:\s*[+-]?[\d.]+\s*(?=[)\]}>|]|$)|['\u2019]s\W*$", re.IGNORECASE)
 # invisible, but of no category that says so
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
@@ -103,6 +105,16 @@ class Concept:
         named |= {f"value_delta.{layer}": tensor for layer, tensor in self.value_deltas.items()}
         named |= {f"key_output.{layer}": tensor for layer, tensor in (self.key_outputs or {}).items()}
         return named
+
+
+def plain_words(superclass: str) -> str:
+    """A superclass in plain words, in form NFC: without the punctuation and syntax of prompts. "(red dog:1.2)." is
+    "red dog". Empty when it holds no word."""
+    text = _SYNTAX.sub(" ", unicodedata.normalize("NFC", superclass))
+    text = "".join(c for c in text if unicodedata.category(c) != "Cf")  # invisible
+    # letters, with their marks, and numbers; hyphens and apostrophes where they are part of a word
+    kept = "".join(c if c in "-'\u2019" or unicodedata.category(c)[0] in "LMN" else " " for c in text)
+    return " ".join(word for part in kept.split() if (word := part.strip("-'\u2019")))
 
 
 def trigger_problem(trigger: str) -> str | None:

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .concept import Concept, trigger_problem
+from .concept import Concept, plain_words, trigger_problem
 from .edit import ConceptSet
 from .wiring import Wiring
 
@@ -145,7 +145,8 @@ class Training:
     ):
         if problem := trigger_problem(trigger):
             raise ValueError(f"Cannot train: {problem}.")
-        if not superclass.strip():
+        superclass = plain_words(superclass)
+        if not superclass:
             raise ValueError("The superclass is empty. Give the plain word your concept is a kind of, such as teddy.")
         self.trainee, self.settings = trainee, settings
         self.trigger, self.superclass, self.base_model = trigger, superclass, base_model

@@ -38,16 +38,16 @@ class LockedEncoding(Tensor):
             seen_by_keys = (args[0].clone(), *args[1:])
         result = _plainly(func, *tree_map_only(cls, _alone, (args, kwargs)))
         keys = _plainly(func, *tree_map_only(cls, lambda encoding: getattr(encoding, KEY), (seen_by_keys, kwargs)))
-        return locked(result, keys) if isinstance(result, Tensor) else result
+        return with_keys(result, keys) if isinstance(result, Tensor) else result
 
     def __deepcopy__(self, memo: dict) -> LockedEncoding:
-        return locked(deepcopy(_alone(self), memo), deepcopy(getattr(self, KEY), memo))
+        return with_keys(deepcopy(_alone(self), memo), deepcopy(getattr(self, KEY), memo))
 
     def __reduce_ex__(self, protocol):
         return _alone(self).__reduce_ex__(protocol)  # files hold plain tensors
 
 
-def locked(encoding: Tensor, keys: Tensor) -> LockedEncoding:
+def with_keys(encoding: Tensor, keys: Tensor) -> LockedEncoding:
     encoding = encoding.as_subclass(LockedEncoding)
     setattr(encoding, KEY, keys)
     return encoding

@@ -37,7 +37,7 @@ class Progress:
             self._bar.update_absolute(done, self._total, shown)
         if text:
             left = (time.monotonic() - self._start) / max(done - self._first, 1) * (self._total - done)
-            _show_text(f"{text}, {_minutes(left)} left" if done < self._total else text, self._node_id)
+            show_text(f"{text}, {_minutes(left)} left" if done < self._total else text, self._node_id)
 
 
 def cut_short(node_id: str | None) -> None:
@@ -66,7 +66,8 @@ def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def _show_text(text: str, node_id: str | None) -> None:
+def show_text(text: str, node_id: str | None) -> None:
+    """A line of text on the running node."""
     server = _server()
     if server is not None and node_id is not None:
         server.send_progress_text(html.escape(text, quote=False), node_id)  # the page takes <my-teddy> for a tag

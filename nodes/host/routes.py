@@ -7,6 +7,7 @@ way, and nothing but metadata, names and the trash is written.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -21,11 +22,12 @@ from ...perfusion_core.concept import trigger_problem
 from ...perfusion_core.concept_file import edit_metadata, read_metadata, recommended_settings
 from . import thumbnail
 from .files import concept_names, model_folder, own_concept_path, rename_with_training, renamed
+from .superclass import locked_without_model
 from .trash import move_to_trash, restore
 
 _LARGEST_BODY = 64 * 2**10  # bytes
 _LONGEST = {  # characters
-    "file": 1000, "undo": 100, "name": 200, "trigger": 100, "notes": 4000, "tags": 500, "thumbnail": 60_000,
+    "file": 1000, "undo": 100, "name": 200, "trigger": 100, "notes": 4000, "tags": 500, "thumbnail": 60_000, "words": 200,
 }  # fmt: skip
 _TAGS = "modelspec.tags"  # where other tools look for them, too
 _UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # control characters and half ones
@@ -55,6 +57,7 @@ def add_to(routes: web.RouteTableDef) -> None:
         ("concepts", "GET", list_concepts, "application/json"),
         ("thumbnail", "GET", get_thumbnail, "image/webp"),
         ("file", "GET", get_file, "application/octet-stream"),
+        ("superclass", "GET", read_superclass, "application/json"),
         ("metadata", "POST", change_metadata, "application/json"),
         ("rename", "POST", rename, "application/json"),
         ("trash", "POST", trash, "application/json"),
@@ -80,6 +83,11 @@ def get_file(asked: Mapping[str, Any]) -> bytes:
     path = _path(asked.get("file", ""))
     read_metadata(path)  # raises ValueError for a file that holds something else
     return path.read_bytes()
+
+
+def read_superclass(asked: Mapping[str, Any]) -> dict[str, Any]:
+    read = locked_without_model(_texts(asked, "words")["words"])
+    return {**dataclasses.asdict(read), "warning": read.warning}
 
 
 def change_metadata(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from ...perfusion_core import Concept
-from .locked import locked
+from ...perfusion_core.concept import plain_words
+from .locked import with_keys
 from .model import ENCODING, KEYS
 from .progress import listener
+from .superclass import LockedWord, locked_word
 from .tokenizer import TRIGGER, knowing, plain_tokenizer
 from .uses import KEY, ConceptUse, combine
 
@@ -55,7 +57,7 @@ def apply_to_clip(clip, uses: Sequence[ConceptUse]):
             tell("perfusion.words", similar)
         if keys is None:
             return (cond, pooled, *more)
-        cond = locked(cond, keys)  # hooks with a schedule and some node packs drop the third item
+        cond = with_keys(cond, keys)  # hooks with a schedule and some node packs drop the third item
         return cond, pooled, {**(more[0] if more else {}), ENCODING: cond, KEYS: keys}
 
     encode_token_weights.perfusion_plain = plain
@@ -107,13 +109,12 @@ def concept_uses(clip) -> tuple[ConceptUse, ...]:
 
 def superclass_tokens(clip, superclass: str) -> dict[str, int]:
     """{encoder: the token that is locked}: the last of the superclass's, as in "teddy bear" the bear."""
-    return {name: _word_tokens(clip, name, superclass)[-1] for name in encoders(clip)}
+    return {name: locked_word(_tokenizer_of(clip, name), superclass).token for name in encoders(clip)}
 
 
-def locked_word(clip, superclass: str) -> str:
-    """The word or part of a word that keys are locked to."""
-    name, token = next(iter(superclass_tokens(clip, superclass).items()))
-    return plain_tokenizer(getattr(clip.tokenizer, f"clip_{name}")).convert_ids_to_tokens(token).removesuffix("</w>")
+def locked(clip, superclass: str) -> LockedWord:
+    """What keys are locked to, in the CLIP's first encoder. Raises ValueError for a superclass without a word."""
+    return locked_word(_tokenizer_of(clip, next(iter(encoders(clip)))), superclass)
 
 
 def word_count(clip, text: str) -> int:
@@ -143,7 +144,9 @@ def in_superclass_words(clip):
     uses = concept_uses(clip)
     clip = apply_to_clip(clip, [use.replace(strength=0.0) for use in uses])
     words = {
-        use.concept.trigger: {name: _word_tokens(clip, name, use.concept.superclass) for name in encoders(clip)}
+        use.concept.trigger: {
+            name: _word_tokens(clip, name, plain_words(use.concept.superclass)) for name in encoders(clip)
+        }
         for use in uses
     }
     clip.tokenizer = with_triggers(clip.tokenizer, words)
@@ -186,7 +189,7 @@ def token_labels(clip, tokens) -> list[tuple[int, str]]:
     A trigger's is the trigger, an embedding's "embedding".
     """
     name = next(iter(encoders(clip)))
-    plain, labels, position = plain_tokenizer(getattr(clip.tokenizer, f"clip_{name}")), [], 0
+    plain, labels, position = _tokenizer_of(clip, name), [], 0
     for section in tokens[name]:
         ended = False
         for token, *_ in section:
@@ -276,10 +279,11 @@ def _with_superclasses(tokens, words: Mapping[str, Mapping[str, int]], encoder: 
 
 
 def _word_tokens(clip, encoder: str, text: str) -> list[int]:
-    tokens = plain_tokenizer(getattr(clip.tokenizer, f"clip_{encoder}"))(text.strip())["input_ids"][1:-1]
-    if not tokens:
-        raise ValueError("The superclass is empty. Give the plain word your concept is a kind of, such as teddy.")
-    return tokens
+    return _tokenizer_of(clip, encoder)(text.strip())["input_ids"][1:-1]
+
+
+def _tokenizer_of(clip, encoder: str):
+    return plain_tokenizer(getattr(clip.tokenizer, f"clip_{encoder}"))
 
 
 def _check_fits(concept: Concept, clip) -> None:

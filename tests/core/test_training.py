@@ -25,6 +25,7 @@ from perfusion_core import (
     save_training,
     train_concept,
 )
+from perfusion_core.concept import plain_words
 
 from .makers import same_bits
 from .tiny import TEMPLATE_AT, TinyTrainee
@@ -459,6 +460,41 @@ def test_numbers_that_go_wrong_stop_training_and_spare_what_was_learned(
 def test_bad_settings_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TrainingSettings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("superclass", "words"),
+    [
+        ("dog.", "dog"),
+        ("(dog:1.2)", "dog"),
+        ("[dog:0.5]", "dog"),
+        ("toy (plush)", "toy plush"),
+        ("\\(dog\\)", "dog"),
+        ("{dog|cat}", "dog cat"),
+        ("<lora:toys:1> teddy, embedding:soft", "teddy"),
+        ("teddy_bear", "teddy bear"),
+        ("t-shirt", "t-shirt"),
+        ("Rubik's cube", "Rubik's cube"),
+        ("dog's", "dog"),
+        ("\u201cdog\u201d\u2026", "dog"),
+        ("\u72d7\u3002", "\u72d7"),
+        ("do\u200bg \U0001f436", "dog"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("\u0915\u0941\u0924\u094d\u0924\u093e", "\u0915\u0941\u0924\u094d\u0924\u093e"),
+        ("...", ""),
+        ("", ""),
+    ],
+)
+def test_a_superclass_is_its_plain_words(superclass: str, words: str) -> None:
+    assert plain_words(superclass) == words
+    assert plain_words(words) == words
+
+
+def test_a_training_takes_the_superclass_in_plain_words() -> None:
+    trainee = TinyTrainee()
+    assert Training(trainee, trainee.covariance_inverse(), "<thing>", "(thing:1.2).", "tiny").superclass == "thing"
+    with pytest.raises(ValueError, match="superclass"):
+        Training(trainee, trainee.covariance_inverse(), "<thing>", "...", "tiny")
 
 
 @pytest.mark.parametrize("cut", [torch.Tensor.detach, lambda output: 0 * output], ids=["none at all", "zeros"])
