@@ -7,7 +7,8 @@ from comfy_api.latest import io, ui
 from ..perfusion_core import ConceptSet, load_concept
 from ..perfusion_core.edit import BETA, TEMPERATURE
 from .host.files import concept_path, concept_stamp
-from .host.model import apply_to_model
+from .host.model import apply_to_model, concepts_on
+from .host.progress import warn_of_clashes
 from .host.text import apply_to_clip
 from .host.uses import EASINGS, ConceptUse, combine, concept_set
 from .plots import as_image, heat_map
@@ -106,16 +107,19 @@ class PerfusionCombineConcepts(io.ComfyNode):
                 io.Image.Output(display_name="overlap", tooltip="How alike each two are: 1 is the same, 0 unrelated."),
                 io.String.Output(display_name="report"),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, sets: io.Autogrow.Type) -> io.NodeOutput:
-        uses = combine((), [use for given in sets.values() if given for use in given])
+        given = [use for concepts in sets.values() if concepts for use in concepts]
+        uses = combine((), given)
         if not uses:
             raise ValueError("There is no concept to combine: connect at least one whose strength is not 0.")
         concepts = concept_set(uses)
         triggers = [use.concept.trigger for use in uses]
-        picture, report = heat_map(triggers, concepts.overlap().tolist()), overlap_report(concepts)
+        picture = heat_map(triggers, concepts.overlap().tolist())
+        report = "\n".join([*warn_of_clashes(given, cls.hidden), overlap_report(concepts)])
         return io.NodeOutput(uses, as_image(picture), report, ui=ui.PreviewText(report))
 
 
@@ -139,10 +143,12 @@ class PerfusionApply(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(), io.Clip.Output()],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model, clip, concepts, merging) -> io.NodeOutput:
+        warn_of_clashes([*concepts_on(model), *concepts], cls.hidden)
         return io.NodeOutput(apply_to_model(model, concepts, joint=merging == "exact"), apply_to_clip(clip, concepts))
 
 

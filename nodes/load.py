@@ -6,7 +6,8 @@ from comfy_api.latest import io, ui
 
 from ..perfusion_core import load_concept, save_concept
 from .host.files import FOLDER, concept_path, concept_stamp, name_of, path_to_save, save_with_training
-from .host.model import apply_to_model
+from .host.model import apply_to_model, concepts_on
+from .host.progress import warn_of_clashes
 from .host.text import apply_to_clip
 from .host.thumbnail import KEY, encoded
 from .host.uses import ConceptUse
@@ -35,6 +36,7 @@ class PerfusionLoader(io.ComfyNode):
                 *use_inputs(),
             ],
             outputs=[io.Model.Output(), io.Clip.Output()],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -44,6 +46,7 @@ class PerfusionLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, concept, **settings) -> io.NodeOutput:
         use = ConceptUse(load_concept(concept_path(concept)), file=concept, **settings)
+        warn_of_clashes([*concepts_on(model), use], cls.hidden)
         return io.NodeOutput(apply_to_model(model, [use]), apply_to_clip(clip, [use]))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +19,7 @@ from .host.files import concept_stamp
 from .host.memory import is_out_of_memory, release_memory
 from .host.model import base_model, default_resolution, encoding_width
 from .host.photos import caption_texts, prepare_photos
-from .host.progress import show_text
+from .host.progress import show_text, warn
 from .host.scorers import scorer_names
 from .host.trainee import Subject, open_trainee
 from .host.uses import ConceptUse
@@ -69,9 +68,10 @@ class PerfusionTrainConcept(io.ComfyNode):
         _check_trigger(clip, trigger)
         locked = text.locked(clip, options["superclass"])
         superclass = locked.superclass
-        show_text(locked.warning or locked.sentence, node_id)
         if locked.warning:
-            logging.warning("Perfusion: %s", locked.warning)
+            warn([locked.warning], node_id)
+        else:
+            show_text(locked.sentence, node_id)
         low_memory = options["low_memory"]
         large = encoding_width(model) == 2048
         settings, checkpointing = _settings(options, large)
@@ -98,7 +98,7 @@ class PerfusionTrainConcept(io.ComfyNode):
                 f"The covariance is {covariance.dim} wide, this model's text encoding {encoding_width(model)}. "
                 "Make it with Perfusion Covariance from the same checkpoint's CLIP."
             )
-        metadata = _metadata(key, covariance, settings, subject)
+        metadata = _metadata(key, text.skipped(clip), covariance, settings, subject)
         run = None
         try:
             autocast = AUTOCAST[options["precision"]]
@@ -171,10 +171,11 @@ def _preview_sentences(previews: str, trigger: str) -> list[str]:
     return lines
 
 
-def _metadata(key: str, covariance, settings: TrainingSettings, subject: Subject) -> dict[str, str]:
+def _metadata(key: str, skip: int, covariance, settings: TrainingSettings, subject: Subject) -> dict[str, str]:
     size, photos = subject.photos.shape[1], len(subject.photos)
     return {
         "text_encoder": key,
+        "clip_skip": str(skip),
         "covariance": f"{covariance.source}, ridge {covariance.ridge:g}",
         "recommended_beta": str(ConceptUse.beta),
         "recommended_temperature": str(ConceptUse.temperature),

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ...perfusion_core import Covariance
 from ...perfusion_core.captions import captions as built_in_captions
+from .encoder import add, weights_digest
 from .files import covariance_path, input_path
 from .progress import Progress
-from .text import encode_rows, encoders, prepare_encoders
+from .text import encode_rows, encoders, prepare_encoders, skipped
 
 CAPTIONS = 10_000  # built-in captions when the user gives no number
 TOKENS = {"all": "", "up to end": "-up-to-end", "content": "-content"}  # which positions count, and their files' ending
@@ -95,18 +96,13 @@ def fingerprint(clip) -> str:
     sentence.
     """
     _load(clip)
-    digest = hashlib.blake2b(str(clip.layer_idx).encode(), digest_size=8)
-    for name, encoder in encoders(clip).items():
-        # without the projection of the pooled output, which encodings do not see and the host may leave unset
-        for key, tensor in sorted(encoder.transformer.text_model.state_dict().items()):
-            digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            _add(digest, tensor)
+    digest = weights_digest(clip.cond_stage_model, skipped(clip))
     patcher = clip.patcher
     if patcher.injections or (patcher.patches and patcher.is_dynamic()):
         prepare_encoders(clip)
         with torch.no_grad():
             encodings, _ = encode_rows(clip, _rows(clip, [_SENTENCE]))
-        _add(digest, encodings)
+        add(digest, encodings)
     return digest.hexdigest()
 
 
@@ -114,10 +110,6 @@ def _rows(clip, captions: Sequence[str]) -> dict[str, list[list]]:
     """{encoder: the tokens of every caption}, of a long one only the first section."""
     tokenized = [clip.tokenize(caption) for caption in captions]
     return {name: [[token[0] for token in prompt[name][0]] for prompt in tokenized] for name in encoders(clip)}
-
-
-def _add(digest, tensor: Tensor) -> None:
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def caption_files() -> list[str]:

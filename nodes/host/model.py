@@ -66,9 +66,14 @@ def apply_to_model(model, uses: Sequence[ConceptUse], joint: bool = True):
     return model
 
 
+def concepts_on(model) -> tuple[ConceptUse, ...]:
+    """Those that the MODEL has of Perfusion's nodes."""
+    return model.get_attachment(KEY) or ()
+
+
 def without_concepts(model):
     """The MODEL as it was before Perfusion's nodes."""
-    return apply_to_model(model, [use.replace(strength=0.0) for use in model.get_attachment(KEY) or ()])
+    return apply_to_model(model, [use.replace(strength=0.0) for use in concepts_on(model)])
 
 
 @dataclass(frozen=True)

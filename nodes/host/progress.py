@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import html
+import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
 from PIL import Image
+
+from .uses import ConceptUse, clashes
 
 Cancelled = comfy.model_management.InterruptProcessingException  # by the user; the host forgets it when it is raised
 _cut_short: Counter[str | None] = Counter()
@@ -64,6 +67,21 @@ def _server():
 
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def warn_of_clashes(uses: Sequence[ConceptUse], hidden) -> list[str]:
+    """Says on the node with these ``hidden`` inputs where concepts do nothing, their triggers being the same."""
+    lines = clashes(uses)
+    warn(lines, getattr(hidden, "unique_id", None))
+    return lines
+
+
+def warn(lines: Sequence[str], node_id: str | None) -> None:
+    """On the running node and in the log."""
+    for line in lines:
+        logging.warning("Perfusion: %s", line)
+    if lines:
+        show_text("\n".join(lines), node_id)
 
 
 def show_text(text: str, node_id: str | None) -> None:

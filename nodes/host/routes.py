@@ -27,7 +27,8 @@ from .trash import move_to_trash, restore
 
 _LARGEST_BODY = 64 * 2**10  # bytes
 _LONGEST = {  # characters
-    "file": 1000, "undo": 100, "name": 200, "trigger": 100, "notes": 4000, "tags": 500, "thumbnail": 60_000, "words": 200,
+    "file": 1000, "undo": 100, "name": 200, "trigger": 100, "notes": 4000, "tags": 500, "thumbnail": 60_000,
+    "words": 200,
 }  # fmt: skip
 _TAGS = "modelspec.tags"  # where other tools look for them, too
 _UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # control characters and half ones

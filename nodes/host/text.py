@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...perfusion_core import Concept
 from ...perfusion_core.concept import plain_words
+from .encoder import NAMES, clip_skip, differences, encoders_of, in_words
 from .locked import with_keys
 from .model import ENCODING, KEYS
 from .progress import listener
@@ -28,7 +29,6 @@ from .uses import KEY, ConceptUse, combine
 
 _SPECIAL = {"<|startoftext|>": "start", "<|endoftext|>": "end"}
 _MOST_SIMILAR = 3  # words that are told for each concept
-_ENCODERS = ("l", "h", "g")  # CLIP encoders, in the order in which the host joins their encodings
 
 
 def apply_to_clip(clip, uses: Sequence[ConceptUse]):
@@ -44,6 +44,7 @@ def apply_to_clip(clip, uses: Sequence[ConceptUse]):
     locks = {use.concept.trigger.lower(): use.key_lock for use in uses}
     current = clip.patcher.get_model_object("encode_token_weights")
     plain = getattr(current, "perfusion_plain", current)
+    model, said = getattr(plain, "__self__", None), set()
     watch = _UnlockedReading(locks)
     embeddings = {use.concept.trigger: use.concept.token_embeddings for use in uses}
     clip.tokenizer = tokenizer = with_triggers(clip.tokenizer, embeddings, on_read=watch.warn)
@@ -55,6 +56,8 @@ def apply_to_clip(clip, uses: Sequence[ConceptUse]):
             keys = _key_encoding(plain, tokens, cond, locks, words)
         if (tell := listener()) and (similar := similar_words(tokenizer, tokens, cond, uses)):
             tell("perfusion.words", similar)
+        if model is not None:
+            _tell_differences(model, tokens, uses, said)
         if keys is None:
             return (cond, pooled, *more)
         cond = with_keys(cond, keys)  # hooks with a schedule and some node packs drop the third item
@@ -63,6 +66,17 @@ def apply_to_clip(clip, uses: Sequence[ConceptUse]):
     encode_token_weights.perfusion_plain = plain
     clip.patcher.add_object_patch("encode_token_weights", encode_token_weights)
     return clip
+
+
+def _tell_differences(model, tokens, uses: Sequence[ConceptUse], said: set[str]) -> None:
+    """Tells the page, and the log once, where concepts of this text were trained with another text encoder."""
+    present = set(_triggers_in(tokens))
+    found = [(use, differences(use, model)) for use in uses if use.concept.trigger.lower() in present]
+    if (tell := listener()) and (of_files := {use.file: what for use, what in found if use.file}):
+        tell("perfusion.encoder", of_files)
+    for words in {in_words(use.concept.trigger, what) for use, what in found if what} - said:
+        logging.warning("Perfusion: %s", words)
+        said.add(words)
 
 
 class _UnlockedReading:
@@ -88,11 +102,16 @@ class _UnlockedReading:
 def encoders(clip) -> dict[str, torch.nn.Module]:
     """{name: encoder} of a CLIP's text encoders. Raises ValueError when it has others than CLIP's."""
     names = clip.tokenizer.tokenize_with_weights("").keys()
-    if not names <= set(_ENCODERS):
+    if not names <= set(NAMES):
         raise ValueError(
             f"Perfusion knows the CLIP text encoders of SD1.x, SD2.x and SDXL; this one has {', '.join(sorted(names))}."
         )
-    return {name: getattr(clip.cond_stage_model, f"clip_{name}") for name in _ENCODERS if name in names}
+    return encoders_of(clip.cond_stage_model)
+
+
+def skipped(clip) -> int:
+    """The clip skip of a CLIP, as people count it."""
+    return clip_skip(next(iter(encoders(clip).values())), clip.layer_idx)
 
 
 def embedding_tables(clip) -> dict[str, Tensor]:

@@ -95,6 +95,25 @@ def combine(earlier: Iterable[ConceptUse], later: Iterable[ConceptUse]) -> tuple
     return tuple(use for use in by_trigger.values() if use.strength != 0)
 
 
+def clashes(uses: Iterable[ConceptUse]) -> list[str]:
+    """What to say of concepts that do nothing since a later one has the same trigger."""
+    said: list[str] = []
+    by_trigger: dict[str, ConceptUse] = {}
+    for use in uses:
+        trigger = use.concept.trigger
+        earlier = by_trigger.get(trigger.lower())
+        by_trigger[trigger.lower()] = use
+        if earlier and earlier.strength and use.strength:
+            if earlier.concept.name == use.concept.name:
+                said.append(f"{use.concept.name} is here twice: only the later settings count.")
+            else:
+                said.append(
+                    f"{earlier.concept.name} and {use.concept.name} have the same trigger, {trigger}: only "
+                    f"{use.concept.name} acts. Give one of them another trigger."
+                )
+    return said
+
+
 def concept_set(uses: Sequence[ConceptUse], joint: bool = True, zero_padded: bool = False) -> ConceptSet:
     return ConceptSet(
         [use.concept for use in uses],

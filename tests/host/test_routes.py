@@ -502,5 +502,6 @@ def test_the_routes_are_added_to_the_hosts_server_and_to_none_without_one(monkey
         monkeypatch.setitem(sys.modules, "server", server)
         routes.register()
     assert {route.path for route in table} == {
-        f"/perfusion/{name}" for name in ("concepts", "thumbnail", "file", "metadata", "rename", "trash", "undo")
+        f"/perfusion/{name}"
+        for name in ("concepts", "thumbnail", "file", "superclass", "metadata", "rename", "trash", "undo")
     }

@@ -1,0 +1,95 @@
+"""Which text encoder, and which of its layers, encodes: with those of its training a concept looks like its photos."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .uses import ConceptUse
+
+NAMES = ("l", "h", "g")  # of CLIP encoders, in the order in which the host joins their encodings
+_digests: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # {text model: {(its patches, layer): digest}}
+
+
+def encoders_of(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """{name: encoder} of a text model of the host's."""
+    return {name: getattr(model, f"clip_{name}") for name in NAMES if hasattr(model, f"clip_{name}")}
+
+
+def clip_skip(encoder: torch.nn.Module, layer_idx: int | None) -> int:
+    """Where from the end an encoder stops, 1 at its last layer. layer_idx: as a CLIP sets it; None: nothing is set."""
+    if layer_idx is None:
+        layer, layer_idx, *_ = encoder.options_default
+        layer_idx = layer_idx if layer == "hidden" else -1
+    return -layer_idx if abs(layer_idx) <= encoder.num_layers else 1
+
+
+def current_clip_skip(encoder: torch.nn.Module) -> int:
+    return clip_skip(encoder, encoder.layer_idx if encoder.layer == "hidden" else -1)
+
+
+def weights_digest(model: torch.nn.Module, skip: int):
+    """A hash, to go on with, of the encoders' weights as they are and of how many layers are skipped."""
+    encoders = encoders_of(model)
+    own = clip_skip(next(iter(encoders.values())), None)
+    digest = hashlib.blake2b(str(None if skip == own else -skip).encode(), digest_size=8)
+    for name, encoder in encoders.items():
+        # without the projection of the pooled output, which encodings do not see and the host may leave unset
+        for key, tensor in sorted(encoder.transformer.text_model.state_dict().items()):
+            digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            add(digest, tensor)
+    return digest
+
+
+def add(digest, tensor: Tensor) -> None:
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def differences(use: ConceptUse, model: torch.nn.Module) -> dict[str, Any]:
+    """What is not as it was in the concept's training while ``model`` encodes, of "clip_skip", as (in training, here),
+    and "text_encoder", its weights."""
+    metadata, found = use.concept.metadata, {}
+    first = next(iter(encoders_of(model).values()))
+    here = current_clip_skip(first)
+    trained = _number(metadata) or clip_skip(first, None)
+    if trained != here:
+        found["clip_skip"] = trained, here
+    if "text_encoder" in metadata and _kept_digest(model, trained) not in (metadata["text_encoder"], None):
+        found["text_encoder"] = True
+    return found
+
+
+def in_words(trigger: str, found: Mapping[str, Any]) -> str:
+    """What differs, and what to do."""
+    words = []
+    if "clip_skip" in found:
+        trained, here = found["clip_skip"]
+        words.append(f"with clip skip {trained}, this is {here} (set CLIP Set Last Layer to {-trained})")
+    if "text_encoder" in found:
+        words.append("with another text encoder (another checkpoint's, or without this LoRA)")
+    return f"{trigger} was trained {' and '.join(words)}: it will look less like its photos."
+
+
+def _number(metadata: Mapping[str, str]) -> int | None:
+    text = metadata.get("clip_skip", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else None
+
+
+def _kept_digest(model: torch.nn.Module, skip: int) -> str | None:
+    """Made once for all that the model's weights are; None where another node pack's weights have no bytes to read."""
+    kept = _digests.setdefault(model, {})
+    place = getattr(model, "current_weight_patches_uuid", None), skip
+    if place not in kept:
+        kept.clear()
+        try:
+            kept[place] = weights_digest(model, skip).hexdigest()
+        except (RuntimeError, TypeError) as error:
+            logging.debug("Perfusion: these text encoder weights cannot be compared: %s", error)
+            kept[place] = None
+    return kept[place]
