@@ -1,15 +1,26 @@
 #!/usr/bin/env bash
 # Lint, types and tests:  bash scripts/test.sh [pytest arguments]    (without arguments: everything in tests/)
+# When paths are given and none is in tests/web, nothing of web/ is checked, and nothing is installed for it.
 # Without arguments the tests in the browser run once more, with the newest frontend, unless COMFYUI_PATH names a ComfyUI.
 # All parts run even when an earlier one fails; the exit status is 0 only when all passed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONDONTWRITEBYTECODE=1
 
+web=true
+for argument in "$@"; do
+    case $argument in
+        tests | tests/ | tests/web*) web=true; break ;;
+        tests/*) web=false ;;
+    esac
+done
+
 missing=()
-command -v chromium >/dev/null || missing+=(chromium)
 [ -e /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf ] || missing+=(fonts-noto-color-emoji)
-command -v npm >/dev/null || missing+=(nodejs npm)
+if $web; then
+    command -v chromium >/dev/null || missing+=(chromium)
+    command -v npm >/dev/null || missing+=(nodejs npm)
+fi
 if [ ${#missing[@]} -gt 0 ] && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
     echo "Installing ${missing[*]} for the tests ..."
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}"; } >/dev/null 2>&1 ||
@@ -21,7 +32,7 @@ failed=0
 bash scripts/env.sh ruff format --check || failed=1
 bash scripts/env.sh ruff check || failed=1
 bash scripts/env.sh mypy perfusion_core || failed=1
-bash scripts/check_web.sh || failed=1
+! $web || bash scripts/check_web.sh || failed=1
 bash scripts/env.sh python -m pytest "$@" || failed=1
 [ $# -gt 0 ] || [ -n "${COMFYUI_PATH:-}" ] || bash scripts/host.sh 0.30.0 newest || failed=1
 exit $failed
