@@ -1,12 +1,14 @@
 """Drives a real ComfyUI: starts its server, converts workflows as the frontend does, runs them, returns the outputs.
 
-Used as `with Server(base) as server: outputs = server.run(server.to_prompt(workflow))`.
+Used as `with Server(base) as server: outputs = server.run(server.to_prompt(workflow))`. The client libraries there are
+lose a run with its connection and can only interrupt everybody; the one that converts workflows has telemetry.
 """
 
 import asyncio
 import contextlib
 import html
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -20,6 +22,7 @@ from typing import Any
 import aiohttp
 
 REPO = Path(__file__).resolve().parent.parent
+LEASHED = Path(__file__).with_name("leashed_comfyui.py")
 START_LIMIT = 300  # seconds; importing torch on a busy machine takes most of a minute
 SILENCE = 30  # seconds without an event before the queue is asked
 TIMEOUT = aiohttp.ClientTimeout(total=300, sock_connect=10)
@@ -51,10 +54,10 @@ class Client:
                 answer.raise_for_status()
                 return await answer.json() if answer.content_type == "application/json" else await answer.read()
 
-    async def send_file(self, path: Path, subfolder: str = "") -> str:
+    async def send_file(self, name: str, data: bytes, subfolder: str = "") -> str:
         """Puts a file into the input folder; returns the name that LoadImage takes."""
         form = aiohttp.FormData({"subfolder": subfolder, "overwrite": "true"}, quote_fields=False)  # names as they are
-        form.add_field("image", path.read_bytes(), filename=path.name)
+        form.add_field("image", data, filename=name)
         saved = await self.send("POST", "/upload/image", data=form)
         return f"{saved['subfolder']}/{saved['name']}" if saved["subfolder"] else saved["name"]
 
@@ -95,7 +98,7 @@ class Client:
         return self.request("GET", "/object_info")
 
     def upload(self, path: Path, subfolder: str = "") -> str:
-        return asyncio.run(self.send_file(path, subfolder))
+        return asyncio.run(self.send_file(path.name, path.read_bytes(), subfolder))
 
     def interrupt(self) -> None:
         """Stops whatever runs."""
@@ -169,16 +172,20 @@ class Client:
 
 
 class Server(Client):
-    """A ComfyUI process with this repository as its only custom node. `base` holds its models, input and log."""
+    """A ComfyUI process with this repository as its only custom node, which ends with ours. `base` holds its models,
+    input and log; `scratch`: nobody needs it afterwards."""
 
-    def __init__(self, base: Path, output: Path | None = None, options: Sequence[str] = ("--cpu",)) -> None:
+    def __init__(
+        self, base: Path, output: Path | None = None, options: Sequence[str] = ("--cpu",), scratch: bool = False
+    ) -> None:
         super().__init__("")
-        self.base = base.resolve()
+        self.base, self.scratch = base.resolve(), scratch
         self.output = (output or self.base / "output").resolve()
         self.options = [*options, "--disable-api-nodes"]
         if frontend := os.environ.get("COMFYUI_FRONTEND"):  # by scripts/host.sh
             self.options += ["--front-end-root", frontend]
         self.log = self.base / "comfyui.log"
+        self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> "Server":
         for folder in (self.base / "custom_nodes", self.base / "models" / "checkpoints", self.base / "input"):
@@ -192,12 +199,14 @@ class Server(Client):
             port = free.getsockname()[1]
         self.address = f"http://127.0.0.1:{port}"
         command = [
-            sys.executable, "main.py", "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch",
+            sys.executable, str(LEASHED), str(self.base) if self.scratch else "",
+            "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch",
             "--base-directory", str(self.base), "--output-directory", str(self.output),
             "--database-url", f"sqlite:///{self.base / 'comfyui.db'}", *self.options,
         ]  # fmt: skip
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=os.environ["COMFYUI_PATH"], stdout=log, stderr=log)
+            comfyui = os.environ["COMFYUI_PATH"]
+            self.process = subprocess.Popen(command, cwd=comfyui, stdin=subprocess.PIPE, stdout=log, stderr=log)
         try:
             self._wait_until_up()
         except BaseException:
@@ -206,12 +215,18 @@ class Server(Client):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        if self.process:
+            self.process.stdin.close()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if self.scratch:
+            shutil.rmtree(self.base, ignore_errors=True)
+
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     def _wait_until_up(self) -> None:
         limit = time.monotonic() + START_LIMIT
@@ -219,7 +234,7 @@ class Server(Client):
             with contextlib.suppress(ConnectionError):
                 self.request("GET", "/system_stats")
                 return
-            if self.process.poll() is not None:
+            if not self.is_running():
                 raise RuntimeError(f"ComfyUI ended with {self.process.returncode} at its start.\n{self.log_tail()}")
             if time.monotonic() > limit:
                 raise RuntimeError(f"ComfyUI did not answer within {START_LIMIT} s.\n{self.log_tail()}")
