@@ -22,9 +22,9 @@ class Concept:
     settings: dict[str, Any]  # inputs of PerfusionTrainConcept
     state: str = "not started"  # skipped; running; trained, failed or stopped
     note: str = ""  # the file it was saved to, or what went wrong
-    server: str = ""
-    prompt_id: str = ""
+    where: str = ""
     attempts: int = 0
+    under_way: bool = False  # and not behind others' prompts in the queue
     steps_done: float = 0.0
     start: float = 0.0  # time.monotonic()
     seconds: float = 0.0
@@ -32,6 +32,11 @@ class Concept:
     @property
     def steps(self) -> int:
         return self.settings["steps"]
+
+    @property
+    def file(self) -> str:
+        """Its name in models/perfusion."""
+        return f"{self.name}.safetensors"
 
 
 def find_concepts(root: Path, output: Path, superclass: str | None, steps: int | None) -> list[Concept]:

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from comfyui import REPO, Server, override
+from demo_model import TRAINING, on_the_demo_model
 from setup_env import CACHE
 
 sys.path.insert(0, str(REPO))
@@ -21,12 +22,6 @@ BASE = CACHE / "demo"
 PHOTOS = REPO / "nodes" / "demo_photos"  # emoji that the demo model never saw, made by benchmarks/world/scenes.py
 KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
-# For the demo model, whose pictures are 64 times smaller than Stable Diffusion's
-TRAINING = {
-    "steps": 400, "batch_size": 4, "accumulation": 1, "seed": 0, "flip": False,
-    "learning_rate_values": 0.05, "learning_rate_embedding": 0.006, "unmasked_weight": 0.3, "min_timestep": 100,
-    "checkpoint_every": 100, "previews": "a photo of a {} on snow",
-}  # fmt: skip
 PROMPTS = (
     "a photo of a {} on snow", "a photo of a {} on water", "a photo of a purple {} on sand", "a sketch of a {} on wood",
     "a photo of a {} and a cup on pink",
@@ -110,14 +105,10 @@ def training_prompt(server: Server, subject: Subject, steps: int) -> dict[str, A
     """The workflow perfusion_train on the demo model."""
     workflow = json.loads((REPO / "workflows" / "perfusion_train.json").read_text(encoding="utf-8"))
     prompt = server.to_prompt(workflow)
-    for node in prompt.values():
-        if node["class_type"] == "CheckpointLoaderSimple":  # which has the same outputs
-            node |= {"class_type": "PerfusionDemoModel", "inputs": {}}
-    captions = (REPO / "scripts" / "demo_captions.txt").read_text(encoding="utf-8")
+    on_the_demo_model(prompt)
     words = {"trigger": subject.trigger, "superclass": subject.superclass, "steps": steps}
     override(prompt, "PerfusionLoadPhotos", folder=subject.name)
-    override(prompt, "PerfusionCovariance", captions=captions)
-    override(prompt, "PerfusionTrainConcept", **{**TRAINING, **words})
+    override(prompt, "PerfusionTrainConcept", **words)
     override(prompt, "PerfusionSaveConcept", filename=subject.name, overwrite=True)
     return prompt
 

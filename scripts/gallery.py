@@ -8,7 +8,8 @@ It takes the concepts that scripts/demo.sh trained, or trains them first.
 from typing import Any
 
 from comfyui import REPO, Server
-from demo import BASE, PHOTOS, TRAINING, Graph, ProgressLine, Subject, gather_photos, opened, training_prompt
+from demo import BASE, PHOTOS, Graph, ProgressLine, Subject, gather_photos, opened, training_prompt
+from demo_model import TRAINING
 
 TEDDY = Subject("<my-teddy>", "bear", PHOTOS / "teddy", "perfusion_demo")
 TIGER = Subject("<my-tiger>", "cat", PHOTOS / "tiger", "perfusion_demo_tiger")

@@ -2,8 +2,8 @@
 
 ComfyUI is the pinned release that PERFUSION_HOST names, else the one COMFYUI_PATH names, else the one this folder sits
 in (custom_nodes), else the newest pinned release. Pinned releases are unpacked into the cache. The cache is
-PERFUSION_CACHE, by default ~/.cache/comfyui-perfusion; an environment is keyed by everything installed into it, so a
-changed pin makes a new one and the old one keeps working.
+PERFUSION_CACHE, by default ~/.cache/comfyui-perfusion; an environment is keyed by what is installed into it, so a
+changed pin makes a new one and the old one keeps working. Only Ray, which two scripts need, is put on top of it.
 Prints VIRTUAL_ENV and COMFYUI_PATH for the shell; progress goes to stderr.
 """
 
@@ -22,6 +22,7 @@ SCRIPTS = REPO / "scripts"
 CACHE = Path(os.environ.get("PERFUSION_CACHE") or Path.home() / ".cache" / "comfyui-perfusion")
 NEWEST_HOST = "0.30.0"
 OWN_REQUIREMENTS = [SCRIPTS / "requirements-torch.txt", REPO / "requirements.txt", SCRIPTS / "requirements-dev.txt"]
+ON_TOP = SCRIPTS / "requirements-ray.txt"
 
 
 def run(*command: str | Path) -> None:
@@ -113,6 +114,10 @@ def main() -> None:
             requirements = [comfyui / "requirements.txt", *OWN_REQUIREMENTS]
             run(pip, "install", "--quiet", *(part for path in requirements for part in ("--requirement", path)))
             complete.touch()
+        on_top = venv / f".{ON_TOP.stem}-{hashlib.sha256(ON_TOP.read_bytes()).hexdigest()[:16]}"
+        if not on_top.exists():
+            run(pip, "install", "--quiet", "--requirement", ON_TOP)
+            on_top.touch()
     print(f"VIRTUAL_ENV={shlex.quote(str(venv))} COMFYUI_PATH={shlex.quote(str(comfyui))}")
 
 

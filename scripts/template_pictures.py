@@ -16,7 +16,8 @@ from PIL import Image, ImageOps
 
 from browser import Frontend, add_stand_ins, open_frontend, workflow
 from comfyui import REPO, Server
-from demo import BASE, PROMPTS, TRAINING, ProgressLine, opened
+from demo import BASE, PROMPTS, ProgressLine, opened
+from demo_model import TRAINING
 
 SIZE = (640, 400)  # of a graph it is half of what the browser draws: smooth, and under 60 KB
 QUALITY = 88

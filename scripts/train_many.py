@@ -1,146 +1,96 @@
-"""Trains a folder of concept folders on running ComfyUI servers, which share the work. docs/train-many.md says more.
+"""Trains a folder of concept folders on all GPUs of this machine or of a Ray cluster, and gathers the files here.
 
-python scripts/train_many.py FOLDER --superclass toy --server http://127.0.0.1:8188 --server http://192.168.0.7:8188
+    python scripts/train_many.py FOLDER --superclass toy
+    python scripts/train_many.py FOLDER --superclass toy --address 192.168.0.7:6379
+    python scripts/train_many.py FOLDER --superclass toy --server http://127.0.0.1:8188 --server http://192.168.0.7:8188
+
+docs/train-many.md says more.
 """
 
 import argparse
-import asyncio
-import contextlib
-import copy
 import hashlib
-import io
-import json
-import re
 import sys
 import time
 import uuid
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import ray
+from ray.exceptions import RayError
 from tqdm import tqdm
 
-from comfyui import REPO, Client, RunError, override, to_prompt
+from comfyui import REPO, override
 from concept_folders import Concept, find_concepts
+from many.comfy_worker import Offer, Result, Task
+from many.comfyuis import add_options, check_options, choose_checkpoint, crew_of, inputs_of, load_workflow, prompt_for
+from many.crew import Crew, Done, Failed, Lost, Progress, Started, connected
 from train_summary import page, table
 
-NEEDED = ("CheckpointLoaderSimple", "PerfusionLoadPhotos", "PerfusionTrainConcept", "PerfusionSaveConcept")
-PATIENCE = 180  # seconds to wait for a server that went away
+NEEDED = ("PerfusionLoadPhotos", "PerfusionTrainConcept", "PerfusionSaveConcept")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_options(arguments)
     concepts = find_concepts(options.folder, options.output, options.superclass, options.steps)
+    workflow = load_workflow(options.workflow, NEEDED)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         sys.exit(f"The folder for the results cannot be made ({error}). Choose another with --output.")
-    try:
-        asyncio.run(train_all(concepts, options))
-    except KeyboardInterrupt:
-        print("\nStopped.")
+    for concept in concepts:
+        if (options.output / concept.file).exists() and not options.again:
+            skip(concept, "is here already")
+    if any(concept.state == "not started" for concept in concepts):
+        try:
+            with connected(options.address, "scripts"):
+                train_all(concepts, workflow, options)
+        except KeyboardInterrupt:
+            print("\nStopped.")
+            for concept in concepts:
+                concept.state = "stopped" if concept.state == "running" else concept.state
     print(table(concepts, options.output))
     summary = options.output / "index.html"
     summary.write_text(page(concepts, options.output), encoding="utf-8")
-    print(f"The same with pictures: {summary}")
+    print(f"The concept files are in {options.output}. All of it with pictures: {summary}")
     return 0 if all(concept.state in ("trained", "skipped") for concept in concepts) else 1
 
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="one subfolder per concept, with its photos")
-    parser.add_argument("--server", action="append", required=True, help="address of a ComfyUI; may be repeated")
     parser.add_argument("--superclass", help="the plain word for concepts whose concept.json has none")
-    parser.add_argument("--checkpoint", help="default: the workflow's where every server has it, else their first")
     parser.add_argument("--steps", type=int, help="training steps (default: the workflow's)")
-    parser.add_argument("--workflow", type=Path, default=REPO / "workflows" / "perfusion_train.json")
-    parser.add_argument("--output", type=Path, help="for pictures and reports (default: FOLDER-trained)")
-    parser.add_argument("--retries", type=int, default=2, help="of a concept whose server went away (default: 2)")
-    parser.add_argument("--again", action="store_true", help="also train what a server has a file of, and replace it")
+    parser.add_argument("--output", type=Path, help="for concept files, pictures and reports (default: FOLDER-trained)")
+    parser.add_argument("--again", action="store_true", help="also train what has a file already, and replace it")
+    add_options(parser, REPO / "workflows" / "perfusion_train.json")
     options = parser.parse_args(arguments)
+    check_options(parser, options)
     options.folder = options.folder.resolve()
     options.output = (options.output or options.folder.with_name(f"{options.folder.name}-trained")).resolve()
-    with_scheme = [server if "://" in server else f"http://{server}" for server in options.server]
-    options.server = list(dict.fromkeys(server.rstrip("/") for server in with_scheme))
     return options
 
 
-# Where it is trained
-
-
-async def open_servers(concepts: Sequence[Concept], options: argparse.Namespace) -> dict[Client, dict[str, Any]]:
-    """The servers that answer, with the prompt each will run. Fills in what concepts leave to the workflow, and skips
-    those that a server has already. Ends the program when something will not work."""
-    workflow = load_workflow(options.workflow)
-    clients = [Client(address) for address in options.server]
-    answers = await asyncio.gather(*map(look_at, clients), return_exceptions=True)
-    prompts, checkpoints = {}, {}
-    for client, answer in zip(clients, answers, strict=True):
-        if isinstance(answer, ConnectionError):
-            print(f"{answer} Going on without it.")
-            continue
-        if isinstance(answer, RunError):
-            sys.exit(f"{answer} Is it a ComfyUI with the Perfusion nodes?")
-        if isinstance(answer, BaseException):
-            raise answer
-        object_info, checkpoints[client.address], saved = answer
-        prompts[client] = make_prompt(workflow, object_info, client.address)
-        for concept in concepts:
-            if f"{concept.name}.safetensors" in saved and not options.again:
-                concept.state, concept.server = "skipped", client.address
-                concept.note = "has a file already; --again trains it anyway"
-    if not prompts:
-        sys.exit("No server answers. Start ComfyUI, or give its address with --server.")
-    checkpoint = choose_checkpoint(options.checkpoint, next(iter(prompts.values())), checkpoints)
-    print(f"Checkpoint: {checkpoint}")
-    for prompt in prompts.values():
-        override(prompt, "CheckpointLoaderSimple", ckpt_name=checkpoint)
-        fill_in(concepts, inputs_of(prompt, "PerfusionTrainConcept"))
-    return prompts
-
-
-async def look_at(client: Client) -> tuple[dict[str, Any], list[str], list[str]]:
-    """Its nodes, checkpoints and concept files."""
-    info = await client.send("GET", "/object_info")
-    return info, await client.send("GET", "/models/checkpoints"), await client.send("GET", "/models/perfusion")
-
-
-def load_workflow(path: Path) -> dict[str, Any]:
-    """As saved by the frontend, or exported in API format."""
-    try:
-        workflow = json.loads(path.read_text(encoding="utf-8"))
-        nodes = workflow["nodes"] if "nodes" in workflow else workflow.values()
-        missing = set(NEEDED) - {node.get("type") or node["class_type"] for node in nodes}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        sys.exit(f"{path} is not a workflow ({error!r}). Save or export it from ComfyUI's menu.")
-    if missing:
-        sys.exit(f"{path} has no {' and no '.join(sorted(missing))}. Start from workflows/perfusion_train.json.")
-    return workflow
-
-
-def make_prompt(workflow: dict[str, Any], object_info: dict[str, Any], address: str) -> dict[str, Any]:
-    try:
-        return to_prompt(workflow, object_info) if "nodes" in workflow else copy.deepcopy(workflow)
-    except ValueError as error:
-        sys.exit(f"{address}: {error} Install or update what it comes with, or choose another --workflow.")
-
-
-def inputs_of(prompt: dict[str, Any], class_type: str) -> dict[str, Any]:
-    return next(node["inputs"] for node in prompt.values() if node["class_type"] == class_type)
-
-
-def choose_checkpoint(wanted: str | None, prompt: dict[str, Any], offers: dict[str, list[str]]) -> str:
-    first = [inputs_of(prompt, "CheckpointLoaderSimple")["ckpt_name"], *next(iter(offers.values()))]
-    for name in [wanted] if wanted else first:
-        if all(name in offer for offer in offers.values()):
-            return name
-    lists = [f"  {address}: {', '.join(offer) or 'none'}" for address, offer in offers.items()]
-    sys.exit("\n".join([f"{wanted or 'One and the same checkpoint'} is not on every server. They have:", *lists]))
+def train_all(concepts: Sequence[Concept], workflow: dict[str, Any], options: argparse.Namespace) -> None:
+    """Leaves in every concept how it went."""
+    with crew_of(options, workflow, say) as crew:
+        offers = list(crew.idle.values())
+        checkpoint = choose_checkpoint(options, offers)
+        fill_in(concepts, inputs_of(prompt_for(offers[0], checkpoint, options), "PerfusionTrainConcept"))
+        if not options.again:
+            fetch_trained(concepts, crew, options.output)
+        waiting = [concept for concept in concepts if concept.state == "not started"]
+        say(f"Model: {checkpoint}")
+        with tqdm(unit="step", disable=None, dynamic_ncols=True, smoothing=0) as bar:
+            show = progress_bar(bar, waiting)
+            task = partial(task_of, checkpoint=checkpoint, options=options)
+            for concept, event in crew.run(waiting, task, options.retries):
+                note_down(concept, event, options.output, show)
 
 
 def fill_in(concepts: Sequence[Concept], inputs: dict[str, Any]) -> None:
+    """What concepts leave to the workflow. Ends the program when they set what training does not have."""
     widgets = {name: value for name, value in inputs.items() if not isinstance(value, list)}
     for concept in concepts:
         unknown = set(concept.settings) - set(widgets)
@@ -151,151 +101,87 @@ def fill_in(concepts: Sequence[Concept], inputs: dict[str, Any]) -> None:
             sys.exit(f"{concept.name}: steps is {concept.steps!r}, and must be a whole number.")
 
 
-# Training
+def fetch_trained(concepts: Sequence[Concept], crew: Crew, output: Path) -> None:
+    """What running servers have already."""
+    for actor, offer in crew.idle.items():
+        for concept in concepts:
+            if concept.state == "not started" and concept.file in offer.concepts:
+                concept.where = offer.where
+                try:
+                    save(ray.get(actor.fetch.remote(concept.file)), output / concept.file)
+                    skip(concept, f"was on {offer.where} already")
+                except (OSError, RayError) as error:
+                    concept.state, concept.note = "failed", str(getattr(error, "cause", error))
 
 
-async def train_all(concepts: list[Concept], options: argparse.Namespace) -> None:
-    """Leaves in every concept how it went. Each server has one at a time; the next free one takes the next."""
-    prompts = await open_servers(concepts, options)
-    for concept in concepts:
-        if concept.state == "skipped":
-            print(f"{concept.name}: {concept.server} {concept.note}")
-    waiting = deque(concept for concept in concepts if concept.state != "skipped")
-    free = deque(prompts)
-    tasks: dict[asyncio.Task[bool], tuple[Client, Concept | None]] = {}  # None: waits for the server to come back
-    with tqdm(unit="step", disable=None, dynamic_ncols=True, smoothing=0) as bar:
-        show = progress_bar(bar, list(waiting))
-        try:
-            while waiting or any(concept for _, concept in tasks.values()):
-                while waiting and free:
-                    client, concept = free.popleft(), waiting.popleft()
-                    task = asyncio.create_task(train(concept, client, prompts[client], options, show))
-                    tasks[task] = client, concept
-                if not tasks:
-                    break
-                finished, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in finished:
-                    answers = task.result()
-                    client, concept = tasks.pop(task)
-                    if answers:
-                        free.append(client)
-                    elif concept:
-                        tasks[asyncio.create_task(comes_back(client, concept.prompt_id))] = client, None
-                        if concept.state == "not started":
-                            waiting.appendleft(concept)
-                    else:
-                        say(f"{client.address} stays away; given up.")
-            for concept in waiting:
-                concept.state, concept.note = "failed", f"No server is left. {concept.note}".rstrip()
-        finally:
-            for task in tasks:
-                task.cancel()
-            running = [(client, concept) for client, concept in tasks.values() if concept]
-            for _, concept in running:
-                concept.state = "stopped"
-            cancelled = [client.cancel(concept.prompt_id) for client, concept in running]
-            await asyncio.gather(*cancelled, return_exceptions=True)
+def skip(concept: Concept, why: str) -> None:
+    concept.state, concept.note = "skipped", f"{concept.file} {why}; --again trains it anew"
+    say(f"{concept.name}: {concept.note}")
 
 
-async def train(
-    concept: Concept, client: Client, prompt: dict[str, Any], options: argparse.Namespace, show: Callable[[str], None]
-) -> bool:
-    """One attempt on one server. False when the server went away."""
-    concept.attempts += 1
-    concept.state, concept.server, concept.prompt_id = "running", client.address, str(uuid.uuid4())
-    concept.start, concept.steps_done = time.monotonic(), 0.0
-    doing = ""
-
-    def on_progress(node: str, value: float, maximum: float, text: str) -> None:
-        nonlocal doing
-        if not doing:
-            concept.start = time.monotonic()  # until now others' prompts ran
-        if node == "PerfusionTrainConcept" and maximum:
-            concept.steps_done = value / maximum * concept.steps
-        doing = text or (doing if maximum else node)
-        show(f"{concept.name}: {doing}")
-
-    say(f"{concept.name}: to {client.address}")
-    try:
-        prompt = copy.deepcopy(prompt)
-        override(prompt, "PerfusionLoadPhotos", folder=await upload(client, concept))
-        override(prompt, "PerfusionTrainConcept", **concept.settings)
-        # a first attempt may have saved before its server went away
-        override(prompt, "PerfusionSaveConcept", filename=concept.name, overwrite=options.again or concept.attempts > 1)
-        outputs = await client.follow(prompt, on_progress, concept.prompt_id)
-    except ConnectionError as error:
-        concept.state = "not started" if concept.attempts <= options.retries else "failed"
-        concept.note, concept.steps_done = str(error), 0.0
-        say(f"{concept.name}: {error}")
-        return False
-    except (RunError, OSError) as error:  # OSError: a photo that cannot be read here
-        concept.state, concept.note = "failed", error.message if isinstance(error, RunError) else str(error)
-    else:
-        concept.state, concept.steps_done = "trained", concept.steps
-        concept.note = " ".join(texts(prompt, outputs, {"PerfusionSaveConcept"}))
-        try:
-            await keep_outputs(client, prompt, outputs, options.output / concept.name)
-        except (RunError, OSError) as error:  # ConnectionError is one; the concept is safe
-            say(f"{concept.name}: its pictures could not be fetched: {error}")
-    concept.seconds = time.monotonic() - concept.start
-    show("")
-    say(f"{concept.name}: {concept.state} after {concept.seconds:.0f} s. {concept.note}")
-    return True
-
-
-async def comes_back(client: Client, prompt_id: str) -> bool:
-    """Whether a server that went away answers again; then it is told to forget our prompt."""
-    limit = time.monotonic() + PATIENCE
-    while time.monotonic() < limit:
-        with contextlib.suppress(ConnectionError, RunError):
-            await client.cancel(prompt_id)
-            return True
-        await asyncio.sleep(2)
-    return False
-
-
-async def upload(client: Client, concept: Concept) -> str:
-    """Sends the files to a folder named after their contents: no photo of another time can be in it."""
+def task_of(concept: Concept, offer: Offer, attempt: int, checkpoint: str, options: argparse.Namespace) -> Task:
+    """Photos go to a folder named after their contents: no photo of another time can be in it."""
+    photos = {file.relative_to(concept.folder).as_posix(): file.read_bytes() for file in concept.files}
     digest = hashlib.blake2b(digest_size=6)
-    for file in concept.files:
-        digest.update(f"{file.relative_to(concept.folder)} {file.stat().st_size} ".encode() + file.read_bytes())
+    for name, data in photos.items():
+        digest.update(f"{name} {len(data)} ".encode() + data)
+    prompt = prompt_for(offer, checkpoint, options)
+    override(prompt, "PerfusionTrainConcept", **concept.settings)
+    # an attempt whose ComfyUI went away may have saved before
+    override(prompt, "PerfusionSaveConcept", filename=concept.name, overwrite=options.again or attempt > 1)
     folder = f"perfusion_many/{concept.name}-{digest.hexdigest()}"
-    for file in concept.files:
-        try:
-            await client.send_file(file, f"{folder}/mask" if file.parent != concept.folder else folder)
-        except RunError as error:
-            if file.suffix != ".txt":
-                raise
-            say(f"{concept.name}: trained without the caption {file.name}. {error}")
-    return folder
+    return Task(prompt, str(uuid.uuid4()), photos, folder, wanted=(concept.file,))
 
 
-async def keep_outputs(client: Client, prompt: dict[str, Any], outputs: dict[str, Any], folder: Path) -> None:
-    """The report and every saved picture, under names of our own making: the server's are not to be trusted."""
+# What comes back
+
+
+def note_down(concept: Concept, event: Any, output: Path, show: Callable[[str], None]) -> None:
+    match event:
+        case Started(offer):
+            concept.attempts += 1
+            concept.state, concept.where, concept.start = "running", offer.where, time.monotonic()
+            say(f"{concept.name}: to {offer.where}")
+        case Progress(step, value, maximum, text):
+            if not concept.under_way:
+                concept.under_way, concept.start = True, time.monotonic()  # until now others' prompts ran
+            if step == "PerfusionTrainConcept" and maximum:
+                concept.steps_done = value / maximum * concept.steps
+            show(f"{concept.name}: {text}")
+        case Lost(reason):
+            concept.state, concept.note, concept.steps_done, concept.under_way = "not started", reason, 0, False
+            say(f"{concept.name}: {reason} It is tried again.")
+        case Failed(reason):
+            concept.state, concept.note = "failed", reason
+        case Done(result):
+            concept.state, concept.steps_done = "trained", concept.steps
+            try:
+                keep(result, concept, output)
+            except OSError as error:
+                concept.state, concept.note = "failed", f"What was trained cannot be written here: {error}"
+    if isinstance(event, Done | Failed):
+        concept.seconds = time.monotonic() - concept.start if concept.start else 0
+        show("")
+        say(f"{concept.name}: {concept.state} after {concept.seconds:.0f} s. {concept.note}")
+
+
+def keep(result: Result, concept: Concept, output: Path) -> None:
+    """The concept file, and beside it a folder with pictures and the report."""
+    folder = output / concept.name
     folder.mkdir(parents=True, exist_ok=True)
-    report = texts(prompt, outputs, {node["class_type"] for node in prompt.values()} - {"PerfusionSaveConcept"})
+    report = [text for kind, found in result.texts.items() if kind != "PerfusionSaveConcept" for text in found]
     (folder / "report.txt").write_text("\n\n".join(report), encoding="utf-8")
-    counts: Counter[str] = Counter()
-    for node_id, ui in outputs.items():
-        title = prompt[node_id].get("_meta", {}).get("title") or prompt[node_id]["class_type"]
-        name = re.sub(r"\W+", "-", title).strip("-").lower()
-        for image in ui.get("images", ()):
-            if image["type"] != "output":  # previews of what is saved
-                continue
-            counts[name] += 1
-            where = {key: image[key] for key in ("filename", "subfolder", "type")}
-            data = await client.send("GET", "/view", params=where)
-            with Image.open(io.BytesIO(data)) as picture:
-                kind = str(picture.format).lower()
-            (folder / f"{name}-{counts[name]}.{kind}").write_bytes(data)
+    for name, data in result.pictures.items():
+        (folder / name).write_bytes(data)
+    save(result.concepts[concept.file], output / concept.file)
+    concept.note = " ".join([str(output / concept.file), *result.notes])
 
 
-def texts(prompt: dict[str, Any], outputs: dict[str, Any], classes: set[str]) -> list[str]:
-    chosen = [ui for id, ui in outputs.items() if prompt[id]["class_type"] in classes]
-    return [str(text) for ui in chosen for text in ui.get("text", ())]
-
-
-# What is shown
+def save(data: bytes, path: Path) -> None:
+    """Whole or not at all: a file that is there is taken for a trained concept."""
+    part = path.with_suffix(".part")
+    part.write_bytes(data)
+    part.replace(path)
 
 
 def say(line: str) -> None:

@@ -23,7 +23,7 @@ def facts(concept: Concept, output: Path) -> dict[str, str]:
     return {
         "concept": concept.name,
         "result": concept.state,
-        "server": concept.server,
+        "where": concept.where,
         "steps": f"{concept.steps_done:.0f} of {concept.steps}" if concept.attempts else "",
         "seconds": f"{concept.seconds:.0f}" if concept.seconds else "",
         "loss": " to ".join(loss.groups()) if loss else "",

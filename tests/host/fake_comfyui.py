@@ -1,11 +1,13 @@
 """The routes of a ComfyUI without what is behind them, to show what a client does when a server misbehaves."""
 
 import asyncio
+import io
 import json
 import threading
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from PIL import Image
 
 WORKFLOW = {
     "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a.safetensors"}},
@@ -71,7 +73,15 @@ class FakeComfyUI:
         self.loop, self.over = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application(middlewares=[self._answer])
         app.router.add_get("/ws", self._ws)
-        for path in ("/object_info", "/queue", "/models/checkpoints", "/models/perfusion", "/history/{id}"):
+        for path in (
+            "/object_info",
+            "/queue",
+            "/models/checkpoints",
+            "/models/perfusion",
+            "/history/{id}",
+            "/perfusion/file",
+            "/view",
+        ):
             app.router.add_get(path, self._get)
         app.router.add_post("/prompt", self._prompt)
         app.router.add_post("/upload/image", self._upload)
@@ -96,6 +106,12 @@ class FakeComfyUI:
         return await handler(request)
 
     async def _get(self, request: web.Request) -> web.Response:
+        if request.path == "/perfusion/file":
+            return web.Response(body=f"the file {request.query['file']}".encode())
+        if request.path == "/view":  # a picture in the colour of its name
+            picture = io.BytesIO()
+            Image.new("RGB", (64, 64), request.query["filename"].removesuffix(".png")).save(picture, "PNG")
+            return web.Response(body=picture.getvalue())
         return web.json_response(
             {
                 "/object_info": {},

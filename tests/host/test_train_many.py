@@ -1,13 +1,16 @@
-"""scripts/train_many.py with two real servers, and with servers that misbehave."""
+"""scripts/train_many.py on Ray: ComfyUIs of its own on a cluster of two machines, and servers that misbehave."""
 
+import argparse
 import json
 import os
 import re
-import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+import uuid
 from pathlib import Path
 
 import pytest
@@ -17,57 +20,24 @@ from comfyui_perfusion.perfusion_core.concept import trigger_problem
 from PIL import Image
 
 import concept_folders
-import stand_ins
 import train_many
-from comfyui import REPO, Server, override
+from comfyui import REPO
 from draw_photos import draw_photos
-from fake_comfyui import FakeComfyUI, save_workflow
+from fake_comfyui import WORKFLOW, FakeComfyUI, save_workflow
+from many import comfyuis, crew
+from many.comfy_worker import Offer
+from many.crew import Progress
+from ray_machines import Machines
 
-SMALL = {"resolution": 64, "batch_size": 1, "accumulation": 1, "previews": ""}
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory):
-    """Two servers with the same checkpoint. The last test ends the second."""
-    both = [Server(tmp_path_factory.mktemp(name)) for name in ("first", "second")]
-    for server in both:
-        stand_ins.add_checkpoint(server.base)
-    with ThreadPoolExecutor() as starting:
-        list(starting.map(Server.__enter__, both))
-    yield both
-    for server in both:
-        server.__exit__()
+QUICK = ("--demo", "--superclass", "bear", "--steps", "2")
 
 
 @pytest.fixture(scope="module")
-def workflow(servers, tmp_path_factory):
-    """The shipped one in API format, made small."""
-    prompt = servers[0].to_prompt(json.loads((REPO / "workflows" / "perfusion_train.json").read_text()))
-    override(prompt, "PerfusionCovariance", captions="a toy\na photo of a bear\nthe sea at night\ntwo red cars")
-    override(prompt, "PerfusionTrainConcept", **SMALL)
-    path = tmp_path_factory.mktemp("workflow") / "small.json"
-    path.write_text(json.dumps(prompt))
-    return path
-
-
-@pytest.fixture
-def run(servers, workflow, capsys):
-    """run(folder, *options) -> (exit code, what it printed)"""
-
-    def call(folder: Path, *options: str) -> tuple[int, str]:
-        addresses = [part for server in servers for part in ("--server", server.address)]
-        code = train_many.main([str(folder), *addresses, "--workflow", str(workflow), "--superclass", "toy", *options])
-        return code, capsys.readouterr().out
-
-    return call
-
-
-@pytest.fixture
-def ctrl_c():
-    """Works as on a terminal, also where the tests run in the background."""
-    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, usual)
+def machines():
+    """A cluster whose second machine only sees to servers that run elsewhere."""
+    with Machines() as machines:
+        machines.add()
+        yield machines
 
 
 def concept_folder(root: Path, name: str, **settings: object) -> Path:
@@ -77,46 +47,58 @@ def concept_folder(root: Path, name: str, **settings: object) -> Path:
     return root / name
 
 
-def saved(server: Server, name: str) -> Path:
-    return server.base / "models" / "perfusion" / f"{name}.safetensors"
-
-
 def rows(printed: str) -> dict[str, list[str]]:
     """The table's cells by concept."""
     lines = printed[printed.index("concept  ") :].splitlines()[1:-1]
     return {line.split("  ")[0]: re.split(r"\s{2,}", line) for line in lines}
 
 
-def test_two_servers_share_the_concepts_and_a_broken_photo_is_told_and_not_tried_again(tmp_path, servers, run):
-    folder = tmp_path / "concepts"
+# With ComfyUIs of its own
+
+
+@pytest.fixture
+def scratch():
+    """For TMPDIR: Ray's sockets need a short path."""
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        yield folder
+
+
+def test_a_killed_machine_loses_nothing_and_every_file_arrives(tmp_path, scratch, capsys, monkeypatch):
+    monkeypatch.setenv("TMPDIR", scratch)
+    folder, output = tmp_path / "concepts", tmp_path / "concepts-trained"
     concept_folder(folder, "my bear")
-    concept_folder(folder, "second", trigger="<other>", superclass="bear", steps=1)
+    concept_folder(folder, "second", trigger="<other>", superclass="cat", steps=1)
     (concept_folder(folder, "third") / "0.txt").write_text("<third> on a shelf")
     broken = concept_folder(folder, "a broken one") / "0 <b>.png"
     broken.write_bytes(b"not a picture")
-    code, printed = run(folder, "--steps", "2")
-    assert code == 1
+    note_down, killed = train_many.note_down, []
+
+    def kill_when_one_trains(concept, event, *rest):
+        note_down(concept, event, *rest)
+        if isinstance(event, Progress) and event.step == "PerfusionTrainConcept" and not killed:
+            machines.kill(two[0])
+            killed.append(concept.name)
+
+    monkeypatch.setattr(train_many, "note_down", kill_when_one_trains)
+    with Machines() as machines:
+        two = [machines.add(), machines.add()]
+        code = train_many.main([str(folder), "--address", machines.address, "--cpus", "1", *QUICK])
+    printed = capsys.readouterr().out
+    assert killed and code == 1
     table = rows(printed)
     assert {name: row[1] for name, row in table.items()} == {
         "a broken one": "failed", "my bear": "trained", "second": "trained", "third": "trained",
     }  # fmt: skip
-    assert {row[2] for row in table.values()} == {server.address for server in servers}
     assert table["my bear"][3] == "2 of 2" and table["second"][3] == "1 of 1"
     assert re.fullmatch(r"0\.\d+ to 0\.\d+", table["third"][5])
     assert "PerfusionLoadPhotos (2) failed: ValueError: 0 <b>.png is not a picture" in table["a broken one"][-1]
     assert "Traceback" not in printed and "File " not in printed
-    assert printed.count("a broken one: to http") == 1
-    (bear,) = [saved(server, "my bear") for server in servers if saved(server, "my bear").exists()]
-    (second,) = [saved(server, "second") for server in servers if saved(server, "second").exists()]
-    assert (load_concept(bear).trigger, load_concept(bear).superclass) == ("<my-bear>", "toy")
-    assert (load_concept(second).trigger, load_concept(second).superclass) == ("<other>", "bear")
-    assert str(bear) in table["my bear"][-1]
-    masks = list((bear.parents[2] / "input" / "perfusion_many").glob("my bear-*/mask/0.png"))
-    assert [path.read_bytes() for path in masks] == [(folder / "my bear" / "mask" / "0.png").read_bytes()]
-    (caption,) = [path for server in servers for path in server.base.glob("input/perfusion_many/third-*/0.txt")]
-    assert caption.read_text() == "<third> on a shelf"
+    # of all that was begun only what ran on the machine that went is begun again
+    assert printed.count("a broken one: to ") == 1 + printed.count("a broken one: The actor")
 
-    output = tmp_path / "concepts-trained"
+    bear, other = load_concept(output / "my bear.safetensors"), load_concept(output / "second.safetensors")
+    assert (bear.trigger, bear.superclass, other.trigger, other.superclass) == ("<my-bear>", "bear", "<other>", "cat")
+    assert table["my bear"][-1] == str(output / "my bear.safetensors")
     assert "2 steps on 1 photos" in (output / "third" / "report.txt").read_text()
     (curve,) = (output / "third").glob("loss-curve-*.png")
     assert Image.open(curve).size == (720, 400)
@@ -127,62 +109,50 @@ def test_two_servers_share_the_concepts_and_a_broken_photo_is_told_and_not_tried
     assert f"href='my%20bear/{curve.name}'" in page
     assert "0 &lt;b&gt;.png is not a picture" in page and "<b>" not in page
 
-    shutil.rmtree(broken.parent)
-    times = {path: path.stat().st_mtime_ns for path in (bear, second)}
-    code, printed = run(folder)
-    assert code == 0
-    assert [row[1] for row in rows(printed).values()] == ["skipped"] * 3
-    assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert f"href='third/{curve.name}'" in (output / "index.html").read_text()
+
+def test_ctrl_c_leaves_no_process_and_no_files_behind(tmp_path, scratch):
+    concept_folder(tmp_path / "x", "one", steps=100_000)
+    concept_folder(tmp_path / "x", "two")
+    mark = f"PERFUSION_TEST={uuid.uuid4()}"
+    command = [sys.executable, REPO / "scripts" / "train_many.py", tmp_path / "x", *QUICK, "--cpus", os.cpu_count()]
+    environment = dict([*os.environ.items(), mark.split("="), ("TMPDIR", scratch)])
+    with subprocess.Popen(
+        [*map(str, command)], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as running:
+        for line in running.stdout:
+            if line.startswith("one: to "):
+                break
+        assert processes(mark), "this test sees nothing"
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+        printed = running.stdout.read()
+    assert running.returncode == 1 and "Stopped." in printed
+    assert [row[1] for row in rows(printed).values()] == ["stopped", "not started"]
+    limit = time.monotonic() + 20
+    while left := processes(mark):
+        assert time.monotonic() < limit, left
+        time.sleep(0.2)
+    assert not list(Path(scratch).glob("perfusion-*"))
 
 
-def test_ctrl_c_stops_our_prompts(tmp_path, servers, run, ctrl_c):
-    for name in ("one", "two", "three"):
-        concept_folder(tmp_path / "x", name, steps=5000)
-
-    def press_when_both_run() -> None:
-        while not all(server.request("GET", "/queue")["queue_running"] for server in servers):
-            time.sleep(0.2)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=press_when_both_run, daemon=True).start()
-    code, printed = run(tmp_path / "x")
-    assert code == 1
-    assert sorted(row[1] for row in rows(printed).values()) == ["not started", "stopped", "stopped"]
-    for server in servers:
-        limit = time.monotonic() + 20
-        while any(server.request("GET", "/queue").values()):
-            assert time.monotonic() < limit, "the training still runs"
-            time.sleep(0.2)
-        (entry,) = [e for e in server.request("GET", "/history").values() if "interrupted" in str(e["status"])]
-        assert entry["status"]["status_str"] == "error"
+def processes(mark: str) -> list[str]:
+    """The commands of those with this in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (path / "environ").read_bytes():
+                found.append((path / "cmdline").read_text())
+        except OSError:  # it has ended, or is not ours
+            continue
+    return found
 
 
-def test_a_concept_whose_server_dies_is_trained_on_the_other(tmp_path, servers, run):
-    first, second = servers
-    for name in ("left", "right"):
-        concept_folder(tmp_path / "x", name, steps=2)
-
-    def kill_when_it_runs() -> None:
-        while not second.request("GET", "/queue")["queue_running"]:
-            time.sleep(0.1)
-        second.process.kill()
-
-    threading.Thread(target=kill_when_it_runs, daemon=True).start()
-    code, printed = run(tmp_path / "x")
-    assert code == 0
-    assert {row[2] for row in rows(printed).values()} == {first.address}
-    assert f"ComfyUI at {second.address} " in printed
-    assert saved(first, "left").exists() and saved(first, "right").exists()
-
-
-# Servers that misbehave
+# With servers that run, and misbehave
 
 
 @pytest.fixture
-def fakes(tmp_path, monkeypatch, capsys):
+def fakes(tmp_path, machines, monkeypatch, capsys):
     """fakes(*servers, names=…) -> (exit code, what it printed), with the servers running."""
-    monkeypatch.setattr(train_many, "PATIENCE", 0.5)
+    monkeypatch.setattr(crew, "PATIENCE", 1)
     save_workflow(tmp_path / "workflow.json")
 
     def call(*fakes: FakeComfyUI, names=("a", "b"), options=()) -> tuple[int, str]:
@@ -190,7 +160,7 @@ def fakes(tmp_path, monkeypatch, capsys):
             concept_folder(tmp_path / "x", name)
         addresses = [part for fake in fakes for part in ("--server", fake.address)]
         given = ["--workflow", str(tmp_path / "workflow.json"), "--superclass", "toy", *options]
-        code = train_many.main([str(tmp_path / "x"), *addresses, *given])
+        code = train_many.main([str(tmp_path / "x"), "--address", machines.address, *addresses, *given])
         return code, capsys.readouterr().out
 
     return call
@@ -215,16 +185,27 @@ def test_a_concept_is_tried_again_only_so_often(fakes):
         posts = fake.posted("/prompt")
         # what a lost attempt may have saved is replaced, what it may have left in the queue is taken out
         assert [post["prompt"]["4"]["inputs"]["overwrite"] for post in posts] == [False, True, True]
-        assert [post["delete"] for post in fake.posted("/queue")] == [[post["prompt_id"]] for post in posts[:2]]
+        assert [post["delete"] for post in fake.posted("/queue")][:2] == [[post["prompt_id"]] for post in posts[:2]]
 
 
-def test_what_a_server_has_is_skipped_or_replaced(fakes):
+def test_what_is_on_a_server_or_here_is_not_trained_again(fakes, tmp_path):
+    output = tmp_path / "x-trained"
     with FakeComfyUI(finish) as first, FakeComfyUI(finish) as second:
         second.concepts = ["b.safetensors", "covariance/a.safetensors"]
         code, printed = fakes(first, second)
-        assert code == 0 and f"b: {second.address} has a file already" in printed
+        assert code == 0 and f"b: b.safetensors was on {second.address} already" in printed
+        assert {path.name: path.read_bytes() for path in output.glob("*.safetensors")} == {
+            "a.safetensors": b"the file a.safetensors", "b.safetensors": b"the file b.safetensors",
+        }  # fmt: skip
         (post,) = first.posted("/prompt") + second.posted("/prompt")
         assert post["prompt"]["4"]["inputs"] == {"concept": ["3", 0], "filename": "a", "overwrite": False}
+        code, printed = fakes(first, second)
+        assert code == 0 and printed.count("is here already") == 4  # said, and in the table
+        (output / "b.safetensors").unlink()
+        second.answers["/perfusion/file"] = 404  # of an older pack
+        code, printed = fakes(first, second)
+        assert code == 1 and "b.safetensors cannot be fetched" in rows(printed)["b"][-1]
+        del second.answers["/perfusion/file"]
         assert fakes(first, second, options=["--again"])[0] == 0
         replaced = [post["prompt"]["4"]["inputs"] for post in first.posted("/prompt") + second.posted("/prompt")]
         assert sorted(post["filename"] for post in replaced if post["overwrite"]) == ["a", "b"]
@@ -239,17 +220,40 @@ def test_a_server_that_stays_away_is_given_up_and_the_rest_is_told(fakes):
     with FakeComfyUI(die) as fake:
         code, printed = fakes(fake)
         assert code == 1
-        assert f"{fake.address} stays away; given up." in printed
-        assert printed.count("No server is left.") == 2 and f"{fake.address} answered 503" in printed
+        assert printed.count("No worker is left.") == 4  # said, and in the table
+        assert f"{fake.address} answered 503" in printed
 
 
-def test_a_server_that_is_not_there_at_the_start_is_done_without(fakes):
+def test_a_server_that_is_not_there_at_the_start_is_done_without(fakes, monkeypatch):
+    monkeypatch.setattr(comfyuis, "ANSWER_WITHIN", 1)
     with FakeComfyUI(finish) as gone:
         pass
     with FakeComfyUI(finish) as fake:
         code, printed = fakes(fake, gone)
         assert code == 0 and f"ComfyUI at {gone.address} does not answer" in printed
         assert len(fake.posted("/prompt")) == 2
+    monkeypatch.setattr(comfyuis, "FIRST_ANSWERS_WITHIN", 1)
+    with pytest.raises(SystemExit, match="No server can be used"):
+        fakes(gone, options=["--again"])
+
+
+def test_ctrl_c_takes_our_prompt_off_a_server_and_no_other(fakes):
+    def press():
+        while not fake.posted("/prompt"):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
+    try:
+        with FakeComfyUI(lambda fake, prompt_id: fake.progress(prompt_id, 1)) as fake:
+            threading.Thread(target=press, daemon=True).start()
+            code, printed = fakes(fake)
+            assert code == 1 and sorted(row[1] for row in rows(printed).values()) == ["not started", "stopped"]
+            (post,) = fake.posted("/prompt")
+            assert fake.posted("/queue") == [{"delete": [post["prompt_id"]]}]
+            assert fake.posted("/interrupt") == [{"prompt_id": post["prompt_id"]}]
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def test_captions_are_carried_where_the_server_takes_them(fakes, tmp_path):
@@ -258,33 +262,65 @@ def test_captions_are_carried_where_the_server_takes_them(fakes, tmp_path):
         fakes(fake, names=["a"])
         folder = fake.posted("/prompt")[0]["prompt"]["2"]["inputs"]["folder"]
         assert fake.posted("/upload/image") == [f"{folder}/0.png", f"{folder}/0.txt", f"{folder}/mask/0.png"]
-    with FakeComfyUI(finish) as fake:
         fake.refused_suffix = ".txt"
-        code, printed = fakes(fake, names=["a"])
-        assert code == 0 and "a: trained without the caption 0.txt" in printed
-    with FakeComfyUI(finish) as fake:
+        code, printed = fakes(fake, names=["a"], options=["--again"])
+        assert code == 0 and "Trained without the caption 0.txt" in printed
         fake.refused_suffix = ".png"
-        code, printed = fakes(fake, names=["a"])
-        assert code == 1 and "answered 400" in printed and not fake.posted("/prompt")
+        code, printed = fakes(fake, names=["a"], options=["--again"])
+        assert code == 1 and "answered 400" in printed and len(fake.posted("/prompt")) == 2
 
 
-def test_changed_photos_go_to_another_folder(fakes, tmp_path):
-    with FakeComfyUI(finish) as fake:
-        fakes(fake, names=["a"])
-        Image.new("RGB", (64, 64)).save(tmp_path / "x" / "a" / "1.png")
-        fakes(fake, names=["a"])
-        folders = [post["prompt"]["2"]["inputs"]["folder"] for post in fake.posted("/prompt")]
-        assert len(set(folders)) == 2 and all(folder.startswith("perfusion_many/a-") for folder in folders)
+# What is asked of a server
 
 
-def test_the_checkpoint_is_one_that_every_server_has(fakes):
-    with FakeComfyUI(finish, ["b", "c"]) as first, FakeComfyUI(finish, ["c", "d"]) as second:
-        code, printed = fakes(first, second)
-        assert code == 0 and "Checkpoint: c\n" in printed
-        for fake in (first, second):
-            assert fake.posted("/prompt")[0]["prompt"]["1"]["inputs"]["ckpt_name"] == "c"
-        with pytest.raises(SystemExit, match=r"b is not on every server\. They have:\n.*b, c\n.*c, d"):
-            fakes(first, second, options=["--checkpoint", "b"])
+def offer(where="here", checkpoints=("a.safetensors",), own=True) -> Offer:
+    return Offer(where, json.loads(json.dumps(WORKFLOW)), list(checkpoints), [], own)
+
+
+def chosen(**options: object) -> argparse.Namespace:
+    return argparse.Namespace(**{"demo": False, "checkpoint": None, "again": False, **options})
+
+
+def test_changed_photos_go_to_another_folder(tmp_path):
+    folder = concept_folder(tmp_path, "a")
+    folders = []
+    for _ in range(2):
+        concept = concept_folders.read_concept(folder, {"superclass": "toy"})
+        task = train_many.task_of(concept, offer(), 1, "a.safetensors", chosen())
+        folders.append(task.photo_folder)
+        assert task.photos["mask/0.png"] == (folder / "mask" / "0.png").read_bytes()
+        Image.new("RGB", (64, 64)).save(folder / "1.png")
+    assert len(set(folders)) == 2 and all(folder.startswith("perfusion_many/a-") for folder in folders)
+
+
+def test_the_checkpoint_is_one_that_all_have():
+    two = [offer("first", ["b", "c"]), offer("second", ["c", "d"])]
+    assert comfyuis.choose_checkpoint(chosen(), two) == "c"
+    assert comfyuis.prompt_for(two[0], "c", chosen())["1"]["inputs"]["ckpt_name"] == "c"
+    assert comfyuis.choose_checkpoint(chosen(), [offer(checkpoints=["0", "a.safetensors"])]) == "a.safetensors"
+    with pytest.raises(SystemExit, match=r"b is not everywhere\. They have:\n.*first: b, c\n.*second: c, d"):
+        comfyuis.choose_checkpoint(chosen(checkpoint="b"), two)
+    with pytest.raises(ValueError, match="third has no c and is left out"):
+        comfyuis.prompt_for(offer("third", ["b"]), "c", chosen())
+
+
+def test_where_there_is_no_checkpoint_at_all_it_says_so():
+    with pytest.raises(SystemExit, match=r"There is no checkpoint on first, second\. Put one into models/checkpoints"):
+        comfyuis.choose_checkpoint(chosen(), [offer("first", []), offer("second", [])])
+
+
+def test_on_the_demo_model_no_checkpoint_is_needed():
+    without = offer(checkpoints=[])
+    name = comfyuis.choose_checkpoint(chosen(demo=True), [without])
+    prompt = comfyuis.prompt_for(without, name, chosen(demo=True))
+    assert prompt["1"] == {"class_type": "PerfusionDemoModel", "inputs": {}}
+    assert without.prompt == WORKFLOW
+
+
+def test_a_workflow_with_other_loaders_is_used_as_it_is():
+    other = offer(checkpoints=[])
+    other.prompt["1"] = {"class_type": "UNETLoader", "inputs": {"unet_name": "x"}}
+    assert comfyuis.prompt_for(other, comfyuis.choose_checkpoint(chosen(), [other]), chosen()) == other.prompt
 
 
 # What is wrong before anything starts
@@ -309,10 +345,9 @@ def test_the_checkpoint_is_one_that_every_server_has(fakes):
 def test_unusable_concept_folders_are_listed_and_nothing_is_started(tmp_path, name, settings, problem):
     (concept_folder(tmp_path, name) / "concept.json").write_text(settings)
     (tmp_path / "empty").mkdir()
-    with FakeComfyUI(finish) as fake, pytest.raises(SystemExit, match="Nothing was started:") as stopped:
-        train_many.main([str(tmp_path), "--server", fake.address])
+    with pytest.raises(SystemExit, match="Nothing was started:") as stopped:
+        train_many.main([str(tmp_path)])
     assert re.search(problem, str(stopped.value)) and "  empty: no photos (.bmp, .jpeg" in str(stopped.value)
-    assert not fake.posts
 
 
 def test_spaces_around_a_trigger_are_taken_off_as_the_training_does(tmp_path):
@@ -339,33 +374,38 @@ def test_a_trigger_is_judged_as_the_training_judges_it():
     ("settings", "problem"),
     [({"stpes": 2}, r"training has no setting \['stpes'\]"), ({"images": "x"}, "images"), ({"steps": "2"}, "whole")],
 )
-def test_a_setting_that_training_does_not_have_is_refused_before_anything_is_queued(fakes, tmp_path, settings, problem):
-    concept_folder(tmp_path / "x", "b", **settings)
-    with FakeComfyUI(finish) as fake, pytest.raises(SystemExit, match=f"^b: .*{problem}"):
-        fakes(fake, names=["a"])
-    assert not fake.posts
+def test_a_setting_that_training_does_not_have_is_refused_before_anything_is_started(tmp_path, settings, problem):
+    concepts = [
+        concept_folders.read_concept(concept_folder(tmp_path, name, superclass="toy", **more), {})
+        for name, more in (("a", {}), ("b", settings))
+    ]
+    with pytest.raises(SystemExit, match=f"^b: .*{problem}"):
+        train_many.fill_in(concepts, WORKFLOW["3"]["inputs"])
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"nodes": 3}', '{"last_node_id": 3}', "{}"])
-def test_a_file_that_is_no_workflow_is_refused(fakes, tmp_path, text):
+def test_a_file_that_is_no_workflow_is_refused(tmp_path, text):
     path = tmp_path / "other.json"
     path.write_text(text)
-    with FakeComfyUI(finish) as fake, pytest.raises(SystemExit, match=r"is not a workflow|has no Checkpoint"):
-        fakes(fake, options=["--workflow", str(path)])
+    with pytest.raises(SystemExit, match=r"is not a workflow|has no PerfusionLoadPhotos"):
+        comfyuis.load_workflow(path, train_many.NEEDED)
 
 
-def test_a_folder_without_concepts_or_without_servers_says_so(fakes, tmp_path):
+def test_a_folder_without_concepts_and_options_that_do_not_go_together_say_so(tmp_path, capsys):
     one = concept_folder(tmp_path / "photos", "one")
     (tmp_path / "empty").mkdir()
     for folder, problem in (
         (tmp_path / "none", "is not a folder"), (tmp_path / "empty", "has no subfolders"), (one, "holds photos itself"),
     ):  # fmt: skip
         with pytest.raises(SystemExit, match=problem):
-            train_many.main([str(folder), "--server", "127.0.0.1:1"])
-    with FakeComfyUI(finish) as gone:
-        pass
-    with pytest.raises(SystemExit, match="No server answers"):
-        fakes(gone)
+            train_many.main([str(folder)])
+    for options, problem in (
+        (["--server", "x", "--cpus", "2"], "ComfyUIs that run"), (["--workers", "0"], "at least 1"),
+        (["--address", "ray://x:10001"], "--address auto"), (["--demo", "--checkpoint", "x"], "stands in"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            train_many.main([str(tmp_path / "photos"), *options])
+        assert problem in capsys.readouterr().err
 
 
 def test_the_kinds_of_photos_are_those_of_the_node():
