@@ -1,6 +1,6 @@
 """The quality benchmark: every method learns every concept, three times; then concepts are combined, and looked into.
 
-    bash scripts/env.sh python benchmarks/quality/run.py FOLDER [--judges FOLDER] [--only METHOD ...]
+    bash scripts/env.sh python benchmarks/quality/run.py FOLDER [--judges FOLDER] [--only METHOD ...] [--workers N]
 
 Every finished piece is kept in FOLDER, so it goes on where it was stopped: in FOLDER/painted what was learned and its
 pictures, in FOLDER itself, once there are judges, how they judge them. report.py makes pages of the latter.
@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 REPO = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPO), str(REPO / "benchmarks" / "world")]
+sys.path[:0] = [str(REPO), str(REPO / "benchmarks" / "world"), str(REPO / "scripts")]
 
 from evaluation import PROMPTS, Judges, anchors, combined_scores, curve, model_scores, noise, painted
 from gates import COVARIANCES, calibrated, discriminating, gate_responses, inverse_covariance
@@ -114,14 +114,19 @@ def main() -> None:
     parser.add_argument("--judges", type=Path, help="without, pictures are painted and nothing is judged")
     parser.add_argument("--only", nargs="*", help="names of methods; nothing else is done")
     parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS, help="fewer make an early report")
-    parser.add_argument(
-        "--share", nargs=2, type=int, default=(0, 1), metavar=("K", "N"),
-        help="only every N-th concept from the K-th, beside other runs; run without it at last",
-    )  # fmt: skip
+    parser.add_argument("--workers", type=int, help="so many learn side by side, each a concept on --cpus cores")
+    parser.add_argument("--cpus", type=int, default=1, help="cores of each of them (default: 1)")
+    parser.add_argument("--address", help="of a Ray cluster whose cores all learn, as for scripts/train_many.py")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
     judges = Judges.load(options.judges) if options.judges else None
-    Bench(options.folder, judges).run(options.only, options.seeds, slice(options.share[0], None, options.share[1]))
+    bench = Bench(options.folder, judges)
+    check_names(options.only or (), methods(bench.inverse, bench.concept, bench.lora))
+    if options.workers or options.address:
+        from shares import share_out  # needs Ray
+
+        share_out(list(CONCEPTS), options)
+    bench.run(options.only, options.seeds, list(CONCEPTS))
 
 
 class Bench:
@@ -131,11 +136,9 @@ class Bench:
         for kind in ("learned", "painted"):
             (folder / kind).mkdir(parents=True, exist_ok=True)
 
-    def run(self, only: list[str] | None, seeds: Sequence[int], share: slice) -> None:
-        """``only``: names of methods; ``share``: of the concepts. Without either also what needs them all."""
+    def run(self, only: list[str] | None, seeds: Sequence[int], names: Sequence[str]) -> None:
+        """``only``: names of methods; ``names``: of concepts. With all of both also what needs them all."""
         chosen = methods(self.inverse, self.concept, self.lora)
-        check_names(only or (), chosen)
-        names = list(CONCEPTS)[share]
         for seed, name, label in itertools.product(seeds, names, only or chosen):
             self.train(label, chosen[label], name, seed)
         if only:

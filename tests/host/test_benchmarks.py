@@ -1,7 +1,11 @@
 """What the benchmarks measure is what they say: the same work done in two ways, and memory as it is."""
 
+import argparse
+import asyncio
 import subprocess
 import sys
+import time
+import types
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from cost import WIDTH, Frozen, RandomVAE, Straightforward
 from memory import Live, micro_batch, on_meta
 
 from comfyui import REPO
+from many.crew import Done
 from random_checkpoint import SHALLOW_TEXT
 
 
@@ -99,3 +104,49 @@ def test_the_quality_benchmark_finds_all_that_it_is_made_of(tmp_path):
     command = REPO / "benchmarks" / "quality" / "run.py"
     shown = subprocess.run([sys.executable, command, "--help"], cwd=tmp_path, check=True, capture_output=True).stdout
     assert b"--judges" in shown
+
+
+def test_a_share_of_the_quality_benchmark_goes_on_from_what_is_finished_and_sends_each_piece(monkeypatch):
+    monkeypatch.syspath_prepend(REPO / "benchmarks" / "quality")
+    import shares
+
+    class Bench:
+        def __init__(self, folder, judges):
+            self.folder = folder
+
+        def run(self, only, seeds, names):
+            assert (only, seeds, names) == (["perfusion"], [0], ["koala"])
+            assert (self.folder / "painted" / "lora - koala - 0.json").read_text() == "finished before"
+            for piece in ("a", "b"):
+                (self.folder / "painted" / f"{piece}.part").write_text("not yet")
+                (self.folder / "painted" / f"{piece} - koala - 0.json").write_text(piece)
+                time.sleep(0.3)
+
+    monkeypatch.setitem(sys.modules, "run", types.SimpleNamespace(Bench=Bench))
+    monkeypatch.setattr(shares, "OFTEN", 0.1)
+
+    async def work():
+        bencher = shares.Bencher()
+        share = shares.Share("koala", ["perfusion"], [0], {"painted/lora - koala - 0.json": b"finished before"})
+        events = [event async for event in bencher.work(share)]
+        await bencher.leave()
+        assert not bencher.folder.exists()
+        return events
+
+    *parts, done = asyncio.run(work())
+    assert done == Done(None)
+    assert [part.result for part in parts] == [
+        {"painted/a - koala - 0.json": b"a"}, {"painted/b - koala - 0.json": b"b"},
+    ]  # fmt: skip
+
+
+def test_a_share_begins_with_what_is_finished_of_its_concept(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(REPO / "benchmarks" / "quality")
+    import shares
+
+    for path in ("painted/lora - koala - 0.json", "learned/perfusion - koala - 1.safetensors",
+                 "painted/lora - owl - 0.json", "painted/combined 2 - lora - koala - 0.png"):  # fmt: skip
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(b"x")
+    share = shares.share_of("koala", None, 1, argparse.Namespace(folder=tmp_path, only=None, seeds=[0, 1]))
+    assert set(share.files) == {"painted/lora - koala - 0.json", "learned/perfusion - koala - 1.safetensors"}
