@@ -91,8 +91,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     pool = Pool(trained_vae(), Vocabulary())
-    plans = [planned(FIRST + index) for index in range(pool.count)]
-    usable = np.array([i for i, (things, _, style) in enumerate(plans) if len(things) == 1 and not style])
+    usable = pool.simple()
     banks = {kind: others(kind, BANK, 0) for kind in CLASSES}
     judge = Judge()
     optimizer = torch.optim.AdamW(judge.parameters(), RATE, weight_decay=0.02, fused=True)
@@ -100,7 +99,7 @@ def main() -> None:
     random, errors = np.random.default_rng(9), []
     for step in range(options.steps):
         chosen = random.choice(usable, BATCH)
-        shown = [(plans[i][0][0], plans[i][1]) for i in chosen]
+        shown = [(things[0], place) for things, place, _ in (planned(FIRST + int(index)) for index in chosen)]
         latents = pool.latents(chosen)
         latents = latents + NOISE * torch.randn_like(latents) * torch.rand(BATCH, 1, 1, 1)
         with torch.autocast("cpu", torch.bfloat16):

@@ -66,9 +66,14 @@ class Pool:
     def latents(self, indices: np.ndarray) -> Tensor:
         return self.normal(torch.from_numpy(self._latents[indices].astype(np.float32)))
 
-    def batch(self, random: np.random.Generator, count: int) -> Batch:
+    def simple(self) -> np.ndarray:
+        """The indices of scenes with one thing, in no style."""
+        plans = map(planned, range(FIRST, FIRST + self.count))
+        return np.array([index for index, (things, _, style) in enumerate(plans) if len(things) == 1 and not style])
+
+    def batch(self, random: np.random.Generator, count: int, simple: bool = False) -> Batch:
         """Some of the scenes, with fresh captions."""
-        numbers = random.integers(self.count, size=count)
+        numbers = random.choice(self.simple() if simple else self.count, count)
         texts, things = [], []
         for number in numbers.tolist():
             shown, place, style = planned(FIRST + number)

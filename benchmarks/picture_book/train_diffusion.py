@@ -33,6 +33,7 @@ from .train_autoencoder import trained_vae
 from .training import Training
 
 BATCH, RATE, SAVE_EVERY, SHOW_EVERY, GROW_EVERY = 64, 2e-3, 50, 200, 2
+SIMPLE = 1000  # steps, the first ones, with scenes of one thing in no style alone: shapes come sooner
 FALL = 0.25  # of the steps, the last ones, in which the learning rate falls to 0
 ON_THINGS, READING = 1.5, 0.02  # what a thing's error counts beyond the background's; what the reader's error counts
 MIDDLE, SPREAD = 0.2, 1.1  # of the timesteps' logits
@@ -70,7 +71,7 @@ def main() -> None:
     for step in range(done, options.steps):
         if step % GROW_EVERY == 0:
             pool.grow()
-        batches = [pool.batch(np.random.default_rng((5, step, k)), BATCH // options.workers)
+        batches = [pool.batch(np.random.default_rng((5, step, k)), BATCH // options.workers, step < SIMPLE)
                    for k in range(options.workers)]  # fmt: skip
 
         def loss_of(models, worker, step=step, batches=batches) -> Tensor:
