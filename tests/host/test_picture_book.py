@@ -1,0 +1,104 @@
+"""The picture book's networks, in a process of their own: training replaces some of the host's functions."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("skia", reason="pip install -r benchmarks/picture_book/requirements.txt")
+REPO = Path(__file__).resolve().parents[2]
+
+START = """
+import os, sys
+os.environ["PERFUSION_CACHE"] = os.getcwd()
+sys.path.insert(0, sys.argv[1])
+import numpy as np, torch
+from benchmarks.picture_book import networks, pool, train_diffusion, weights
+from benchmarks.picture_book.individuals import CLASSES, individual
+
+torch.manual_seed(0)
+vocabulary = networks.Vocabulary()
+text, unet, vae = networks.TextEncoder(vocabulary), networks.make_unet(), networks.make_vae()
+for model in (text, unet, vae):
+    networks.initialise(model)
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+ones = [individual(np.random.default_rng(seed), CLASSES[seed]) for seed in range(4)]
+prompts = ["a photo of <one> on the beach", "a picture of a red mug and <two> at night"]
+attributes, class_rows = pool.described([tuple(ones[:2]), tuple(ones[2:])], vocabulary)
+rows = vocabulary.rows(prompts)
+encoding = text(rows, attributes, class_rows)
+"""
+
+NAMES = """
+assert (rows == -1).sum(1).tolist() == [1, 0] and (rows == -2).sum(1).tolist() == [0, 1]
+changed = text(rows, attributes.roll(1, -1), class_rows) != encoding
+at = [int((rows[0] == -1).nonzero()), int((rows[1] == -2).nonzero())]
+for line, position in zip(changed.any(-1), at):
+    assert not line[:position].any() and line[position]  # a causal encoder: only from the name on
+plain = vocabulary.rows(["a photo of a bear on the beach"])
+same = text(plain, attributes[:1], class_rows[:1]) == text(plain, attributes[1:], class_rows[1:])
+assert same.all()  # words do not depend on whom names mean
+assert not encoding[rows == 1].any()
+assert len(vocabulary.of("bear")) == 1 and vocabulary.of("xylophone")[0] == len(vocabulary.ids)
+"""
+
+SHORTENED = """
+noisy, times = torch.randn(2, *networks.LATENT), torch.tensor([100.0, 800.0])
+context, options = networks.shortened(encoding)
+assert context.shape[1] < 25
+whole = unet(noisy, times, encoding, transformer_options={})
+torch.testing.assert_close(unet(noisy, times, context, transformer_options=options), whole, rtol=1e-4, atol=1e-4)
+assert (unet(noisy, times, context, transformer_options={}) - whole).abs().max() > 0.01
+for length in (35, 36):  # 36 positions at the coarse level
+    long = torch.nn.functional.pad(torch.randn(2, length, 192), (0, 0, 0, 77 - length))
+    context, options = networks.shortened(long)
+    assert context.shape[1] != 36
+    torch.testing.assert_close(unet(noisy, times, context, transformer_options=options),
+                               unet(noisy, times, long, transformer_options={}), rtol=1e-4, atol=1e-4)
+"""
+
+READING = """
+perfect = torch.where(attributes > 0, 20.0, -20.0)
+assert train_diffusion.reading_error(perfect.flatten(0, 1), attributes.flatten(0, 1)) < 0.01
+assert train_diffusion.reading_error(-perfect.flatten(0, 1), attributes.flatten(0, 1)) > 3
+batch = pool.Batch(None, None, rows, attributes, class_rows, None)
+seen = []
+def reader(encodings):
+    seen.append(encodings)
+    return torch.zeros(len(encodings), attributes.shape[-1])
+train_diffusion.reading_loss(reader, encoding, batch)
+assert torch.equal(torch.cat(seen), torch.cat([encoding[0][rows[0] == -1], encoding[1][rows[1] == -2]]))
+"""
+
+WEIGHTS = """
+weights.FOLDER.mkdir(parents=True)
+torch.save({"models": [vae.state_dict()]}, weights.AUTOENCODER)
+torch.save({"models": [text.state_dict(), unet.state_dict()]}, weights._DIFFUSION)
+np.save(weights._SCALE, np.ones((2, 16), np.float32))
+file = weights.FOLDER.parent / "weights.safetensors"
+weights.save(file)
+assert file.stat().st_size < 16 * 2**20
+try:
+    weights.restore(file)
+    raise AssertionError("a training is never overwritten")
+except SystemExit as refusal:
+    assert "Move it away" in str(refusal)
+for path in weights.FOLDER.iterdir():
+    path.unlink()
+weights.restore(file)
+kept = torch.load(weights.AUTOENCODER)["models"] + torch.load(weights._START)["models"]
+for model, state in zip((vae, text, unet), kept):
+    for name, weight in model.state_dict().items():
+        assert (state[name] - weight).norm() <= 0.02 * weight.norm(), name
+    model.load_state_dict(state)
+assert np.array_equal(np.load(weights._SCALE), np.ones((2, 16)))
+"""
+
+
+def test_the_networks_do_what_training_takes_for_granted(tmp_path):
+    checks = "".join((START, NAMES, SHORTENED, READING, WEIGHTS))
+    ran = subprocess.run([sys.executable, "-c", checks, str(REPO)], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
