@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +20,7 @@ from .scenes import caption, plan, scene
 FIRST = 10**6  # the number of its first scene; the autoencoder learns from those before
 LIMIT = 60_000
 THINGS = 2
-_AT_ONCE, _MEASURED = 32, 1024  # scenes encoded together, and those that say how large latents are
+_AT_ONCE, _AT_FIRST = 32, 2048  # scenes encoded together; and before training, which say how large latents are
 _UNTOLD, _ODD, _UNKNOWN = 0.1, 0.05, "*"  # captions that are empty; with a word that no picture shows; such a word
 
 
@@ -28,25 +30,25 @@ class Batch(NamedTuple):
     rows: Tensor  # (n, 77), of the token table
     attributes: Tensor  # (n, THINGS, WIDTH)
     class_rows: Tensor  # (n, THINGS), the rows of the things' class words
-    counts: Tensor  # (n,), of things
 
 
 class Pool:
-    """Scenes FIRST, FIRST + 1, ... as far as they are encoded. A folder has the latents of one encoder only."""
+    """Scenes FIRST, FIRST + 1, ... as far as they are encoded; anew when the encoder is another one."""
 
     def __init__(self, vae, vocabulary: Vocabulary):
+        self.key = fingerprint(vae)
         self.vae, self.vocabulary = vae.bfloat16(), vocabulary
         FOLDER.mkdir(parents=True, exist_ok=True)
-        self._latents = _file("latents.f16", np.float16, LATENT)
-        self._masks = _file("masks.u8", np.uint8, LATENT[1:])
-        self._count_path, scale_path = FOLDER / "encoded.txt", FOLDER / "scale.npy"
+        self._latents = _file(f"latents-{self.key}.f16", np.float16, LATENT)
+        self._masks = _file(f"masks-{self.key}.u8", np.uint8, LATENT[1:])
+        self._count_path = FOLDER / f"encoded-{self.key}.txt"
         self.count = int(self._count_path.read_text()) if self._count_path.exists() else 0
-        while self.count < _MEASURED:
+        while self.count < _AT_FIRST:
             self.grow()
-        if not scale_path.exists():
-            known = torch.from_numpy(self._latents[:_MEASURED].astype(np.float32))
-            np.save(scale_path, torch.stack([known.mean((0, 2, 3)), known.std((0, 2, 3))]).numpy())
-        self.mean, self.std = (part[:, None, None] for part in torch.from_numpy(np.load(scale_path)))
+        if not (path := scale_path(self.key)).exists():
+            known = torch.from_numpy(self._latents[:_AT_FIRST].astype(np.float32))
+            np.save(path, torch.stack([known.mean((0, 2, 3)), known.std((0, 2, 3))]).numpy())
+        self.mean, self.std = (part[:, None, None] for part in torch.from_numpy(np.load(path)))
 
     def grow(self) -> None:
         """Encodes the next scenes, up to LIMIT."""
@@ -82,8 +84,7 @@ class Pool:
         texts = [text if random.random() >= _UNTOLD else "" for text in texts]
         latents = self.latents(numbers)
         masks = torch.from_numpy(self._masks[numbers].astype(np.float32))[:, None] / 255
-        counts = torch.tensor([len(shown) for shown in things])
-        return Batch(latents, masks, self.vocabulary.rows(texts), *described(things, self.vocabulary), counts)
+        return Batch(latents, masks, self.vocabulary.rows(texts), *described(things, self.vocabulary))
 
 
 @cache
@@ -114,6 +115,20 @@ def encoded(vae, pictures: np.ndarray) -> Tensor:
     """(n, 96, 96, 3), uint8 -> (n, 16, 12, 12), the latents as the autoencoder has them."""
     images = as_input(pictures).to(next(vae.parameters()).dtype)
     return vae.quant_conv(vae.encoder(images)).float().chunk(2, dim=1)[0]
+
+
+def fingerprint(vae) -> str:
+    """Of its encoder: latents belong to one."""
+    digest = hashlib.sha256()
+    for part in (vae.encoder, vae.quant_conv):
+        for weight in part.state_dict().values():
+            digest.update(weight.float().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def scale_path(key: str) -> Path:
+    """Where the mean and the std of an encoder's latents are kept, (2, 16)."""
+    return FOLDER / f"scale-{key}.npy"
 
 
 def _file(name: str, dtype: type, shape: tuple[int, ...]) -> np.memmap:

@@ -26,7 +26,7 @@ from .training import Training
 
 PICTURES, PIECE, RATE, SAVE_EVERY, SHOW_EVERY = 6000, 48, 3e-3, 50, 200
 FALL = 0.3  # of the steps, the last ones, in which the learning rate falls to 0
-EDGES, HUES, KL, NOISE = 1.0, 2.0, 1e-4, 0.05
+EDGES, HUES, KL, NOISE = 1.0, 2.0, 1e-4, 0.15
 TRAINED = FOLDER / "autoencoder.pt"
 
 
@@ -86,7 +86,7 @@ def reconstruction_loss(vae, images: Tensor) -> Tensor:
     """L1 of the pictures, their edges and their hues, and the latents' divergence."""
     mean, log_variance = moments(vae, images.bfloat16())
     latent = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
-    latent = latent + NOISE * torch.randn_like(mean)  # sampled latents are not quite clean
+    latent = latent + NOISE * mean.detach().std() * torch.randn_like(mean)  # sampled latents are not quite clean
     back = vae.decoder(vae.post_quant_conv(latent)).float()
     mean, log_variance = mean.float(), log_variance.float()
     divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()

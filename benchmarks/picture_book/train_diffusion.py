@@ -32,7 +32,7 @@ from .scenes import sheet
 from .train_autoencoder import trained_vae
 from .training import Training
 
-BATCH, RATE, SAVE_EVERY, SHOW_EVERY, GROW_EVERY = 64, 2e-3, 50, 200, 2
+BATCH, RATE, SAVE_EVERY, SHOW_EVERY, GROW_EVERY = 64, 3e-3, 50, 200, 3
 SIMPLE = 1000  # steps, the first ones, with scenes of one thing in no style alone: shapes come sooner
 FALL = 0.25  # of the steps, the last ones, in which the learning rate falls to 0
 ON_THINGS, READING = 1.5, 0.02  # what a thing's error counts beyond the background's; what the reader's error counts

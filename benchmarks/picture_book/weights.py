@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .cache import FOLDER
+from .pool import fingerprint, scale_path
 from .train_autoencoder import TRAINED as AUTOENCODER
 from .train_autoencoder import trained_vae
 
 FILE = Path(__file__).with_name("weights.safetensors")
-_DIFFUSION, _START, _SCALE = FOLDER / "diffusion.pt", FOLDER / "start.pt", FOLDER / "scale.npy"
+_DIFFUSION, _START = FOLDER / "diffusion.pt", FOLDER / "start.pt"
 _PARTS = ("text", "unet")
 
 
@@ -35,10 +36,11 @@ def main() -> None:
 
 def save(file: Path) -> None:
     """The averaged weights of all networks as far as they are trained."""
-    models = {"vae": trained_vae().state_dict()}
+    vae = trained_vae()
+    models, tensors = {"vae": vae.state_dict()}, {}
     if _DIFFUSION.exists():
+        tensors["latent_scale"] = torch.from_numpy(np.load(scale_path(fingerprint(vae))))
         models |= zip(_PARTS, torch.load(_DIFFUSION, weights_only=True)["models"], strict=False)
-    tensors = {"latent_scale": torch.from_numpy(np.load(_SCALE))} if _SCALE.exists() else {}
     for part, weights in models.items():
         for name, weight in weights.items():
             tensors |= stored(f"{part}.{name}", weight)
@@ -55,7 +57,7 @@ def restore(file: Path) -> None:
     torch.save({"models": [models["vae"]]}, AUTOENCODER)
     if "unet" in models:
         torch.save({"models": [models[part] for part in _PARTS]}, _START)
-        np.save(_SCALE, load_file(file)["latent_scale"].numpy())
+        np.save(scale_path(fingerprint(trained_vae())), load_file(file)["latent_scale"].numpy())
 
 
 def read(file: Path = FILE) -> dict[str, dict[str, Tensor]]:

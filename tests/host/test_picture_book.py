@@ -64,7 +64,7 @@ READING = """
 perfect = torch.where(attributes > 0, 20.0, -20.0)
 assert train_diffusion.reading_error(perfect.flatten(0, 1), attributes.flatten(0, 1)) < 0.01
 assert train_diffusion.reading_error(-perfect.flatten(0, 1), attributes.flatten(0, 1)) > 3
-batch = pool.Batch(None, None, rows, attributes, class_rows, None)
+batch = pool.Batch(None, None, rows, attributes, class_rows)
 seen = []
 def reader(encodings):
     seen.append(encodings)
@@ -77,7 +77,7 @@ WEIGHTS = """
 weights.FOLDER.mkdir(parents=True)
 torch.save({"models": [vae.state_dict()]}, weights.AUTOENCODER)
 torch.save({"models": [text.state_dict(), unet.state_dict()]}, weights._DIFFUSION)
-np.save(weights._SCALE, np.ones((2, 16), np.float32))
+np.save(pool.scale_path(pool.fingerprint(vae)), np.ones((2, 16), np.float32))
 file = weights.FOLDER.parent / "weights.safetensors"
 weights.save(file)
 assert file.stat().st_size < 16 * 2**20
@@ -94,7 +94,7 @@ for model, state in zip((vae, text, unet), kept):
     for name, weight in model.state_dict().items():
         assert (state[name] - weight).norm() <= 0.02 * weight.norm(), name
     model.load_state_dict(state)
-assert np.array_equal(np.load(weights._SCALE), np.ones((2, 16)))
+assert np.array_equal(np.load(pool.scale_path(pool.fingerprint(vae))), np.ones((2, 16)))  # the restored encoder's
 """
 
 
