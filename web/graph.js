@@ -5,6 +5,7 @@ import { familyOfCheckpoint } from "./concepts.js";
 import { mentions } from "./words.js";
 
 export const LOADERS = ["PerfusionLoader", "PerfusionLoadConcept"];
+const SUBGRAPH_INPUTS = -10; // the id that links from a subgraph's inputs have as their origin
 const NO_PROMPTS = ["PerfusionTrainConcept", "Note", "MarkdownNote"];
 
 /**
@@ -55,6 +56,48 @@ export function nodeOfRun(id) {
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
 /**
+ * The nodes of a subgraph, in the graphs around it.
+ * @param {any} graph
+ * @returns {any[]}
+ */
+const nodesOf = (graph) => (graph ? allNodes().filter(({ subgraph }) => subgraph?.id === graph.id) : []);
+
+/**
+ * The link into an input, and the input that it comes from if that is one of the subgraph's that the node is in.
+ * @param {any} node
+ * @param {number} slot
+ */
+function linkInto(node, slot) {
+  if (slot < 0 || !node.graph) return {}; // a new node is in no graph yet
+  const { getInputLink } = window.LiteGraph.LGraphNode.prototype; // that of subgraphs' nodes looks inside
+  const link = getInputLink.call(node, slot);
+  const outer = link && Number(link.origin_id) === SUBGRAPH_INPUTS ? node.graph.inputs[link.origin_slot] : undefined;
+  return { link, name: outer?.name };
+}
+
+/**
+ * Where an input's value is set: here, or on the nodes of the subgraph from which it was promoted. Nowhere if another
+ * node gives it.
+ * @param {any} node
+ * @param {string} name
+ * @returns {{node: any, widget: any}[]}
+ */
+export function settersOf(node, name) {
+  const own = widgetOf(node, name);
+  const slot = (node.inputs ?? []).findIndex((input) => (input.widget?.name ?? input.name) === name);
+  const { link, name: outer } = linkInto(node, slot);
+  if (outer) return nodesOf(node.graph).flatMap((around) => settersOf(around, outer));
+  return own && !link ? [{ node, widget: own }] : [];
+}
+
+/**
+ * The value that an input has when it runs, as far as it is set anywhere.
+ * @param {any} node
+ * @param {string} name
+ */
+export const valueOf = (node, name) => (settersOf(node, name)[0]?.widget ?? widgetOf(node, name))?.value;
+
+/**
  * Sets widgets as a user would: the node hears of it, and it can be undone.
  * @param {any} node
  * @param {Record<string, unknown>} values
@@ -62,10 +105,10 @@ export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.na
 export function setWidgets(node, values) {
   changeGraph(() => {
     for (const [name, value] of Object.entries(values)) {
-      const widget = widgetOf(node, name);
-      if (!widget) continue;
-      widget.value = value;
-      widget.callback?.(value, app.canvas, node);
+      for (const { node: there, widget } of settersOf(node, name)) {
+        widget.value = value;
+        widget.callback?.(value, app.canvas, there);
+      }
     }
   });
 }
@@ -88,18 +131,40 @@ export function changeGraph(change) {
 export function isInPrompts(trigger) {
   return allNodes()
     .filter((node) => !NO_PROMPTS.includes(node.type))
-    .flatMap((node) => node.widgets ?? [])
-    .some(({ name, value }) => name !== "trigger" && typeof value === "string" && mentions(value, trigger));
+    .flatMap((node) => (node.widgets ?? []).map(({ name }) => name !== "trigger" && valueOf(node, name)))
+    .some((value) => typeof value === "string" && mentions(value, trigger));
 }
 
 /**
- * The node at the other end of an input's link; none for a node that is not in a graph yet.
+ * The node at the other end of an input's link, out of the subgraph if it comes from there.
  * @param {any} node
  * @param {string} type of the input
+ * @returns {any}
  */
 export function source(node, type) {
-  const slot = (node.inputs ?? []).findIndex((input) => input.type === type);
-  return slot < 0 || !node.graph ? null : node.getInputNode(slot);
+  return sourceAt(
+    node,
+    (node.inputs ?? []).findIndex((/** @type {any} */ input) => input.type === type),
+  );
+}
+
+/**
+ * @param {any} node
+ * @param {number} slot
+ * @returns {any}
+ */
+export function sourceAt(node, slot) {
+  const { link, name } = linkInto(node, slot);
+  if (!name) return link && node.graph.getNodeById(link.origin_id);
+  const [around] = nodesOf(node.graph);
+  const inputs = /** @type {any[]} */ (around?.inputs ?? []);
+  return (
+    around &&
+    sourceAt(
+      around,
+      inputs.findIndex((input) => input.name === name),
+    )
+  );
 }
 
 /**
@@ -109,7 +174,7 @@ export function source(node, type) {
  */
 function familyOf(node) {
   if (node.type === "PerfusionDemoModel") return { base_model: "demo", told_by: node.title };
-  const checkpoint = (widgetOf(node, "ckpt_name") ?? widgetOf(node, "unet_name"))?.value;
+  const checkpoint = valueOf(node, "ckpt_name") ?? valueOf(node, "unet_name");
   const base_model = typeof checkpoint === "string" && familyOfCheckpoint(checkpoint);
   return base_model ? { base_model, told_by: checkpoint } : undefined;
 }

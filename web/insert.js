@@ -1,7 +1,7 @@
 // Puts a Loader into the graph, between a source of MODEL and CLIP and what used them.
 
 import { app } from "../../scripts/app.js";
-import { LOADERS, changeGraph, setWidgets, widgetOf } from "./graph.js";
+import { LOADERS, changeGraph, setWidgets, valueOf, widgetOf } from "./graph.js";
 
 const GAP = 40;
 const ROOM = [330, 620]; // for a Loader, whose panel has no height until it is drawn
@@ -13,7 +13,7 @@ const UNTOUCHED = ["PerfusionTrainConcept", "PerfusionCovariance"]; // they need
  */
 export function showLoader(file) {
   const there = app.canvas.graph.nodes.find(
-    (/** @type {any} */ node) => LOADERS.includes(node.type) && widgetOf(node, "concept").value === file,
+    (/** @type {any} */ node) => LOADERS.includes(node.type) && valueOf(node, "concept") === file,
   );
   const node = there ?? addLoader(file);
   app.canvas.selectNode(node);

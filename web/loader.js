@@ -6,7 +6,7 @@ import { drawGate } from "./chart.js";
 import { family, summary } from "./concepts.js";
 import { html } from "./element.js";
 import { presetLike, presetsOf } from "./gate.js";
-import { LOADERS, allNodes, connectedFamily, isRunning, setWidgets, widgetOf } from "./graph.js";
+import { LOADERS, allNodes, connectedFamily, isRunning, setWidgets, valueOf, widgetOf } from "./graph.js";
 import { paintAll } from "./highlight.js";
 import { addPanel } from "./panel.js";
 import { concepts, thumbnail } from "./server.js";
@@ -42,7 +42,7 @@ class LoaderPanel {
   constructor(node) {
     this.#node = node;
     const parts = [this.#head, this.#badge, this.#chart, this.#presets, this.#line.element];
-    this.#fit = addPanel(node, "perfusion_concept", text("Concept"), ...parts);
+    this.#fit = addPanel(node, "perfusion_concept", text("Concept"), ...parts, () => this.update());
     for (const name of ["concept", ...SETTINGS]) {
       const widget = widgetOf(node, name);
       const own = widget.callback;
@@ -54,11 +54,11 @@ class LoaderPanel {
   }
 
   get #concept() {
-    return concepts.find(widgetOf(this.#node, "concept").value);
+    return concepts.find(valueOf(this.#node, "concept"));
   }
 
   get #settings() {
-    const values = SETTINGS.map((name) => [name, Number(widgetOf(this.#node, name).value)]);
+    const values = SETTINGS.map((name) => [name, Number(valueOf(this.#node, name))]);
     return /** @type {import("./gate.js").Settings} */ (Object.fromEntries(values));
   }
 
@@ -96,7 +96,7 @@ class LoaderPanel {
 
   /** @param {import("./concepts.js").Concept | undefined} concept */
   #problem(concept) {
-    const file = widgetOf(this.#node, "concept").value;
+    const file = valueOf(this.#node, "concept");
     if (!concept) {
       return concepts.problem || !file ? "" : text("{file} is not in models/perfusion any more.", { file });
     }

@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { html } from "./element.js";
-import { LOADERS, allNodes, setWidgets, widgetOf } from "./graph.js";
+import { LOADERS, allNodes, setWidgets, valueOf } from "./graph.js";
 import { text } from "./texts.js";
 
 /** @typedef {import("./concepts.js").Concept} Concept */
@@ -58,8 +58,7 @@ class Concepts extends EventTarget {
     const concept = await post("rename", { file, name });
     await listFilesAgain();
     for (const node of allNodes())
-      if (LOADERS.includes(node.type) && widgetOf(node, "concept")?.value === file)
-        setWidgets(node, { concept: concept.file });
+      if (LOADERS.includes(node.type) && valueOf(node, "concept") === file) setWidgets(node, { concept: concept.file });
     return concept;
   }
 

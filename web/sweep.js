@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { html } from "./element.js";
-import { LOADERS, allNodes, changeGraph, nodeOfRun, setWidgets, widgetOf } from "./graph.js";
+import { LOADERS, allNodes, changeGraph, nodeOfRun, setWidgets, settersOf, sourceAt, valueOf } from "./graph.js";
 import { cells, labels, scale } from "./grid.js";
 import { addPanel } from "./panel.js";
 import { concepts } from "./server.js";
@@ -29,7 +29,8 @@ class SweepPanel {
   /** @param {any} node */
   constructor(node) {
     this.#node = node;
-    this.#fit = addPanel(node, "perfusion_sweep", text("Grid"), this.#grid, this.#status, this.#whole);
+    const parts = [this.#grid, this.#status, this.#whole];
+    this.#fit = addPanel(node, "perfusion_sweep", text("Grid"), ...parts, () => this.mark());
     this.#fit();
     node.hideOutputImages = true; // Vue nodes would show the picture again
     const executed = node.onExecuted;
@@ -100,9 +101,9 @@ class SweepPanel {
   mark() {
     for (const [{ settings, triggers }, picture] of this.#shown) {
       if (picture.tagName !== "BUTTON") continue;
-      const nodes = settersOf(triggers, settings);
+      const nodes = usersOf(triggers, settings);
       const same = (/** @type {any} */ node) =>
-        Object.entries(settings).every(([name, value]) => Math.abs(widgetOf(node, name).value - value) < 1e-6);
+        Object.entries(settings).every(([name, value]) => Math.abs(valueOf(node, name) - value) < 1e-6);
       picture.setAttribute("aria-pressed", String(nodes.length > 0 && nodes.every(same)));
     }
   }
@@ -118,7 +119,7 @@ class SweepPanel {
   /** @param {Cell} cell */
   #choose({ settings, triggers }) {
     const words = Object.entries(settings).map(([name, value]) => `${name} ${value}`);
-    const nodes = settersOf(triggers, settings);
+    const nodes = usersOf(triggers, settings);
     changeGraph(() => nodes.forEach((node) => setWidgets(node, settings)));
     const listed = (/** @type {string[]} */ words) => new Intl.ListFormat(spoken()).format(words);
     this.#status.textContent = nodes.length
@@ -130,16 +131,16 @@ class SweepPanel {
 }
 
 /**
- * The nodes that set how these concepts are used, and no others; without those that other nodes set.
+ * The nodes that use these concepts, and no others, as is set on them; without those whose settings other nodes give.
  * @param {string[]} triggers
  * @param {Record<string, number>} settings
  */
-function settersOf(triggers, settings) {
+function usersOf(triggers, settings) {
   return allNodes().filter((node) => {
     if (!SETTERS.includes(node.type)) return false;
-    const linked = (node.inputs ?? []).filter(({ link }) => link != null).map(({ widget }) => widget?.name);
     const own = triggersOf(node);
-    return own.length && own.every((it) => triggers.includes(it)) && !linked.some((name) => name in settings);
+    const free = Object.keys(settings).every((name) => settersOf(node, name).length);
+    return free && own.length && own.every((it) => triggers.includes(it));
   });
 }
 
@@ -149,13 +150,13 @@ function settersOf(triggers, settings) {
  * @returns {string[]}
  */
 function triggersOf(node) {
-  const file = widgetOf(node, "concept")?.value;
+  const file = valueOf(node, "concept");
   if (file) return [concepts.find(file)?.trigger ?? ""];
-  const made = widgetOf(node, "trigger")?.value;
+  const made = valueOf(node, "trigger");
   if (made) return made.split(",").map((/** @type {string} */ it) => it.trim());
   return (node.inputs ?? []).flatMap(({ type }, slot) => {
-    const source = type === "PERFUSION_CONCEPTS" && node.getInputNode(slot);
-    return source ? triggersOf(source) : [];
+    const from = type === "PERFUSION_CONCEPTS" && sourceAt(node, slot);
+    return from ? triggersOf(from) : [];
   });
 }
 

@@ -1,6 +1,6 @@
 // Which triggers the graph teaches, by which nodes, and which of two nodes with the same one counts.
 
-import { LOADERS, activeNodes, isOff, widgetOf } from "./graph.js";
+import { LOADERS, activeNodes, isOff, sourceAt, valueOf, widgetOf } from "./graph.js";
 import { concepts } from "./server.js";
 
 const MAKERS = ["PerfusionTrainConcept", "PerfusionImportConcept"];
@@ -15,7 +15,7 @@ const CARRIERS = ["MODEL", "PERFUSION_CONCEPTS"]; // types of links on which con
  */
 export function taughtBy(node) {
   if (LOADERS.includes(node.type)) {
-    const concept = concepts.find(widgetOf(node, "concept")?.value);
+    const concept = concepts.find(valueOf(node, "concept"));
     return concept?.trigger ? [concept] : [];
   }
   if (!MAKERS.includes(node.type) && !node.subgraph?.nodes.some(({ type }) => MAKERS.includes(type))) return [];
@@ -36,7 +36,10 @@ export function taught() {
 }
 
 /** @param {any} node whose trigger comes over a link */
-const isSetFromOutside = (node) => node.inputs?.some(({ name, link }) => name === "trigger" && link != null);
+const isSetFromOutside = (node) =>
+  node.inputs?.some(
+    (/** @type {any} */ { name }, /** @type {number} */ slot) => name === "trigger" && node.isInputConnected(slot),
+  );
 
 /**
  * The nodes whose concepts reach a node's output, in the order in which the later one of the same trigger counts.
@@ -47,8 +50,8 @@ const isSetFromOutside = (node) => node.inputs?.some(({ name, link }) => name ==
 export function teachersOf(node, behind = []) {
   if (behind.includes(node)) return [];
   const before = (node.inputs ?? []).flatMap(({ type }, slot) => {
-    const source = CARRIERS.includes(type) && node.getInputNode(slot);
-    return source ? teachersOf(source, [...behind, node]) : [];
+    const from = CARRIERS.includes(type) && sourceAt(node, slot);
+    return from ? teachersOf(from, [...behind, node]) : [];
   });
   return taughtBy(node).length && !isOff(node) ? [...before, node] : before;
 }

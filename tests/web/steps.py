@@ -39,6 +39,10 @@ GROUNDS = """text => {
         return [first, letters(start + parseFloat(sizes[at])) - first]
     })
 }"""
+GRID = {  # of example.png as it were one: three by two cells, the last not finished
+    "columns": {"kind": "beta", "values": [0.5, 0.6, 0.7]}, "rows": {"kind": "temperature", "values": [0.1, 0.3]},
+    "triggers": ["<my-teddy>"], "pictures": 5, "size": [64, 64], "cell": 15, "gap": 3,
+}  # fmt: skip
 each_renderer = pytest.mark.parametrize("page", ["classic", "vue"], indirect=True)
 
 

@@ -3,6 +3,7 @@
 import pytest
 from steps import (
     GROUNDS,
+    GRID,
     LIST_AGAIN,
     LOADER,
     ON_DEMO_MODEL,
@@ -425,12 +426,6 @@ def test_a_real_training_is_stopped_and_what_it_learned_paints(frontend, page, n
     }  # fmt: skip
     page.evaluate(SET, changes)
     assert page.evaluate(RUN) == ["execution_success", ""]
-
-
-GRID = {  # of example.png as it were one: three by two cells, the last not finished
-    "columns": {"kind": "beta", "values": [0.5, 0.6, 0.7]}, "rows": {"kind": "temperature", "values": [0.1, 0.3]},
-    "triggers": ["<my-teddy>"], "pictures": 5, "size": [64, 64], "cell": 15, "gap": 3,
-}  # fmt: skip
 
 
 def paint(page, **changes):
