@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { html } from "./element.js";
-import { LOADERS, allNodes, setWidgets, valueOf } from "./graph.js";
+import { LOADERS, allNodes, nodeOfRun, setWidgets, valueOf } from "./graph.js";
 import { text } from "./texts.js";
 
 /** @typedef {import("./concepts.js").Concept} Concept */
@@ -82,8 +82,11 @@ class Concepts extends EventTarget {
 
 export const concepts = new Concepts();
 
-/** In all nodes; the host also tells us to list ours. */
-export const listFilesAgain = () => app.reloadNodeDefs?.() ?? app.refreshComboInNodes();
+/** In all nodes; the host also tells us to list ours. Newer frontends see at the same time what is missing no more. */
+export const listFilesAgain = () => app.refreshMissingModels?.() ?? app.reloadNodeDefs?.() ?? app.refreshComboInNodes();
+
+/** Nodes that write files which others offer. */
+const WRITERS = ["PerfusionSaveConcept", "PerfusionTrainConcept", "PerfusionExportLoRA"];
 
 /**
  * The picture of a concept, or the first letter of its superclass.
@@ -119,9 +122,14 @@ app.registerExtension({
   setup() {
     concepts.problem = text("The concepts are being looked up.");
     concepts.load();
-    api.addEventListener("execution_success", () => {
-      if (allNodes().some((node) => node.type === "PerfusionSaveConcept")) concepts.load();
-    });
+    let written = false;
+    api.addEventListener("executing", ({ detail }) => (written ||= WRITERS.includes(nodeOfRun(detail)?.type)));
+    for (const end of ["execution_success", "execution_error", "execution_interrupted"]) {
+      api.addEventListener(end, () => {
+        if (written) listFilesAgain();
+        written = false;
+      });
+    }
   },
   refreshComboInNodes: () => concepts.load(),
 });

@@ -39,6 +39,13 @@ GROUNDS = """text => {
         return [first, letters(start + parseFloat(sizes[at])) - first]
     })
 }"""
+# Afterwards window.reload() loads the graph as it is, as opening a saved workflow does
+LOAD_AGAIN = """() => window.reload = async (change = () => {}) => {
+    const saved = JSON.parse(JSON.stringify((app.rootGraph ?? app.graph).serialize()))
+    change(saved)
+    await app.loadGraphData(saved, true, true, null)
+    for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame)
+}"""
 GRID = {  # of example.png as it were one: three by two cells, the last not finished
     "columns": {"kind": "beta", "values": [0.5, 0.6, 0.7]}, "rows": {"kind": "temperature", "values": [0.1, 0.3]},
     "triggers": ["<my-teddy>"], "pictures": 5, "size": [64, 64], "cell": 15, "gap": 3,

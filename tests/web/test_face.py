@@ -2,8 +2,8 @@
 
 import pytest
 from steps import (
-    GROUNDS,
     GRID,
+    GROUNDS,
     LIST_AGAIN,
     LOADER,
     ON_DEMO_MODEL,

@@ -1,5 +1,7 @@
 """Panels in the frontend's ways of making, drawing and describing nodes, whichever frontend and renderer it is."""
 
+from steps import each_renderer, open_workflow, panel
+
 NEW_NODE = """type => {
     app.graph.clear()
     window.made = LiteGraph.createNode(type)
@@ -23,3 +25,20 @@ def test_a_new_node_does_not_grow_for_its_folded_inputs(frontend, our_nodes):
         frontend.run("() => { app.graph.add(window.made) }")
         frontend.run(DRAWN)
         assert frontend.run(height) == made, name
+
+
+@each_renderer
+def test_the_properties_leave_the_panel_where_it_is(frontend, page):
+    open_workflow(frontend, "perfusion_train")
+    page.evaluate("() => app.canvas.selectNode(app.graph.nodes.find(({ type }) => type === 'PerfusionTrainConcept'))")
+    width = panel(page).bounding_box()["width"]
+    page.get_by_role("button", name="Node Info").click()
+    properties = page.get_by_test_id("properties-panel")
+    properties.get_by_role("tab").first.click()  # its parameters
+    properties.get_by_text("superclass").first.wait_for()
+    page.evaluate(DRAWN)
+    assert panel(page).count() == 1
+    assert panel(page).bounding_box()["width"] == width
+    assert "perfusion_training" not in properties.inner_text()
+    properties.get_by_role("tab").nth(1).click()
+    page.get_by_role("button", name="Node Info").click()

@@ -1,7 +1,7 @@
 """Our nodes inside of subgraphs, with inputs promoted to the outside, as newer and as older frontends save that."""
 
 import pytest
-from steps import GRID, button, each_renderer, open_workflow, panel, says
+from steps import GRID, LOAD_AGAIN, button, each_renderer, open_workflow, panel, says
 
 # Puts nodes of a type into a subgraph with inputs that are promoted; by links, or as older frontends saved it
 WRAP = """async ([type, names, old]) => {
@@ -18,12 +18,6 @@ WRAP = """async ([type, names, old]) => {
 }"""
 OUTER = "app.rootGraph.nodes.find(({ subgraph }) => subgraph)"
 PROMOTED = f"name => {OUTER}.widgets.find(widget => widget.name.split(': ').at(-1) === name)"  # '4: beta' is old
-LOAD_AGAIN = """() => window.reload = async (change = () => {}) => {
-    const saved = JSON.parse(JSON.stringify((app.rootGraph ?? app.graph).serialize()))
-    change(saved)
-    await app.loadGraphData(saved, true, true, null)
-    for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame)
-}"""
 ENTER = f"""() => {{
     const outer = {OUTER}
     app.canvas.openSubgraph(outer.subgraph, outer)

@@ -20,6 +20,11 @@ SHOWN_NODES = """() => app.graph.nodes.map(node => ({
     widgets: (node.widgets ?? []).filter(widget => widget.serialize !== false)
         .map(({ name, value, type, options }) => ({ name, value, choices: type === 'combo' ? options.values : null })),
 }))"""
+SETTLED = """() => {
+    const before = window.layout
+    window.layout = JSON.stringify(app.graph.nodes.map(({ boundingRect }) => [...boundingRect]))
+    return window.layout === before
+}"""
 SHOWN_LINKS = """() => [...app.graph.links.values()].map(link => [
     Number(link.origin_id), link.origin_slot, Number(link.target_id),
     app.graph.getNodeById(link.target_id).inputs[link.target_slot].name, link.type,
@@ -104,7 +109,7 @@ def test_nodes_do_not_overlap(frontend, name, vue):
         if vue:
             drawn = "document.querySelectorAll('[data-node-id]').length >= app.graph.nodes.length"
             frontend.page.wait_for_function(drawn)
-            frontend.page.wait_for_timeout(500)  # nodes grow to their content
+            frontend.page.wait_for_function(SETTLED, polling=300)  # nodes grow to their content
         nodes = frontend.run(SHOWN_NODES)
     finally:
         frontend.set("Comfy.VueNodes.Enabled", False)
@@ -186,7 +191,7 @@ def test_every_node_has_a_help_page_with_a_picture(frontend, our_nodes):
 def test_info_button_shows_the_help_page(frontend):
     frontend.load("perfusion_train")
     frontend.run("() => app.canvas.selectNode(app.graph.nodes.find(node => node.type === 'PerfusionTrainConcept'))")
-    frontend.page.get_by_test_id("info-button").click()
+    frontend.page.get_by_role("button", name="Node Info").click()  # as README says
     panel = frontend.page.get_by_test_id("properties-panel")
     panel.locator("h1", has_text="Perfusion Train Concept").wait_for()
     picture = panel.locator("img[src$='/PerfusionTrainConcept.jpg']").element_handle()
