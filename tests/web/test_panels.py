@@ -13,7 +13,7 @@ DRAWN = "async () => { for (let frame = 0; frame < 3; frame++) await new Promise
 def test_nodes_have_their_panels_before_they_are_in_a_graph(frontend, our_nodes):
     frontend.complaints.clear()
     with_panel = [name for name in our_nodes if frontend.run(NEW_NODE, name)]
-    assert sorted(with_panel) == ["PerfusionLoadConcept", "PerfusionLoader", "PerfusionSweep", "PerfusionTrainConcept"]
+    assert {"PerfusionLoadConcept", "PerfusionLoader", "PerfusionSweep", "PerfusionTrainConcept"} <= set(with_panel)
     assert [line for line in frontend.complaints if "perfusion" in line.lower()] == []
 
 
