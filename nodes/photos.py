@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from itertools import chain
 
+from comfy_api.latest import io, ui
+
+from .host.batches import photos_of
 from .host.clipseg import CLIPSEG, FOLDER, clipseg_folder, clipseg_names, find_subject
 from .host.files import stamp
-from .host.photos import load_caption, load_photo, pasted_photos, photo_files, photo_folders
-from .schema import TRAIN
+from .host.photos import SHORTER_SIDE, load_caption, load_photo, pasted_photos, photo_folder, photo_folders
+from .host.progress import show_text
+from .schema import ADVANCED, TRAIN
 
 
 class PerfusionLoadPhotos(io.ComfyNode):
@@ -17,39 +21,51 @@ class PerfusionLoadPhotos(io.ComfyNode):
             node_id="PerfusionLoadPhotos",
             display_name="Perfusion Load Photos",
             category=TRAIN,
-            description="Loads a folder of photos of one subject, of any sizes, with their masks (the file of the same "
-            "name in the subfolder mask, else the picture's transparency, else everything) and captions (the text file "
-            "of the same name beside the photo).",
+            description="Loads a folder of photos of one subject, of any kind and size, with their masks (the file of "
+            "the same name in the subfolder mask, else the picture's transparency, else everything) and captions (the "
+            "text file of the same name beside the photo), and says which files it cannot use.",
             inputs=[
                 io.Combo.Input(
                     "folder",
                     options=photo_folders(),
                     tooltip="A folder below ComfyUI's input directory, or a demo that comes with the pack. Press R to "
                     "refresh the list.",
-                )
+                ),
+                io.Int.Input(
+                    "shorter_side",
+                    default=SHORTER_SIDE,
+                    min=0,
+                    max=8192,
+                    step=64,
+                    optional=True,
+                    tooltip="Larger photos are made smaller, to this many pixels on the shorter side: training uses no "
+                    "more, and they would fill the memory. Raise it only to train at more than 1024. 0: as they are.",
+                    **ADVANCED,
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="images", is_output_list=True),
                 io.Mask.Output(display_name="masks", is_output_list=True),
                 io.String.Output(display_name="captions", is_output_list=True),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str | None) -> str:
+    def fingerprint_inputs(cls, folder: str | None, **_) -> str:
         """folder: None where it is linked, for it is not known yet; then all of them count."""
-        files = []
-        for name in photo_folders() if folder is None else [folder]:
-            files += photo_files(name)
-            home = files[-1].parent
-            files += sorted((home / "mask").glob("*")) + sorted(home.glob("*.txt"))
-        return stamp(files)
+        folders = photo_folders() if folder is None else [folder]
+        return stamp(file for name in folders for file in photo_folder(name).files)
 
     @classmethod
-    def execute(cls, folder) -> io.NodeOutput:
-        files = photo_files(folder)
-        images, masks = zip(*map(load_photo, files), strict=True)
-        return io.NodeOutput(list(images), list(masks), list(map(load_caption, files)))
+    def execute(cls, folder, shorter_side=SHORTER_SIDE) -> io.NodeOutput:
+        found = photo_folder(folder)
+        images, masks, remarks = zip(*(load_photo(photo, shorter_side) for photo in found.photos), strict=True)
+        captions = list(map(load_caption, found.photos))
+        counts = len(images), sum(photo.mask is not None for photo in found.photos), sum(map(bool, captions))
+        text = "\n".join(["Photos: {}. Masks: {}. Captions: {}.".format(*counts), *found.remarks, *chain(*remarks)])
+        show_text(text, getattr(cls.hidden, "unique_id", None))
+        return io.NodeOutput(list(images), list(masks), captions, ui=ui.PreviewText(text))
 
 
 class PerfusionMasksFromText(io.ComfyNode):
@@ -93,8 +109,9 @@ class PerfusionMasksFromText(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, subject, model) -> io.NodeOutput:
-        photos = [photo for batch in images for photo in batch]
-        masks, report = find_subject(photos, subject[0].strip(), clipseg_folder(model[0]), cls.hidden.unique_id)
+        masks, report = find_subject(
+            photos_of(images), subject[0].strip(), clipseg_folder(model[0]), cls.hidden.unique_id
+        )
         return io.NodeOutput(masks, report)
 
 

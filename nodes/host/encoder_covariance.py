@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ...perfusion_core import Covariance
 from ...perfusion_core.captions import captions as built_in_captions
+from ..photo_folder import photo_endings
 from .encoder import add, weights_digest
 from .files import covariance_path, input_path
+from .listing import folders_below
 from .progress import Progress
 from .text import encode_rows, encoders, prepare_encoders, skipped
 
@@ -113,9 +115,13 @@ def _rows(clip, captions: Sequence[str]) -> dict[str, list[list]]:
 
 
 def caption_files() -> list[str]:
-    """The .txt files below ComfyUI's input directory, relative to it."""
-    home = Path(folder_paths.get_input_directory())
-    return sorted(path.relative_to(home).as_posix() for path in home.rglob("*") if _is_text(path))
+    """The .txt files below ComfyUI's input directory, relative to it, but for the captions of photos."""
+    found = []
+    for folder, listing in folders_below(folder_paths.get_input_directory()).items():
+        own = listing.stems({".txt"}) - listing.stems(photo_endings())
+        names = [name for name in listing.names({".txt"}) if name[:-4] in own] if own else ()
+        found += [name if folder == "." else f"{folder}/{name}" for name in names]
+    return sorted(found)
 
 
 def caption_file_path(name: str) -> Path:

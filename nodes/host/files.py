@@ -18,6 +18,8 @@ from torch import Tensor
 
 from ...perfusion_core import Concept, save_concept, save_training
 from ...perfusion_core.training_file import digest
+from ..photo_folder import is_hidden
+from .listing import files_below
 
 FOLDER = "perfusion"
 TRASH = ".trash"
@@ -46,16 +48,19 @@ def register_folder(name: str, endings: set[str] | None = None) -> None:
 
 
 def input_path(name: str) -> Path | None:
-    """A file or folder below ComfyUI's input directory, there or not; None for a name that leads out of it."""
-    home = Path(folder_paths.get_input_directory()).resolve()
-    path = (home / name).resolve()
-    return path if path.is_relative_to(home) else None
+    """A file or folder below ComfyUI's input directory, there or not; None for a name that leads out of it.
+
+    It is for reading: links that lead out are followed (see ``stays_inside``).
+    """
+    home = Path(folder_paths.get_input_directory())
+    path = Path(os.path.normpath(home / name))
+    return path if path.is_relative_to(os.path.normpath(home)) else None
 
 
 def concept_names() -> list[str]:
     """Concept files that can be chosen, relative to the model folder."""
-    names = folder_paths.get_filename_list(FOLDER)
-    return [name for name in names if Path(name).parts[0] not in _OTHER_FILES]
+    names = [(name, Path(name).parts) for name in folder_paths.get_filename_list(FOLDER)]
+    return [name for name, parts in names if parts[0] not in _OTHER_FILES and not any(map(is_hidden, parts))]
 
 
 def concept_path(name: str) -> Path:
@@ -66,15 +71,25 @@ def concept_path(name: str) -> Path:
     return Path(found)
 
 
-def own_concept_path(name: str) -> Path:
-    """The file of a concept that may be changed. Raises ValueError when it is not in the list, by exactly this name, or
-    a link that leads out of the model folder."""
+def listed_concept_path(name: str) -> Path:
+    """The file of a concept that is in the list by exactly this name. Raises ValueError for no such."""
     if name not in concept_names():
         raise ValueError(f"There is no concept {name[:100]!r} in models/{FOLDER}.")
-    path = concept_path(name)
-    if not path.resolve().is_relative_to(model_folder(path).resolve()):
-        raise ValueError(f"{name} is a link that leads out of models/{FOLDER}. Put the file itself there.")
+    return concept_path(name)
+
+
+def own_concept_path(name: str) -> Path:
+    """The same of a concept that may be changed: ValueError also for a link that leads out of the model folder."""
+    path = listed_concept_path(name)
+    if not stays_inside(path, model_folder(path)):
+        raise ValueError(f"{name} is a link that leads out of models/{FOLDER}. Change the file where it is.")
     return path
+
+
+def stays_inside(path: Path, home: Path) -> bool:
+    """Whether what is written to ``path`` is below ``home`` on the disk, too. Links that the user made are followed
+    everywhere, but only to read."""
+    return path.resolve().is_relative_to(home.resolve())
 
 
 def concept_stamp(name: str | None) -> str:
@@ -111,10 +126,9 @@ def foreign_path(folder: str, name: str) -> Path:
 def _foreign_files(folder: str) -> dict[str, Path]:
     homes = [Path(home) / folder for home in folder_paths.get_folder_paths(FOLDER)]
     return {
-        path.relative_to(home).as_posix(): path
+        name: home / name
         for home in reversed(homes)  # the first one counts
-        for path in home.rglob("*")
-        if path.suffix.lower() in _FOREIGN[folder] and path.is_file()
+        for name in files_below(str(home), _FOREIGN[folder])
     }
 
 
@@ -173,7 +187,7 @@ def renamed(path: Path, name: str) -> Path:
 
 def move(source: Path, target: Path, home: Path) -> None:
     """Moves a file within the model folder ``home``. Raises ValueError where a link leads out of it."""
-    if not target.resolve().is_relative_to(home.resolve()):
+    if not stays_inside(target, home):
         raise ValueError(f"{target.parent} is a link that leads out of models/{FOLDER}.")
     target.parent.mkdir(parents=True, exist_ok=True)
     source.rename(target)
@@ -222,6 +236,8 @@ def paths_to_save(name: str, overwrite: bool, folders: Sequence[str]) -> list[Pa
     """Likewise for files that belong together: one in each of these model folders, under one name."""
     name = unicodedata.normalize("NFC", name).strip().removesuffix(".safetensors").replace("\\", "/")
     parts = name.split("/")
+    if FOLDER in folders and parts[0].lower() in _OTHER_FILES:
+        raise ValueError(f"The folder {parts[0]} holds other files than concepts. Choose another name.")
     if _UNSAFE.search(name) or any(not part or part[0] == "." or _NOT_ON_WINDOWS.fullmatch(part) for part in parts):
         raise ValueError(
             f"{name[:200]!r} cannot be a file name in models/{folders[0]} on every system. Use letters, digits and - "
@@ -229,12 +245,10 @@ def paths_to_save(name: str, overwrite: bool, folders: Sequence[str]) -> list[Pa
         )
     if max(len(part.encode()) for part in parts) > _LONGEST:
         raise ValueError(f"The name {name[:40]}... is too long for a file. Choose another name.")
-    if FOLDER in folders and parts[0].lower() in _OTHER_FILES:
-        raise ValueError(f"The folder {parts[0]} holds other files than concepts. Choose another name.")
     homes = [Path(folder_paths.get_folder_paths(folder)[0]) for folder in folders]
     paths = [home.joinpath(*parts[:-1], f"{parts[-1]}.safetensors") for home in homes]
     for folder, home, path in zip(folders, homes, paths, strict=True):
-        if not path.resolve().is_relative_to(home.resolve()):
+        if not stays_inside(path, home):
             raise ValueError(f"{name!r} leads out of models/{folder}. Choose a name inside it.")
     number = 2
     while not overwrite and any(path.exists() for path in paths):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -12,66 +13,69 @@ import folder_paths
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ...perfusion_core import paste_subject
+from ..photo_file import open_mask, open_photo
+from ..photo_folder import Photo, PhotoFolder, is_mask_folder, photo_endings, read_folder
+from .batches import masks_of, photos_of
 from .files import input_path
+from .listing import folders_below
 from .progress import Progress
 from .tokenizer import whole_word
 
 # What Load Photos offers beside the input directory
 DEMO_FOLDERS = {f"demo: {name}": Path(__file__).parents[1] / "demo_photos" / name for name in ("teddy", "tiger")}
-_KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+SHORTER_SIDE = 1024  # pixels, of photos as they are loaded: what SDXL trains on
 _LONGEST_CAPTION = 64 * 1024  # bytes
 _SHORTER_SIDE = 1024  # pixels, at most, of pictures that are made; a hundred of them must fit into memory
 
 
 def photo_folders() -> list[str]:
     """The folders below ComfyUI's input directory that hold pictures, relative to it, and those of the demo."""
-    home = Path(folder_paths.get_input_directory())
-    folders = {path.parent for path in home.rglob("*") if _is_picture(path) and path.parent.name != "mask"}
-    return [*sorted(folder.relative_to(home).as_posix() for folder in folders), *DEMO_FOLDERS]
+    endings = photo_endings()
+    listings = folders_below(folder_paths.get_input_directory())
+    found = {folder for folder, listing in listings.items() if any(kind.lower() in endings for kind in listing.files)}
+    masks = {folder for folder in found if is_mask_folder(os.path.basename(folder)) and _above(folder) in found}
+    return [*sorted(found - masks), *DEMO_FOLDERS]
 
 
-def photo_files(folder: str) -> list[Path]:
-    """The pictures of one of ``photo_folders``, by name. Raises ValueError when there are none."""
-    path = DEMO_FOLDERS.get(folder) or input_path(folder)
+def photo_folder(name: str) -> PhotoFolder:
+    """One of ``photo_folders``. Raises ValueError when it holds no pictures."""
+    path = DEMO_FOLDERS.get(name) or input_path(name)
     if path is None or not path.is_dir():
-        raise ValueError(f"There is no folder {folder!r} in ComfyUI's input directory.")
-    found = sorted(filter(_is_picture, path.iterdir()))
-    if not found:
-        raise ValueError(f"The folder {folder!r} holds no pictures ({', '.join(sorted(_KINDS))}).")
-    return found
+        raise ValueError(f"There is no folder {name!r} in ComfyUI's input directory.")
+    return read_folder(path)
 
 
-def load_photo(file: Path) -> tuple[Tensor, Tensor]:
-    """IMAGE (1, height, width, 3) and MASK (1, height, width) of one picture, both in 0..1, white where the subject is.
+def load_photo(photo: Photo, shorter_side: int = SHORTER_SIDE) -> tuple[Tensor, Tensor, list[str]]:
+    """IMAGE (1, height, width, 3) and MASK (1, height, width), both in 0..1, white where the subject is; and remarks.
 
-    The mask is mask/<same name> beside the picture, else the picture's alpha channel, else everything.
+    The mask is the photo's own, else its alpha channel, else everything. shorter_side: in pixels, at most; 0: any.
     """
-    picture = _open(file)
-    masks = [mask for mask in (file.parent / "mask").glob("*") if mask.stem == file.stem and _is_picture(mask)]
-    if masks:
-        mask = _open(min(masks)).convert("L")
-    elif picture.has_transparency_data:
-        mask = picture.convert("RGBA").getchannel("A")
-    else:
-        mask = Image.new("L", picture.size, 255)
-    return _tensor(picture.convert("RGB")), _tensor(mask)
+    picture, mask, pictures = open_photo(photo.path, shorter_side)
+    name, remarks = photo.path.name, []
+    if pictures > 1:
+        remarks.append(f"{name} holds {pictures} pictures; the first is used.")
+    if photo.mask:
+        mask = open_mask(photo.mask, shorter_side)
+    if mask and (doubt := _doubt(np.asarray(mask))):
+        remarks.append(f"The mask of {name} {doubt}.")
+    return _tensor(picture), _tensor(mask or Image.new("L", picture.size, 255)), remarks
 
 
-def load_caption(file: Path) -> str:
-    """The text of <name>.txt beside a picture, "" where there is none. Raises ValueError for no UTF-8, or too much."""
-    path = file.with_suffix(".txt")
-    if not path.is_file():
+def load_caption(photo: Photo) -> str:
+    """The caption beside a picture, "" where there is none. Raises ValueError for no UTF-8, or too much."""
+    path = photo.caption
+    if path is None:
         return ""
     with path.open("rb") as opened:
         content = opened.read(_LONGEST_CAPTION + 1)
     if len(content) > _LONGEST_CAPTION:
         raise ValueError(f"{path.name} has more than 64 KB, too much for a caption. Shorten it or take it out.")
     try:
-        return content.decode("utf-8-sig").strip()
+        return unicodedata.normalize("NFC", content.decode("utf-8-sig")).strip()
     except UnicodeDecodeError as error:
         raise ValueError(f"The caption {path.name} is not UTF-8 text. Save it as UTF-8 or take it out.") from error
 
@@ -107,12 +111,11 @@ def caption_texts(captions: Sequence[str], count: int, trigger: str, superclass:
 def collected(images: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Photos (height, width, 3 or 4) and their masks (height, width), or no masks.
 
-    images: batches (b, height, width, 3), each of its own size. masks: one mask (height, width) per photo of the
-    photo's shape, any scale, or none: then a fourth channel of the images is the mask. Raises ValueError when they do
-    not match, and for NaN.
+    images: batches (b, height, width, 3), each of its own size, or what ``photos_of`` understands. masks: one mask
+    (height, width) per photo of the photo's shape, any scale, or none: then a fourth channel of the images is the mask.
+    Raises ValueError when they do not match, and for NaN.
     """
-    photos = [photo for batch in images for photo in batch.float()]
-    covers = [mask for batch in masks for mask in (batch if batch.ndim == 3 else batch[None]).float()]
+    photos, covers = photos_of(images), masks_of(masks)
     if not photos:
         raise ValueError("There are no photos. Connect 3 to 10 pictures of your subject.")
     if covers and len(covers) != len(photos):
@@ -167,7 +170,7 @@ def pasted_photos(
     no masks, and for one that is empty or covers its photo; and the host's cancel.
     """
     photos, covers = collected(images, masks)
-    places = [background[..., :3] for batch in backgrounds for background in batch.float()]
+    places = [background[..., :3] for background in photos_of(backgrounds)]
     if not covers:
         raise ValueError("There are no masks, so nothing says what to cut out. Connect one mask per photo.")
     if not all(torch.isfinite(place).all() for place in places):
@@ -235,21 +238,20 @@ def _square(picture: Tensor, place: float, size: int) -> Tensor:
     return comfy.utils.common_upscale(picture, size, size, method, "center").clamp(0, 1)  # bicubic overshoots
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in _KINDS and path.is_file()
+def _above(folder: str) -> str:
+    return os.path.dirname(folder) or "."
 
 
-def _open(file: Path) -> Image.Image:
-    try:
-        with Image.open(file) as picture:
-            picture.load()
-            if picture.mode.startswith("I"):  # 16 bits of grey
-                picture = Image.fromarray((np.asarray(picture, dtype=np.float32) / 257).astype(np.uint8))
-            return ImageOps.exif_transpose(picture)
-    except OSError as error:
-        raise ValueError(
-            f"{file.name} is not a picture that can be read ({error}). Take it out of the folder."
-        ) from error
+def _doubt(mask: np.ndarray) -> str | None:
+    """What is odd about a mask (height, width) in 0..255; None for a sound one."""
+    edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    if mask.max() == 0:
+        return "is black all over"
+    if mask.min() > 250:
+        return "covers the whole photo, so that the background is learned, too"
+    if edge.min() > 250:
+        return "is white all along the edge: black and white may be the wrong way round"
+    return None
 
 
 def _tensor(picture: Image.Image) -> Tensor:

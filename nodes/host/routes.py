@@ -21,7 +21,14 @@ from ...perfusion_core import load_concept
 from ...perfusion_core.concept import trigger_problem
 from ...perfusion_core.concept_file import edit_metadata, read_metadata, recommended_settings
 from . import thumbnail
-from .files import concept_names, model_folder, own_concept_path, rename_with_training, renamed
+from .files import (
+    concept_names,
+    listed_concept_path,
+    model_folder,
+    own_concept_path,
+    rename_with_training,
+    renamed,
+)
 from .superclass import locked_without_model
 from .trash import move_to_trash, restore
 
@@ -73,7 +80,7 @@ def list_concepts(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def get_thumbnail(asked: Mapping[str, Any]) -> bytes:
-    path = _path(asked.get("file", ""))
+    path = _path(asked.get("file", ""), listed_concept_path)
     picture = thumbnail.decoded(read_metadata(path))
     if picture is None:
         raise Refusal(404, f"{path.name} has no thumbnail.")
@@ -81,7 +88,7 @@ def get_thumbnail(asked: Mapping[str, Any]) -> bytes:
 
 
 def get_file(asked: Mapping[str, Any]) -> bytes:
-    path = _path(asked.get("file", ""))
+    path = _path(asked.get("file", ""), listed_concept_path)
     read_metadata(path)  # raises ValueError for a file that holds something else
     return path.read_bytes()
 
@@ -132,7 +139,7 @@ def _entry(file: str) -> dict[str, Any]:
     """What there is to show of a concept, or why there is nothing."""
     entry: dict[str, Any] = {"file": file, "name": Path(file).stem}
     try:
-        path = own_concept_path(file)
+        path = listed_concept_path(file)
         stat = path.stat()
         entry |= {"path": str(path), "bytes": stat.st_size, "modified": stat.st_mtime}
         concept = load_concept(path)
@@ -163,9 +170,9 @@ def _check_name(name: str) -> None:
         raise Refusal(400, "The name must be one line.")
 
 
-def _path(file: str) -> Path:
+def _path(file: str, find: Callable[[str], Path] = own_concept_path) -> Path:
     try:
-        return own_concept_path(file)
+        return find(file)
     except ValueError as error:
         raise Refusal(404, str(error)) from error
 

@@ -13,10 +13,11 @@ from comfyui_perfusion.nodes.host.photos import (
     caption_texts,
     load_caption,
     load_photo,
-    photo_files,
+    photo_folder,
     photo_folders,
     prepare_photos,
 )
+from comfyui_perfusion.nodes.photo_folder import read_folder
 from comfyui_perfusion.nodes.photos import PerfusionLoadPhotos, PerfusionPasteSubject
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,6 +40,20 @@ def put(path, picture=None, **options):
     return path
 
 
+def found(path):
+    """The photo in a file, with its mask and caption."""
+    return next(photo for photo in read_folder(path.parent).photos if photo.path == path)
+
+
+def load(path):
+    image, mask, _ = load_photo(found(path))
+    return image, mask
+
+
+def photo_files(folder):
+    return [photo.path for photo in photo_folder(folder).photos]
+
+
 def left_half(mode, on, off, size=(8, 6)) -> Image.Image:
     picture = Image.new(mode, size, off)
     picture.paste(on, (0, 0, size[0] // 2, size[1]))
@@ -51,7 +66,7 @@ def is_left_half(mask) -> bool:
 
 
 def test_a_photo_without_mask_is_all_subject(home):
-    image, mask = load_photo(put(home / "a.png"))
+    image, mask = load(put(home / "a.png"))
     assert image.shape == (1, 6, 8, 3)
     assert image[0, 0, 0].tolist() == [1.0, 0.0, 0.0]
     assert torch.equal(mask, torch.ones(1, 6, 8))
@@ -71,7 +86,7 @@ def transparent_palette() -> Image.Image:
     ids=["RGBA", "LA", "palette"],
 )
 def test_transparency_is_the_mask(home, picture):
-    image, mask = load_photo(put(home / "a.png", picture))
+    image, mask = load(put(home / "a.png", picture))
     assert image.shape == (1, 6, 8, 3)
     assert is_left_half(mask)
 
@@ -79,14 +94,14 @@ def test_transparency_is_the_mask(home, picture):
 @pytest.mark.parametrize("name", ["a", "IMG_1 (2)", "photo [1]", "a.b", "玩具"])
 def test_the_mask_folder_comes_before_transparency(home, name):
     put(home / f"toys/mask/{name}.png", left_half("L", 255, 0))
-    _, mask = load_photo(put(home / f"toys/{name}.webp", Image.new("RGBA", (8, 6), CLEAR), lossless=True))
+    _, mask = load(put(home / f"toys/{name}.webp", Image.new("RGBA", (8, 6), CLEAR), lossless=True))
     assert is_left_half(mask)
 
 
 def test_a_mask_belongs_only_to_the_photo_of_its_name(home):
     put(home / "mask/a.b.png", Image.new("L", (8, 6), 0))
     put(home / "mask/a.txt.png", Image.new("L", (8, 6), 0))
-    _, mask = load_photo(put(home / "a.jpg"))
+    _, mask = load(put(home / "a.jpg"))
     assert mask.min() == 1
 
 
@@ -101,7 +116,7 @@ def test_a_mask_belongs_only_to_the_photo_of_its_name(home):
     ids=lambda picture: picture.mode,
 )
 def test_every_kind_of_picture_becomes_rgb(home, picture):
-    image, mask = load_photo(put(home / "a.png", picture))
+    image, mask = load(put(home / "a.png", picture))
     assert image.shape == (1, 6, 8, 3)
     assert mask.shape == (1, 6, 8)
     want = {"L": 0.5, "1": 1.0, "P": 0.0, "I;16": 0.5}[picture.mode]
@@ -111,7 +126,7 @@ def test_every_kind_of_picture_becomes_rgb(home, picture):
 def test_a_phone_photo_is_turned_upright(home):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise to show
-    image, mask = load_photo(put(home / "a.png", left_half("RGB", RED, (0, 0, 0)), exif=exif))
+    image, mask = load(put(home / "a.png", left_half("RGB", RED, (0, 0, 0)), exif=exif))
     assert image.shape == (1, 8, 6, 3)
     assert mask.shape == (1, 8, 6)
     assert image[0, :4, :, 0].min() == 1  # what was left is at the top
@@ -133,7 +148,7 @@ def test_a_damaged_photo_is_named_or_still_a_picture(home, kind):
     for content in damaged(path.read_bytes()):
         path.write_bytes(content)
         try:
-            assert load_photo(path)[0].shape[-1] == 3
+            assert load(path)[0].shape[-1] == 3
         except ValueError as error:
             assert f"a.{kind}" in str(error) and "Take it out" in str(error), error
             refused += 1
@@ -154,12 +169,14 @@ def test_folders_with_pictures_are_offered_but_not_their_masks(home):
 
 def test_the_demo_folders_come_with_photos_and_masks(home):
     for folder in DEMO_FOLDERS:
-        photos = [load_photo(file) for file in photo_files(folder)]
-        assert [photo.shape for photo, _ in photos] == [(1, 64, 64, 3)] * 5
-        assert all(0.05 < mask.mean() < 0.6 for _, mask in photos)
+        photos = [load_photo(photo) for photo in photo_folder(folder).photos]
+        assert [photo.shape for photo, *_ in photos] == [(1, 64, 64, 3)] * 5
+        assert all(0.05 < mask.mean() < 0.6 for _, mask, _ in photos)
 
 
-@pytest.mark.parametrize("folder", ["../outside", "{}", "toys/../../outside", "link", "none", "toys/a.png"])
+@pytest.mark.parametrize(
+    "folder", ["../outside", "{}", "toys/../../outside", "link/../../outside", "none", "toys/a.png"]
+)
 def test_only_folders_in_the_input_directory_are_read(home, tmp_path, folder):
     put(tmp_path / "outside/secret.png")
     put(home / "toys/a.png")
@@ -168,9 +185,21 @@ def test_only_folders_in_the_input_directory_are_read(home, tmp_path, folder):
         photo_files(folder.format(tmp_path / "outside"))
 
 
+def test_links_that_the_user_made_are_followed(home, tmp_path):
+    put(tmp_path / "outside/far/a.png")
+    put(home / "toys/a.png")
+    (home / "link").symlink_to(tmp_path / "outside", target_is_directory=True)
+    (home / "toys/b.png").symlink_to(tmp_path / "outside/far/a.png")
+    (home / "toys/broken.png").symlink_to(tmp_path / "nowhere.png")
+    (home / "toys/round").symlink_to(home, target_is_directory=True)
+    assert photo_folders()[:2] == ["link/far", "toys"]
+    assert [file.name for file in photo_files("link/far")] == ["a.png"]
+    assert [file.name for file in photo_files("toys")] == ["a.png", "b.png"]
+
+
 def test_a_folder_without_pictures_is_said_to_be(home):
     (home / "texts").mkdir()
-    with pytest.raises(ValueError, match=r"holds no pictures \(\.bmp, "):
+    with pytest.raises(ValueError, match="'texts' holds no pictures"):
         photo_files("texts")
 
 
@@ -214,10 +243,10 @@ def test_the_node_whose_folder_is_linked_notices_what_changes_in_any(home):
 @pytest.mark.parametrize("name", ["a", "a.b", "photo [1]", "玩具"])
 def test_the_caption_is_the_text_beside_the_photo(home, name):
     photo = put(home / f"{name}.jpg")
-    assert load_caption(photo) == ""
+    assert load_caption(found(photo)) == ""
     (home / f"{name}.jpg.txt").write_text("of another tool")
     (home / f"{name}.txt").write_bytes("\ufeffein Plüschtier\r\n玩具\r\n".encode())  # as Notepad saves it
-    assert load_caption(photo).splitlines() == ["ein Plüschtier", "玩具"]
+    assert load_caption(found(photo)).splitlines() == ["ein Plüschtier", "玩具"]
 
 
 @pytest.mark.parametrize(
@@ -232,13 +261,13 @@ def test_a_caption_that_cannot_be_read_is_named(home, content, message):
     photo = put(home / "a.png")
     photo.with_suffix(".txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        load_caption(photo)
+        load_caption(found(photo))
 
 
 def test_the_largest_caption_is_still_read(home):
     photo = put(home / "a.png")
     photo.with_suffix(".txt").write_bytes(b"x" * 64 * 1024)
-    assert len(load_caption(photo)) == 64 * 1024
+    assert len(load_caption(found(photo))) == 64 * 1024
 
 
 @pytest.mark.parametrize(

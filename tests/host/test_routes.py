@@ -123,9 +123,9 @@ def test_unusable_files_are_listed_with_the_reason_and_other_files_not_at_all(fo
     errors = {entry["file"]: entry.get("error") for entry in listed}
     assert errors.keys() == {"broken.safetensors", "lora.safetensors", "link.safetensors", FILE}
     assert "damaged" in errors["broken.safetensors"] and "is a LoRA" in errors["lora.safetensors"]
-    assert "a link that leads out" in errors["link.safetensors"] and errors[FILE] is None
+    assert errors["link.safetensors"] is errors[FILE] is None  # a link is the user's own: the Loader follows it, too
     paths = {entry["file"]: entry.get("path") for entry in listed}
-    assert paths["broken.safetensors"] == str(folder / "broken.safetensors") and paths["link.safetensors"] is None
+    assert all(paths[name] == str(folder / name) for name in ("broken.safetensors", "link.safetensors"))
     assert str(tmp_path / "outside") not in json.dumps(listed)
 
 
@@ -402,10 +402,26 @@ NAMES = [
     "*",
     "training/toys/toy/{state}",
     ".trash/0000000000000000/x.safetensors",
-    "link.safetensors",
-    "linked/outside.safetensors",
+    "linked/outside",
+    "linked/../outside.safetensors",
     "x" * 5000,
 ]
+
+
+@pytest.mark.parametrize("name", ["link.safetensors", "linked/outside.safetensors"])
+def test_a_linked_concept_is_shown_as_the_loader_uses_it_and_never_changed(folder, tmp_path, name):
+    outside = tmp_path / "outside.safetensors"
+    save_concept(CONCEPT.replace(metadata={"thumbnail": PICTURE}), outside)
+    (folder / "link.safetensors").symlink_to(outside)
+    (folder / "linked").symlink_to(tmp_path, target_is_directory=True)
+    before = contents(tmp_path)
+    assert ask("GET", "file", params={"file": name}) == (200, outside.read_bytes())
+    assert ask("GET", "thumbnail", params={"file": name})[0] == 200
+    for route, more in POSTS.items():
+        status, answer = ask("POST", route, {"file": name, **more})
+        assert status == 404 and "a link that leads out" in answer["error"]
+    assert contents(tmp_path) == before
+    assert (folder / "link.safetensors").is_symlink()
 
 
 @pytest.mark.parametrize("name", NAMES)

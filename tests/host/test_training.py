@@ -15,6 +15,7 @@ from comfyui_perfusion.nodes.host.encoder_covariance import measure_covariance
 from comfyui_perfusion.nodes.host.photos import load_photo, prepare_photos
 from comfyui_perfusion.nodes.host.trainee import Subject, open_trainee
 from comfyui_perfusion.nodes.load import PerfusionSaveConcept
+from comfyui_perfusion.nodes.photo_folder import read_folder
 from comfyui_perfusion.nodes.train import PerfusionTrainConcept
 from comfyui_perfusion.perfusion_core import Training, TrainingSettings, draw_timesteps, load_concept
 from comfyui_perfusion.perfusion_core.captions import TEMPLATES, captions
@@ -33,8 +34,7 @@ def photos(tmp_path_factory):
     if not folder.is_dir():
         folder = tmp_path_factory.mktemp("drawn")
         draw_photos(folder)
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".jpg", ".png"))
-    images, masks = zip(*map(load_photo, files), strict=True)
+    images, masks, _ = zip(*map(load_photo, read_folder(folder).photos), strict=True)
     return prepare_photos(images, masks, 64)
 
 
