@@ -364,7 +364,7 @@ def test_what_is_no_token_undoes_nothing(folder, token):
 
 
 def test_nothing_is_saved_into_the_trash():
-    with pytest.raises(ValueError, match="cannot be a file name"):
+    with pytest.raises(ValueError, match="Choose another name"):
         path_to_save(".trash/x", overwrite=True)
 
 
