@@ -73,26 +73,30 @@ def spectrum(covariance: Covariance) -> Image.Image:
     return _drawn(axes.figure, legend)
 
 
-def similarities(points: Sequence[tuple[float, float]], best: int, words: str) -> Image.Image:
-    """(CLIP-I, CLIP-T) of what was tried, the first a ring, and ``words`` on the best one, a picture 720 x 400.
+def similarities(
+    points: Sequence[tuple[float, float]], front: Sequence[tuple[float, float]], best: tuple[float, float], words: str
+) -> Image.Image:
+    """(CLIP-I, CLIP-T) of what was tried, the first a ring, those of the front on a line, and ``words`` on the best
+    one, a picture 720 x 400.
 
-    A curve goes through all that is as good as the best, by the harmonic mean.
+    A dotted curve goes through all that is as good as the best, by the harmonic mean.
     """
     axes = _axes("CLIP-I, to the photos", "CLIP-T, to the prompts")
     images, texts = np.array(points).T
-    axes.plot(images[1:], texts[1:], **_line(_BLUE, 0, marker="o", markersize=7))
-    axes.plot(images[:1], texts[:1], **_line(_BLUE, 0, marker="o", markersize=7, markerfacecolor=_PAPER))
-    (ring,) = axes.plot(*points[best], **_line(_RED, 0, marker="o", markersize=13, markerfacecolor="none"))
+    axes.plot(images[1:], texts[1:], **_line(_SKY, 0, marker="o", markersize=7))
+    (line,) = axes.plot(*np.array(front).T, **_line(_BLUE, 2, marker="o", markersize=8))
+    (start,) = axes.plot(images[:1], texts[:1], **_line(_INK, 0, marker="o", markersize=8, markerfacecolor=_PAPER))
+    (ring,) = axes.plot(*best, **_line(_RED, 0, marker="o", markersize=15, markerfacecolor="none"))
     for values, set_limits in ((images, axes.set_xlim), (texts, axes.set_ylim)):
         margin = max(np.ptp(values) * 0.08, 0.002)
         set_limits(values.min() - margin, values.max() + margin)
-    if (mean := harmonic_mean(*points[best])) > 0:
+    if (mean := harmonic_mean(*best)) > 0:
         left, right = axes.get_xlim()
         alike = np.linspace(max(left, mean * 0.51), max(right, mean * 0.52), 200)
-        axes.plot(alike, mean * alike / (2 * alike - mean), **_line(_SKY, 2, clip_on=True))
+        axes.plot(alike, mean * alike / (2 * alike - mean), **_line(_RED, 1, ":", clip_on=True))
     _ticks(axes.xaxis)
     _ticks(axes.yaxis)
-    return _drawn(axes.figure, {words: ring})
+    return _drawn(axes.figure, {words: ring, "as it came": start, "unbeaten in both": line})
 
 
 def gate_curve(
@@ -214,8 +218,8 @@ def _words(colour: str, **options: Any) -> dict[str, Any]:
 
 def _drawn(figure: Any, legend: Mapping[str, Any]) -> Image.Image:
     """The picture of a figure, with words on what is in it above it, as many in a line as fit."""
-    longest = max(map(len, legend))
-    columns = 1 if longest > 60 else 2 if longest > 26 else 3
+    widths = [45 + 10 * len(words) for words in legend]  # pixels, on the safe side
+    columns = next(n for n in (3, 2, 1) if n == 1 or sum(max(it, default=0) for it in _split(widths, n)) < 700)
     box = figure.legend(
         legend.values(), ["-"] * len(legend), loc="outside upper left", ncols=columns, labelcolor=_INK, frameon=False,
         prop={"size": _TEXT, "family": _fonts()}, handlelength=1.2, handletextpad=0.5, columnspacing=1.2, borderpad=0,
@@ -224,6 +228,11 @@ def _drawn(figure: Any, legend: Mapping[str, Any]) -> Image.Image:
     for text, words in zip(box.get_texts(), legend, strict=True):
         text.set(text=words, parse_math=False)  # names may hold what matplotlib takes for formulas, or for hidden
     return _picture(figure)
+
+
+def _split(values: Sequence[int], columns: int) -> list[list[int]]:
+    """As matplotlib spreads them over the columns of a legend."""
+    return [part.tolist() for part in np.array_split(np.array(values), columns)]
 
 
 def _picture(figure: Any, tight: bool = False) -> Image.Image:

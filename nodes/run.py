@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -150,16 +151,29 @@ class Run:
 
 
 def judge(name: str, subject: Subject, sentences: Sequence[str]) -> Score:
-    """By CLIP-I to the subject's photos and CLIP-T to the sentences, with the superclass in the trigger's place."""
+    """By the means of ``judge_each``."""
+    each = judge_each(name, subject, sentences)
+
+    def score(pictures: Tensor) -> tuple[float, float]:
+        image, text = each(pictures).mean(0).tolist()
+        return image, text
+
+    return score
+
+
+def judge_each(name: str, subject: Subject, sentences: Sequence[str]) -> Callable[..., Tensor]:
+    """(pictures, first) -> (n, 2): CLIP-I to the subject's photos, and CLIP-T to the sentences from the first on, with
+    the superclass in the trigger's place."""
     model = openclip.load_image_text_model(scorer_path(name))
     photos = model.embed_images(subject.photos)
     texts = model.embed_texts([sentence.replace("{}", subject.superclass) for sentence in sentences])
 
-    def score(pictures: Tensor) -> tuple[float, float]:
+    def scores(pictures: Tensor, first: int = 0) -> Tensor:
         seen = model.embed_images(pictures)
-        return (seen @ photos.T).mean().item(), (seen * texts).sum(1).mean().item()
+        own = texts[first : first + len(seen)]
+        return torch.stack([(seen @ photos.T).mean(1), (seen * own).sum(1)], dim=1)
 
-    return score
+    return scores
 
 
 def saved_state(

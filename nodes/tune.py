@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
-import torch
 from comfy_api.latest import io, ui
 from PIL import Image
+from torch import Tensor
 
-from ..perfusion_core.checkpoints import harmonic_mean
+from ..perfusion_core.training_file import digest
 from .host.model import apply_to_model, default_resolution
+from .host.own_folder import own_folder
 from .host.photos import prepare_photos
 from .host.progress import Cancelled, Progress, cut_short, times_cut_short
 from .host.sampling import Sampling
@@ -20,18 +24,11 @@ from .host.trainee import Subject
 from .host.uses import ConceptUse
 from .plots import as_image, similarities
 from .prompts import prompt_lines, with_places, with_triggers
-from .run import judge
+from .run import judge_each
 from .schema import ADVANCED, INSPECT, Concepts, sampling_inputs
+from .search import RANGES, Pair, Trial, best_of, front, search
 
 _PROMPTS = "a photo of {} on the beach\nan oil painting of {}\n{} wearing a hat\n{} in the snow"
-_COARSE = {
-    "beta": (0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
-    "key_lock": (0.0, 0.5, 1.0),
-    "temperature": (0.05, 0.1, 0.2),
-}  # the most telling one first
-_STEPS = {"beta": 0.05, "key_lock": 0.25, "temperature": 0.05}
-_LEAST = {"beta": 0.0, "key_lock": 0.0, "temperature": 0.01}
-_FINEST = 0.01
 
 
 class PerfusionTune(io.ComfyNode):
@@ -42,7 +39,8 @@ class PerfusionTune(io.ComfyNode):
             display_name="Perfusion Tune",
             category=INSPECT,
             description="Looks for the beta, temperature and key_lock at which pictures are most like both your photos "
-            "and their prompts, by an image-text model of yours. Cancel when you like: the best so far is kept.",
+            "and their prompts, by an image-text model of yours. Cancel when you like: you get the best so far, and "
+            "the next run goes on.",
             is_input_list=True,
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model, without the concept."),
@@ -61,7 +59,8 @@ class PerfusionTune(io.ComfyNode):
                     default=160,
                     min=0,
                     max=100_000,
-                    tooltip="Pictures to paint in all. A setting takes one for each prompt, times pictures.",
+                    tooltip="Pictures to paint in all, earlier runs included: raise it and the search goes on. "
+                    "A setting takes one for each prompt, times pictures.",
                 ),
                 io.Int.Input(
                     "pictures",
@@ -80,7 +79,10 @@ class PerfusionTune(io.ComfyNode):
                 io.Float.Output(display_name="beta"),
                 io.Float.Output(display_name="temperature"),
                 io.Float.Output(display_name="key_lock"),
-                io.Image.Output(display_name="plot", tooltip="What was tried: likeness to photos and to prompts."),
+                io.Image.Output(
+                    display_name="plot",
+                    tooltip="Every setting by likeness to photos and to prompts. On the line none is better in both.",
+                ),
                 io.String.Output(display_name="report"),
             ],
             hidden=[io.Hidden.unique_id],
@@ -97,60 +99,6 @@ class PerfusionTune(io.ComfyNode):
         return io.NodeOutput(
             (best,), best.beta, best.temperature, best.key_lock, plot, report, ui=ui.PreviewImage(plot)
         )
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Settings, and how good the pictures with them are: the mean CLIP-I and CLIP-T."""
-
-    settings: Mapping[str, float]  # beta, key_lock, temperature
-    image_similarity: float
-    text_similarity: float
-
-    @property
-    def score(self) -> float:
-        return harmonic_mean(self.image_similarity, self.text_similarity)
-
-
-def best_of(trials: Sequence[Trial]) -> Trial:
-    """The highest score; the first of equals."""
-    return max(trials, key=lambda trial: trial.score)
-
-
-def search(
-    judged: Callable[[Mapping[str, float]], tuple[float, float]], start: Mapping[str, float], tries: int
-) -> Iterator[Trial]:
-    """Yields at most so many trials of different settings, each as soon as it is judged by (CLIP-I, CLIP-T).
-
-    After the start one setting at a time is changed from the best so far: first through a few values of its range, beta
-    before key_lock before temperature, then by steps to both sides, which halve when none of them is better. It ends by
-    itself where no step of 0.01 helps.
-    """
-    trials: dict[tuple[float, ...], Trial] = {}
-    for settings in _proposals(start, lambda: best_of(list(trials.values())).settings):
-        key = tuple(settings.values())
-        if key in trials:
-            continue
-        trials[key] = Trial(settings, *judged(settings))
-        yield trials[key]
-        if len(trials) == tries:
-            return
-
-
-def _proposals(start: Mapping[str, float], best: Callable[[], Mapping[str, float]]) -> Iterator[Mapping[str, float]]:
-    yield start
-    for name, values in _COARSE.items():
-        for value in values:
-            yield {**best(), name: value}
-    steps = _STEPS
-    while max(steps.values()) >= _FINEST:
-        before = best()
-        for name, step in steps.items():
-            for change in (step, -step):
-                value = round(min(max(best()[name] + change, _LEAST[name]), 1.0), 2)
-                yield {**best(), name: value}
-        if best() == before:
-            steps = {name: step / 2 for name, step in steps.items()}
 
 
 def _tune(
@@ -176,24 +124,24 @@ def _tune(
         )
     sampling, name = Sampling(**settings), chosen_scorer(scorer)
     squares, _ = prepare_photos(photos, (), sampling.resolution or default_resolution(model))
-    repeated = [sentence for sentence in sentences for _ in range(pictures)]
-    score = judge(name, Subject(squares, None, [], use.concept.superclass), repeated)
-    tries, trials = budget // each, []
-    progress = Progress(tries * each, node_id)
+    subject = Subject(squares, None, [], use.concept.superclass)
+    judged = judge_each(name, subject, [sentence for sentence in sentences for _ in range(pictures)])
+    file = _study_file(use, squares, (sentences, pictures, name, negative, seed, sampling))
+    progress, trials = Progress(budget, node_id), []
 
-    def judged(changes: Mapping[str, float]) -> tuple[float, float]:
-        tried, painted = use.replace(**changes), []
+    def scored(changes: Mapping[str, float]) -> Iterator[list[Pair]]:
+        tried, before = use.replace(**changes), sum(len(trial.scores) for trial in trials)
         models = apply_to_model(model, [tried]), apply_to_clip(clip, [tried])
-        for sentence in sentences:
+        for first, sentence in zip(range(0, each, pictures), sentences, strict=True):
             prompt = with_triggers(sentence, [use.concept])
-            painted.append(sampling.paint(*models, vae, prompt, negative, seed, pictures))
-            done = len(trials) * each + len(painted) * pictures
-            progress.update(done, f"setting {len(trials) + 1} of {tries}", _plot(trials) if trials else None)
-        return score(torch.cat(painted))
+            painted = sampling.paint(*models, vae, prompt, negative, seed, pictures)
+            plot = _plot(trials) if trials and not first else None
+            progress.update(before + first + pictures, f"setting {len(trials) + 1}", plot)
+            yield [(image, text) for image, text in judged(painted, first).tolist()]
 
     try:
-        for trial in search(judged, {name: getattr(use, name) for name in _COARSE}, tries):
-            trials.append(trial)
+        for found in search(scored, {name: getattr(use, name) for name in RANGES}, each, budget, seed, file):
+            trials = found
     except Cancelled:
         if not trials:
             raise
@@ -202,25 +150,36 @@ def _tune(
     return use.replace(**best_of(trials).settings), trials, f"{_report(trials)}\n{how}"
 
 
+def _study_file(use: ConceptUse, photos: Tensor, asked: Any) -> Path:
+    """Another for everything that is known to change the scores; of the rest ``search`` takes notice."""
+    others = [getattr(use, field.name) for field in fields(use) if field.name not in ("concept", "training", "file")]
+    found = hashlib.sha256(repr((digest(use.concept), use.concept.trigger, others, asked)).encode())
+    found.update(photos.mul(255).round().byte().cpu().numpy().tobytes())
+    return own_folder("tune") / f"{found.hexdigest()[:32]}.log"
+
+
 def _words(trial: Trial) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in trial.settings.items())
 
 
 def _plot(trials: Sequence[Trial]) -> Image.Image:
-    best = best_of(trials)
-    points = [(trial.image_similarity, trial.text_similarity) for trial in trials]
-    return similarities(points, trials.index(best), f"best: {_words(best)}")
+    best, whole = best_of(trials), [trial for trial in trials if not trial.given_up]
+    points = [trial.means for trial in whole]
+    return similarities(points, [trial.means for trial in front(trials)], best.means, f"chosen: {_words(best)}")
 
 
 def _report(trials: Sequence[Trial]) -> str:
-    """A table, best first."""
+    """A table, best first; what was given up comes last, without figures, for those are of other pictures."""
     best, first = best_of(trials), trials[0]
     lines = [
-        f"Best of {len(trials)} settings: {_words(best)}. As it came: {_words(first)}.",
-        "  beta  key_lock  temperature  CLIP-I  CLIP-T  harmonic mean",
+        f"Chosen from {len(trials)} settings: {_words(best)}. As it came: {_words(first)}.",
+        "On the front (*) no other setting is better in both. Settings that could not get there were given up early.",
+        "   beta  key_lock  temperature  CLIP-I  CLIP-T  harmonic mean",
     ]
-    for trial in sorted(trials, key=lambda trial: -trial.score):
+    best_in_one = front(trials)
+    for trial in sorted(trials, key=lambda trial: (trial.given_up, -trial.score)):
         beta, key_lock, temperature = trial.settings.values()
-        numbers = f"{trial.image_similarity:6.4f}  {trial.text_similarity:6.4f}  {trial.score:.4f}"
-        lines.append(f"{beta:6.2f}  {key_lock:8.2f}  {temperature:11.2f}  {numbers}")
+        numbers = "given up" if trial.given_up else "{:6.4f}  {:6.4f}  {:.4f}".format(*trial.means, trial.score)
+        mark = "*" if trial in best_in_one else " "
+        lines.append(f"{mark} {beta:5.2f}  {key_lock:8.2f}  {temperature:11.2f}  {numbers}")
     return "\n".join(lines)

@@ -25,7 +25,9 @@ PLOTS = {
     "loss": lambda: loss_curve(LOSSES, {0: 0.12, 60: 0.1, 120: 0.09}),
     "loss of one step": lambda: loss_curve([0.1], {}),
     "spectrum": lambda: spectrum(COVARIANCE),
-    "similarities": lambda: similarities([(0.6, 0.2), (0.7, 0.3), (0.8, 0.1)], 1, "best"),
+    "similarities": lambda: similarities(
+        [(0.6, 0.2), (0.7, 0.3), (0.8, 0.1)], [(0.8, 0.1), (0.7, 0.3)], (0.7, 0.3), "best"
+    ),
     "gate": lambda: gate_curve(0.7, 0.15, {"other words": 0.0, "teddy": 0.4, "<toy>": 1.0}, (0.5, 0.8), PICTURE),
     "overlap": lambda: heat_map(["<toy>", "<cup>"], [[1, -0.2], [-0.2, 1]]),
     "attention": lambda: heat_overlay(PICTURE, torch.rand(8, 8, generator=torch.Generator().manual_seed(0))),
