@@ -19,6 +19,12 @@ const SETTINGS = ["beta", "temperature", "key_lock"];
 /** The most similar words of the last prompt, by concept file. @type {Map<string, [string, number][]>} */
 const similar = new Map();
 
+/**
+ * What was otherwise when the last prompt was encoded than in the concept's training, by concept file.
+ * @type {Map<string, {clip_skip?: [number, number], text_encoder?: boolean}>}
+ */
+const different = new Map();
+
 /** @type {WeakMap<object, LoaderPanel>} by node */
 const panels = new WeakMap();
 
@@ -107,11 +113,26 @@ class LoaderPanel {
       return text("{node} further on has {trigger} too, and only its settings count. Remove one of the two.", values);
     }
     const connected = connectedFamily(this.#node);
-    if (!connected || connected.base_model === concept.base_model) return "";
+    if (!connected || connected.base_model === concept.base_model) return encoderProblem(concept.file);
     const [made, there] = [family(concept.base_model), family(connected.base_model)];
     const model = connected.told_by;
     return text("Does not fit: made for {made}, but {model} looks like {there}.", { made, model, there });
   }
+}
+
+/** @param {string} file */
+function encoderProblem(file) {
+  const { clip_skip, text_encoder } = different.get(file) ?? {};
+  const said = [];
+  if (clip_skip) {
+    const [trained, here] = clip_skip;
+    const values = { trained, here };
+    said.push(
+      text("Trained with clip skip {trained}, here it is {here}. Set CLIP Set Last Layer to -{trained}.", values),
+    );
+  }
+  if (text_encoder) said.push(text("Trained with another text encoder (another checkpoint, or a LoRA more or less)."));
+  return said.join(" ");
 }
 
 function updateAll() {
@@ -132,6 +153,10 @@ app.registerExtension({
     concepts.addEventListener("change", updateAll);
     api.addEventListener("perfusion.words", ({ detail }) => {
       for (const [file, words] of Object.entries(detail)) similar.set(file, words);
+      updateAll();
+    });
+    api.addEventListener("perfusion.encoder", ({ detail }) => {
+      for (const [file, what] of Object.entries(detail)) different.set(file, what);
       updateAll();
     });
     api.addEventListener("graphChanged", updateAll);
