@@ -36,7 +36,7 @@ def tensors(path: Path) -> tuple[dict, bytes]:
 def test_all_metadata_is_read_and_no_tensor(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with safe_open(path, framework="pt") as file:
         expected = file.metadata()
-    monkeypatch.setattr("perfusion_core.concept_file._as_float", lambda _: pytest.fail("a tensor was read"))
+    monkeypatch.setattr("perfusion_core.concept_file._in_memory", lambda _: pytest.fail("a tensor was read"))
     assert read_metadata(path) == expected
     assert (expected["trigger"], expected["notes"]) == ("<concept0>", "old")
 
