@@ -71,7 +71,7 @@ export class EditForm {
 
   /** Tells of another concept with the same trigger. */
   #compare() {
-    const trigger = this.#trigger.value.trim().toLowerCase();
+    const trigger = this.#trigger.value.trim().normalize("NFC").toLowerCase();
     const other = concepts.list.find(
       (it) => it.file !== this.#concept.file && it.trigger && it.trigger.toLowerCase() === trigger,
     );

@@ -153,7 +153,7 @@ function triggersOf(node) {
   const file = valueOf(node, "concept");
   if (file) return [concepts.find(file)?.trigger ?? ""];
   const made = valueOf(node, "trigger");
-  if (made) return made.split(",").map((/** @type {string} */ it) => it.trim());
+  if (made) return made.split(",").map((/** @type {string} */ it) => it.trim().normalize("NFC"));
   return (node.inputs ?? []).flatMap(({ type }, slot) => {
     const from = type === "PERFUSION_CONCEPTS" && sourceAt(node, slot);
     return from ? triggersOf(from) : [];

@@ -14,6 +14,7 @@ from torch import Tensor
 from .uses import ConceptUse
 
 NAMES = ("l", "h", "g")  # of CLIP encoders, in the order in which the host joins their encodings
+_MANY_WEIGHTS = 8  # of one text model, as with LoRAs of several strengths, whose digests are kept
 _digests: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # {text model: {(its patches, layer): digest}}
 
 
@@ -82,11 +83,12 @@ def _number(metadata: Mapping[str, str]) -> int | None:
 
 
 def _kept_digest(model: torch.nn.Module, skip: int) -> str | None:
-    """Made once for all that the model's weights are; None where another node pack's weights have no bytes to read."""
+    """Made once, in some 2 seconds for SDXL, while the weights stay; None where a node pack's have no bytes to read."""
     kept = _digests.setdefault(model, {})
     place = getattr(model, "current_weight_patches_uuid", None), skip
     if place not in kept:
-        kept.clear()
+        if len(kept) == _MANY_WEIGHTS:
+            kept.pop(next(iter(kept)))
         try:
             kept[place] = weights_digest(model, skip).hexdigest()
         except (RuntimeError, TypeError) as error:

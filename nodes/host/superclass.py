@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import unicodedata
 from dataclasses import dataclass
 
 from comfy.sd1_clip import SDTokenizer
@@ -62,4 +61,4 @@ def _tokenizer():
 
 def _last_letters(words: str) -> str:
     """Of "old t-shirt" the shirt; nothing where a number stands last."""
-    return re.search(r"[^\W\d_]*\Z", unicodedata.normalize("NFC", words)).group()
+    return re.search(r"[^\W\d_]*\Z", words).group()
