@@ -1,12 +1,14 @@
 """Makes web/docs/*.jpg for the help pages: what nodes make on the demo model, else the nodes themselves.
 
-    bash scripts/env.sh python scripts/help_pictures.py
+    bash scripts/env.sh python scripts/help_pictures.py [NODE ...]
 
-It takes the concepts that scripts/demo.sh trained.
+What nodes make takes the concepts that scripts/demo.sh trained.
 """
 
 import io
+import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -44,16 +46,10 @@ SHOW = """async ([name, margin]) => {
 }"""
 
 
-def main() -> None:
-    with Server(BASE) as server:
-        nodes, shown = everything()
-        wanted = {shown[key] for key in MADE.values()}
-        outputs = server.run(
-            {id: node for id, node in nodes.items() if id in wanted or node["class_type"] != "PreviewImage"},
-            ProgressLine(),
-        )
-        for name, key in MADE.items():
-            save(name, opened(server, outputs[shown[key]]))
+def main(names: Sequence[str]) -> None:
+    made = {name: key for name, key in MADE.items() if not names or name in names}
+    if made:
+        show_what_is_made(made)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         add_stand_ins(base)
@@ -67,8 +63,21 @@ def main() -> None:
             frontend.set("Comfy.NodeBadge.NodeSourceBadgeMode", "None")
             frontend.page.set_viewport_size({"width": 1000, "height": 1400})
             for name in frontend.get("/object_info").json():
-                if name.startswith("Perfusion") and name not in MADE:
+                if name.startswith("Perfusion") and name not in MADE and (not names or name in names):
                     save(name, node_picture(frontend, name))
+
+
+def show_what_is_made(made: Mapping[str, str]) -> None:
+    """made: of MADE."""
+    with Server(BASE) as server:
+        nodes, shown = everything()
+        wanted = {shown[key] for key in made.values()}
+        outputs = server.run(
+            {id: node for id, node in nodes.items() if id in wanted or node["class_type"] != "PreviewImage"},
+            ProgressLine(),
+        )
+        for name, key in made.items():
+            save(name, opened(server, outputs[shown[key]]))
 
 
 def node_picture(frontend: Frontend, name: str) -> Image.Image:
@@ -85,4 +94,4 @@ def save(name: str, picture: Image.Image) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
