@@ -5,7 +5,17 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..perfusion_core import load_concept, save_concept
-from .host.files import FOLDER, concept_path, concept_stamp, name_of, path_to_save, save_with_training
+from .host import trainings
+from .host.files import (
+    FOLDER,
+    concept_path,
+    concept_stamp,
+    model_folder,
+    name_of,
+    path_to_save,
+    save_with_training,
+    stamp,
+)
 from .host.model import apply_to_model, concepts_on
 from .host.progress import warn_of_clashes
 from .host.text import apply_to_clip
@@ -83,7 +93,12 @@ class PerfusionSaveConcept(io.ComfyNode):
                     "sample of the training.",
                 ),
             ],
-            outputs=[io.String.Output(display_name="path", tooltip="The file that was written.")],
+            outputs=[
+                io.String.Output(display_name="path", tooltip="The file that was written."),
+                io.Combo.Output(
+                    display_name="concept", tooltip="The same for a Loader's concept: it loads what is new."
+                ),
+            ],
             is_output_node=True,
         )
 
@@ -92,7 +107,9 @@ class PerfusionSaveConcept(io.ComfyNode):
         if len(concept) != 1:
             raise ValueError(f"A file holds one concept, these are {len(concept)}: connect them one by one.")
         (use,) = concept
-        path = path_to_save(filename.strip() or name_of(use.concept.trigger), overwrite)
+        filename = filename.strip() or name_of(use.concept.trigger)
+        course = trainings.find(use.course)
+        path = (course and course.saved_as(filename)) or path_to_save(filename, overwrite)
         try:
             concept = use.concept.replace(name=path.stem)
             if thumbnail is not None:
@@ -106,5 +123,8 @@ class PerfusionSaveConcept(io.ComfyNode):
                 f"The concept could not be written to {path} ({error}). Make room on the disk or choose another "
                 "folder, then queue again: the training is not repeated. A file that was there is untouched."
             ) from error
-        kib = path.stat().st_size / 1024
-        return io.NodeOutput(str(path), ui=ui.PreviewText(f"{path} ({kib:.0f} KB), trigger {use.concept.trigger}"))
+        if course:
+            course.saved[filename] = path, stamp([path])
+        file, kib = str(path.relative_to(model_folder(path))), path.stat().st_size / 1024
+        words = ui.PreviewText(f"{path} ({kib:.0f} KB), trigger {use.concept.trigger}").as_dict()
+        return io.NodeOutput(str(path), file, ui={**words, "perfusion_saved": [{"file": file, "training": use.course}]})

@@ -60,19 +60,6 @@ def contact_sheet(
     return sheet
 
 
-def progress_picture(curve: Image.Image, label: str, pictures: Sequence[Image.Image]) -> Image.Image:
-    """The loss curve with the latest sample pictures above it."""
-    if not pictures:
-        return curve
-    side = min((curve.width - GAP) // len(pictures) - GAP, _CELL)
-    sheet = Image.new("RGB", (curve.width, 24 + side + GAP + curve.height), _PAPER)
-    ImageDraw.Draw(sheet).text((GAP, 2), label, fill=_INK, font=ImageFont.load_default(18))
-    for column, picture in enumerate(pictures):
-        sheet.paste(picture.resize((side, side)), (GAP + column * (side + GAP), 24))
-    sheet.paste(curve, (0, 24 + side + GAP))
-    return sheet
-
-
 def word_map(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Image.Image:
     """Texts with the number 0..1 of every word below it, the bluer the higher, and a heading above each; 640 wide."""
     font, small, pad, high = ImageFont.load_default(24), ImageFont.load_default(20), 8, 62

@@ -38,8 +38,8 @@ def loss_curve(losses: Sequence[float], tested: Mapping[int, float]) -> Image.Im
     axes = _axes("step", "training loss")
     steps, dot = range(1, len(losses) + 1), "o" if len(losses) == 1 else ""
     (raw,) = axes.plot(steps, losses, **_line(_SKY, 1, marker=dot))
-    (smoothed,) = axes.plot(steps, _smoothed(losses), **_line(_BLUE, 3, marker=dot))
-    legend = {"raw": raw, "smoothed": smoothed}
+    (smooth,) = axes.plot(steps, smoothed(losses), **_line(_BLUE, 3, marker=dot))
+    legend = {"raw": raw, "smoothed": smooth}
     if tested:
         at = [max(step, 1) for step in tested]  # tested before the first step: at it
         (legend["on fixed noises"],) = axes.plot(at, list(tested.values()), **_line(_RED, 1, marker="D", markersize=6))
@@ -279,7 +279,7 @@ def _home_kept_clean() -> Iterator[None]:
         del os.environ["MPLCONFIGDIR"]  # matplotlib has read it
 
 
-def _smoothed(losses: Sequence[float]) -> list[float]:
-    """Mean over a window of a tenth of the curve around each step."""
+def smoothed(losses: Sequence[float], every: int = 1) -> list[float]:
+    """Mean over a window of a tenth of the curve around every so many steps."""
     reach = max(len(losses) // 20, 1)
-    return [float(np.mean(losses[max(i - reach, 0) : i + reach + 1])) for i in range(len(losses))]
+    return [float(np.mean(losses[max(i - reach, 0) : i + reach + 1])) for i in range(0, len(losses), every)]

@@ -7,35 +7,34 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ..perfusion_core import Checkpoint, Training, best_checkpoint, load_concept, load_training, openclip
+from ..perfusion_core import Checkpoint, Training, load_concept, load_training, openclip
 from ..perfusion_core.checkpoints import best_of, best_tensors
 from ..perfusion_core.concept import plain_words
 from .host.files import concept_path, path_to_save, remove_with_training, save_with_training, training_path
 from .host.model import check_fits
-from .host.progress import Progress
+from .host.progress import Pace, Progress, listener, save_for_page, show_text
 from .host.scorers import scorer_path
 from .host.trainee import ComfyTrainee, Subject
-from .pictures import progress_picture, thumbnails
-from .plots import loss_curve
+from .host.trainings import Course
+from .pictures import native, thumbnails
+from .plots import smoothed
 
 Score = Callable[[Tensor], tuple[float, float]]  # image and text similarity of sample pictures, means over them
 
-_SHOW_EVERY = 10  # steps
-_SAVE_EVERY = 60  # seconds
+_SAVE_EVERY, _TELL_EVERY = 60, 0.5  # seconds
+_CURVE = 100  # points of the loss that the page draws, about
 
 
 class Autosave:
     """The file of an unfinished training, which is never far behind. It never replaces one that was there before."""
 
-    def __init__(self, training: Training, metadata: Mapping[str, str]):
-        self._training, self._metadata = training, metadata
-        self._path: Path | None = None
+    def __init__(self, training: Training, metadata: Mapping[str, str], course: Course):
+        self._training, self._metadata, self._course = training, metadata, course
         self._saved_steps, self._saved_at = len(training.losses), time.monotonic()
 
     @property
@@ -48,12 +47,13 @@ class Autosave:
         if steps == self._saved_steps:
             return
         try:
-            if self._path is None:
+            if self._course.unfinished is None:
                 word = re.sub("[^A-Za-z0-9]+", "-", self._training.trigger).strip("-")
-                self._path = path_to_save(f"{word or 'concept'}-unfinished", overwrite=False)
+                self._course.unfinished = path_to_save(f"{word or 'concept'}-unfinished", overwrite=False)
+            path = self._course.unfinished
             metadata = {**self._metadata, "steps": str(steps)}
-            concept = self._training.concept().replace(name=self._path.stem, metadata=metadata)
-            save_with_training(concept, state, self._path)
+            concept = self._training.concept().replace(name=path.stem, metadata=metadata)
+            save_with_training(concept, state, path)
             self._saved_steps = steps
         except Exception:
             logging.exception("Perfusion: what was learned in %d steps could not be saved", steps)
@@ -62,23 +62,25 @@ class Autosave:
     def keep(self, state: Mapping[str, Tensor]) -> str:
         """Saves what was learned before an untimely end; says where, or nothing."""
         self.save(state)
-        if self._path is None or not self._path.is_file():
+        path = self._course.unfinished
+        if path is None or not path.is_file():
             return ""
-        text = f"What was learned in {self._saved_steps} steps is in {self._path}; continue_from takes it up again."
+        text = f"What was learned in {self._saved_steps} steps is in {path}; continue_from takes it up again."
         logging.warning("Perfusion: the training stopped. %s", text)
         return text
 
     def remove(self) -> None:
-        if self._path is not None:
-            remove_with_training(self._path)
+        if self._course.unfinished is not None:
+            remove_with_training(self._course.unfinished)
+            self._course.unfinished = None
 
 
 class Run:
-    """Runs a training to its end. ``checkpoints`` and ``rows``, their pictures, grow meanwhile.
+    """Takes a training to its end, or to where the user wants no more; ``course`` is what comes of it.
 
     every: steps between checkpoints. previews: sentences with {} in the trigger's place. score: judges their pictures,
-    if there is a scorer. earlier: the best checkpoint of the training that is continued. ``kept`` says where to find
-    what was learned when the training ended before its time.
+    if there is a scorer. warnings: what the page is to say from the start. ``kept`` says where to find what was learned
+    when the training ended before its time.
     """
 
     def __init__(
@@ -89,65 +91,107 @@ class Run:
         every: int,
         previews: Sequence[str],
         score: Score | None,
-        earlier: Checkpoint | None,
-        node_id: str | None,
+        course: Course,
+        warnings: Mapping[str, Any],
     ):
-        self.training, self.trainee, self.autosave = training, trainee, Autosave(training, metadata)
-        self.every, self.previews, self.score, self.earlier = every, previews, score, earlier
+        self.training, self.trainee, self.course = training, trainee, course
+        self.every, self.previews, self.score, self.warnings = every, previews, score, warnings
+        if course.state is not None:
+            training.load_state_dict(course.state)
+        self.autosave = Autosave(training, metadata, course)
         self.kept = ""
-        self.progress = Progress(training.settings.steps, node_id, start=len(training.losses))
-        self.checkpoints: list[Checkpoint] = []
-        self.rows: list[tuple[int, list[Image.Image]]] = []
+        self.progress = Progress(training.settings.steps, course.node_id)
+        self.step_pace, self.checkpoint_pace = Pace(), Pace()
+        self.tell, self.told_at = listener(), 0.0
 
     def go(self) -> None:
+        course = self.course
+        course.running, course.stop, course.ended, course.chosen = True, False, False, None
+        course.goal = self.training.settings.steps
         try:
             self._go()
+            course.ended = True
         except BaseException:  # cancel, no memory, no number: whatever it is, what was learned is kept
-            self.kept = self.autosave.keep(self._state())
+            course.state = self._state()
+            self.kept = self.autosave.keep(course.state)
             raise
+        finally:
+            course.running = False
+        self.autosave.remove()
 
     def _go(self) -> None:
-        steps = self.training.settings.steps
+        losses, steps = self.training.losses, self.training.settings.steps
         self._checkpoint()
-        while (done := len(self.training.losses)) < steps:
-            self.training.step()
-            done += 1
-            self._show(with_picture=done % _SHOW_EVERY == 0)
-            if done % self.every == 0 or done == steps:
+        while len(losses) < steps and not (self.course.stop and losses):
+            with self.step_pace:
+                self.training.step()
+            if len(losses) % self.every == 0:
                 self._checkpoint()
-                self._show(with_picture=True)
                 self.autosave.save(self._state())
-            elif self.autosave.is_due:
-                self.autosave.save(self._state())
-
-    @property
-    def best(self) -> Checkpoint:
-        return best_checkpoint([self.earlier, *self.checkpoints] if self.earlier else self.checkpoints)
+            else:
+                self._show()
+                if self.autosave.is_due:
+                    self.autosave.save(self._state())
+        self._checkpoint()
+        self.course.state = self._state()
 
     def _state(self) -> Mapping[str, Tensor]:
         """To go on from here: the training's, and the best checkpoint so far."""
-        best = best_tensors(self.best) if self.earlier or self.checkpoints else {}
-        return {**self.training.state_dict(), **best}
+        begun = self.course.earlier or self.course.checkpoints
+        return {**self.training.state_dict(), **(best_tensors(self.course.best) if begun else {})}
 
     def _checkpoint(self) -> None:
-        concept, step = self.training.concept(), len(self.training.losses)
-        loss = self.training.evaluate()
-        similarities: tuple[float, float] | tuple[None, None] = (None, None)
-        if self.previews:
-            pictures = self.trainee.pictures(self.previews, concept, self.training.settings.seed)
-            self.rows.append((step, thumbnails(pictures)))
-            if self.score is not None:
-                similarities = self.score(pictures)
-        self.checkpoints.append(Checkpoint(step, concept, loss, *similarities))
-        self.checkpoints[-1] = dataclasses.replace(self.checkpoints[-1], training=self._state())
+        """Keeps the concept as it is now, tests it, paints its samples and shows all of it; once."""
+        step = len(self.training.losses)
+        if not self.course.checkpoints or self.course.checkpoints[-1].step != step:
+            self._test(step)
+        self._show(at_once=True)
 
-    def _show(self, with_picture: bool) -> None:
-        losses, steps, picture = self.training.losses, self.training.settings.steps, None
-        if with_picture:
-            tested = {checkpoint.step: checkpoint.loss for checkpoint in self.checkpoints}
-            step, pictures = self.rows[-1] if self.rows else (0, [])
-            picture = progress_picture(loss_curve(losses, tested), f"samples at step {step}", pictures)
-        self.progress.update(len(losses), f"step {len(losses)} of {steps}, loss {losses[-1]:.4f}", picture)
+    def _test(self, step: int) -> None:
+        concept, course = self.training.concept(), self.course
+        similarities: tuple[float, float] | tuple[None, None] = (None, None)
+        with self.checkpoint_pace:
+            loss = self.training.evaluate()
+            if self.previews:
+                pictures = self.trainee.pictures(self.previews, concept, self.training.settings.seed)
+                if self.score is not None:
+                    similarities = self.score(pictures)
+        if self.previews:
+            course.rows.append((step, thumbnails(pictures)))
+            course.shown.append({"step": step, "images": save_for_page(native(pictures))})
+        course.checkpoints.append(Checkpoint(step, concept, loss, *similarities))
+        course.checkpoints[-1] = dataclasses.replace(course.checkpoints[-1], training=self._state())
+
+    def _show(self, at_once: bool = False) -> None:
+        losses, steps = self.training.losses, self.training.settings.steps
+        done = len(losses)
+        self.progress.update(done)
+        if losses:
+            show_text(f"loss {losses[-1]:.4f}", self.course.node_id)
+        if self.tell and (at_once or time.monotonic() - self.told_at > _TELL_EVERY):
+            checkpoints = -(-steps // self.every) - done // self.every
+            left = (steps - done) * self.step_pace.mean + checkpoints * self.checkpoint_pace.mean if done else None
+            self.tell("perfusion.training", {**for_page(self.course, losses, self.warnings), "left": left})
+            self.told_at = time.monotonic()
+
+
+def for_page(course: Course, losses: Sequence[float], warnings: Mapping[str, Any]) -> dict[str, Any]:
+    """What web/trainer.js shows of a training, running or ended."""
+    done = len(losses)
+    return {
+        "node": course.node_id,
+        "training": course.key,
+        "size": course.size,
+        "done": done,
+        "total": course.goal,
+        "stopping": course.stop and not course.ended,
+        "ended": course.ended,
+        "curve": smoothed(losses, max(1, done // _CURVE)),
+        "rows": course.shown,
+        "used": course.used.step if course.ended else None,
+        "chosen": course.chosen,
+        "warnings": warnings,
+    }
 
 
 def judge(name: str, subject: Subject, sentences: Sequence[str]) -> Score:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from .host.model import apply_to_model
-from .host.progress import Cancelled, Progress, cut_short, times_cut_short
+from .host.progress import Cancelled, Progress, run_again, times_run_again
 from .host.sampling import Sampling
 from .host.text import apply_to_clip
 from .host.uses import ConceptUse
@@ -68,7 +68,7 @@ class PerfusionSweep(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **kwargs) -> int:
-        return times_cut_short(cls.hidden.unique_id)
+        return times_run_again(cls.hidden.unique_id)
 
     @classmethod
     def execute(cls, model, clip, vae, concepts, text, columns, rows, negative, seed, **settings) -> io.NodeOutput:
@@ -87,7 +87,7 @@ class PerfusionSweep(io.ComfyNode):
         except Cancelled:
             if not pictures:
                 raise
-            cut_short(node_id)
+            run_again(node_id)
         report = _report(cells, pictures, sampling, negative, seed)
         shown_on_node = {
             **ui.PreviewImage(as_image(grid)).as_dict(),

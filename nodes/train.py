@@ -5,27 +5,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from ..perfusion_core import Checkpoint, Training, TrainingSettings
+from ..perfusion_core import Checkpoint, Covariance, Training, TrainingSettings
 from ..perfusion_core.captions import TEMPLATES
 from ..perfusion_core.concept import trigger_problem
 from .host import text, thumbnail
 from .host.encoder_covariance import CAPTIONS, cached_covariance, fingerprint
+from .host.estimate import FAMILIES, Job, learn_speed
 from .host.files import concept_stamp
 from .host.memory import is_out_of_memory, release_memory
 from .host.model import base_model, default_resolution, encoding_width
 from .host.photos import caption_texts, prepare_photos
-from .host.progress import show_text, warn
+from .host.progress import show_text, times_run_again, warn
 from .host.scorers import scorer_names
+from .host.superclass import LockedWord
 from .host.trainee import Subject, open_trainee
+from .host.trainings import Course, course_of, key_of
 from .host.uses import ConceptUse
 from .plots import as_image, loss_curve
-from .report import contact_sheet_of, report
-from .run import Run, judge, saved_state
+from .report import contact_sheet_of, hardly_changed, report, warnings_of
+from .run import Run, for_page, judge, saved_state
 from .schema import TRAIN, Concepts
 from .training_inputs import AUTO, AUTOCAST, NONE, training_inputs
 
@@ -52,9 +56,9 @@ class PerfusionTrainConcept(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, continue_from=(NONE,), **kwargs) -> str:
-        if continue_from[0] in (NONE, None):  # None: linked, and not known yet
-            return ""
-        return concept_stamp(continue_from[0])
+        linked_or_none = continue_from[0] in (NONE, None)  # None: linked, and not known yet
+        stamp = "" if linked_or_none else concept_stamp(continue_from[0])
+        return f"{stamp} {times_run_again(cls.hidden.unique_id)}"
 
     @classmethod
     def execute(
@@ -62,78 +66,133 @@ class PerfusionTrainConcept(io.ComfyNode):
     ) -> io.NodeOutput:
         (model,), (clip,), (vae,), (covariance,) = model, clip, vae, covariance
         options = {**_defaults(cls.define_schema()), **{name: values[0] for name, values in lists.items()}}
-        trigger, node_id = unicodedata.normalize("NFC", options["trigger"].strip()), cls.hidden.unique_id
         if clip is None:
             raise ValueError("There is no text encoder: this checkpoint has none. Load one with Load CLIP.")
-        _check_trigger(clip, trigger)
+        node_id = cls.hidden.unique_id
         locked = text.locked(clip, options["superclass"])
-        superclass = locked.superclass
         if locked.warning:
             warn([locked.warning], node_id)
         else:
             show_text(locked.sentence, node_id)
-        low_memory = options["low_memory"]
-        large = encoding_width(model) == 2048
-        settings, checkpointing = _settings(options, large)
+        plan = _plan(model, clip, images, masks, captions, locked.superclass, options)
         resumed, earlier = None, None
-        if options["continue_from"] != NONE:
-            resumed, earlier = saved_state(options["continue_from"], model, trigger, superclass, settings.steps)
-        size = options["resolution"] or default_resolution(model)
-        photos, covers = prepare_photos(images, masks, size)
-        if len(captions) == 1 < len(photos):  # one text with a line per photo
-            captions = captions[0].strip().splitlines()
-        own = caption_texts(captions, len(photos), trigger, superclass)
-        subject = Subject(
-            photos, covers, [texts or TEMPLATES for texts in own], superclass, options["flip"],
-            options["unmasked_weight"], options["min_timestep"],
-        )  # fmt: skip
-        previews = _preview_sentences(unicodedata.normalize("NFC", options["previews"]), trigger)
-        scorer = {NONE: "", AUTO: next(iter(scorer_names()), "")}.get(options["scorer"], options["scorer"])
-        score = judge(scorer, subject, previews) if scorer and previews else None
-
-        key = fingerprint(clip)
-        covariance = covariance or cached_covariance(clip, CAPTIONS, node_id, bar=False, key=key)
+        if plan.continue_from:
+            resumed, earlier = saved_state(
+                plan.continue_from, model, plan.trigger, locked.superclass, plan.settings.steps
+            )
+        encoder = fingerprint(clip)
+        covariance = covariance or cached_covariance(clip, CAPTIONS, node_id, bar=False, key=encoder)
         if covariance.dim != encoding_width(model):
             raise ValueError(
                 f"The covariance is {covariance.dim} wide, this model's text encoding {encoding_width(model)}. "
                 "Make it with Perfusion Covariance from the same checkpoint's CLIP."
             )
-        metadata = _metadata(key, text.skipped(clip), covariance, settings, subject)
-        run = None
-        try:
-            autocast = AUTOCAST[options["precision"]]
-            with open_trainee(model, clip, vae, subject, autocast, checkpointing) as trainee:
-                training = Training(trainee, covariance.inverse(), trigger, superclass, base_model(model), settings)
-                if resumed is not None:
-                    training.load_state_dict(resumed)
-                every = options["checkpoint_every"]
-                run = Run(training, trainee, metadata, every, previews, score, earlier, node_id)
-                run.go()
-        except Exception as error:
-            if isinstance(error, FloatingPointError):
-                raise FloatingPointError(f"{error} {run.kept if run else ''}") from None
-            if not is_out_of_memory(error):
-                raise
-            problem = f"{_out_of_memory(size, settings, low_memory, checkpointing)} {run.kept if run else ''}"
-        else:
-            best, last = (
-                _learned(checkpoint, metadata, dict(run.rows)) for checkpoint in (run.best, run.checkpoints[-1])
-            )
-            sheet = as_image(contact_sheet_of(run, subject))
-            curve = as_image(loss_curve(training.losses, {c.step: c.loss for c in run.checkpoints}))
-            words = report(run, subject, scorer, locked)
-            run.autosave.remove()
-            return io.NodeOutput((best,), (last,), sheet, curve, words, ui=ui.PreviewImage(sheet))
-        release_memory()  # only now, when the error no longer holds on to anything
-        raise RuntimeError(problem)
+        course = course_of(key_of(model, vae, encoder, covariance.matrix(), *plan.inputs), plan.settings.steps)
+        course.node_id, course.size = node_id, plan.subject.photos.shape[1]
+        if course.state is None:
+            course.state, course.earlier = resumed, earlier
+        metadata = _metadata(encoder, text.skipped(clip), covariance, plan)
+        if not course.is_done(plan.settings.steps):
+            problem = _train(course, plan, metadata, covariance, model, clip, vae)
+            if problem:
+                release_memory()  # only now, when nothing holds on to anything
+                raise RuntimeError(problem)
+        return _output(course, plan, metadata, locked)
 
 
-def _learned(checkpoint: Checkpoint, metadata: Mapping[str, str], pictures: Mapping[int, list]) -> ConceptUse:
-    """A checkpoint as an output; the first of its sample pictures, {step: pictures}, becomes the thumbnail."""
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be learned from what, and how."""
+
+    trigger: str
+    subject: Subject
+    settings: TrainingSettings
+    checkpointing: bool
+    previews: Sequence[str]  # sentences with {} where the trigger stands
+    scorer: str  # "": none
+    continue_from: str  # a concept's file, or ""
+    options: Mapping[str, Any]  # the node's widgets
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What decides what is learned, save for the models and, if they do not matter, the number of steps."""
+        subject, options = self.subject, dict(self.options)
+        del options["gradient_checkpointing"]  # learns the same
+        if self.settings.learning_rate_schedule == "constant":
+            del options["steps"]
+        stamp = concept_stamp(self.continue_from) if self.continue_from else ""
+        return [subject.photos, subject.masks, subject.sentences, self.scorer, stamp, options]
+
+
+def _plan(model, clip, images, masks, captions, superclass: str, options: Mapping[str, Any]) -> _Plan:
+    """Raises ValueError for whatever cannot be trained with."""
+    trigger = unicodedata.normalize("NFC", options["trigger"].strip())
+    _check_trigger(clip, trigger)
+    settings, checkpointing = _settings(options, encoding_width(model) == 2048)
+    photos, covers = prepare_photos(images, masks, options["resolution"] or default_resolution(model))
+    if len(captions) == 1 < len(photos):  # one text with a line per photo
+        captions = captions[0].strip().splitlines()
+    sentences = [own or TEMPLATES for own in caption_texts(captions, len(photos), trigger, superclass)]
+    subject = Subject(
+        photos, covers, sentences, superclass, options["flip"], options["unmasked_weight"], options["min_timestep"]
+    )
+    scorer = {NONE: "", AUTO: next(iter(scorer_names()), "")}.get(options["scorer"], options["scorer"])
+    continue_from = "" if options["continue_from"] == NONE else options["continue_from"]
+    previews = _preview_sentences(unicodedata.normalize("NFC", options["previews"]), trigger)
+    return _Plan(trigger, subject, settings, checkpointing, previews, scorer, continue_from, options)
+
+
+def _train(course: Course, plan: _Plan, metadata: Mapping[str, str], covariance: Covariance, model, clip, vae) -> str:
+    """Takes the course to its end. Returns what to do where memory does not suffice, else nothing."""
+    settings, options, run = plan.settings, plan.options, None
+    score = judge(plan.scorer, plan.subject, plan.previews) if plan.scorer and plan.previews else None
+    autocast = AUTOCAST[options["precision"]]
+    try:
+        with open_trainee(model, clip, vae, plan.subject, autocast, plan.checkpointing) as trainee:
+            words = plan.trigger, plan.subject.superclass
+            training = Training(trainee, covariance.inverse(), *words, base_model(model), settings)
+            warnings = warnings_of(plan.subject)
+            run = Run(training, trainee, metadata, options["checkpoint_every"], plan.previews, score, course, warnings)
+            run.go()
+            if run.step_pace.mean and training.base_model in FAMILIES:
+                learn_speed(_job(plan, training.base_model), run.step_pace.mean)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{error} {run.kept if run else ''}") from None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        size = plan.subject.photos.shape[1]
+        advice = _out_of_memory(size, settings, options["low_memory"], plan.checkpointing)
+        return f"{advice} {run.kept if run else ''}"
+    return ""
+
+
+def _job(plan: _Plan, family: str) -> Job:
+    settings, size = plan.settings, plan.subject.photos.shape[1]
+    return Job(
+        family, settings.steps, settings.batch_size, settings.accumulation, plan.options["checkpoint_every"],
+        len(plan.previews), size, gradient_checkpointing="on" if plan.checkpointing else "off",
+    )  # fmt: skip
+
+
+def _output(course: Course, plan: _Plan, metadata: Mapping[str, str], locked: LockedWord) -> io.NodeOutput:
+    losses, subject = course.state["losses"].tolist(), plan.subject
+    curve = loss_curve(losses, {checkpoint.step: checkpoint.loss for checkpoint in course.checkpoints})
+    sheet = contact_sheet_of(course, subject, plan.previews, plan.trigger)
+    words = report(course, subject, plan.settings, plan.trigger, plan.scorer, locked)
+    used, last = (_learned(course, it, metadata) for it in (course.used, course.checkpoints[-1]))
+    warnings = warnings_of(subject) | ({"unchanged": 1} if hardly_changed(course) else {})
+    shown = {"perfusion_training": [for_page(course, losses, warnings)]}
+    return io.NodeOutput((used,), (last,), as_image(sheet), as_image(curve), words, ui=shown)
+
+
+def _learned(course: Course, checkpoint: Checkpoint, metadata: Mapping[str, str]) -> ConceptUse:
+    """A checkpoint as an output; the first of its sample pictures becomes the thumbnail."""
     metadata = {**metadata, "steps": str(checkpoint.step)}
-    if samples := pictures.get(checkpoint.step):
+    if samples := dict(course.rows).get(checkpoint.step):
         metadata[thumbnail.KEY] = thumbnail.encoded(samples[0])
-    return ConceptUse(checkpoint.concept.replace(metadata=metadata), training=checkpoint.training)
+    concept = checkpoint.concept.replace(metadata=metadata)
+    return ConceptUse(concept, training=checkpoint.training, course=course.key)
 
 
 def _defaults(schema: io.Schema) -> dict[str, Any]:
@@ -171,10 +230,10 @@ def _preview_sentences(previews: str, trigger: str) -> list[str]:
     return lines
 
 
-def _metadata(key: str, skip: int, covariance, settings: TrainingSettings, subject: Subject) -> dict[str, str]:
-    size, photos = subject.photos.shape[1], len(subject.photos)
+def _metadata(encoder: str, skip: int, covariance: Covariance, plan: _Plan) -> dict[str, str]:
+    subject, settings = plan.subject, plan.settings
     return {
-        "text_encoder": key,
+        "text_encoder": encoder,
         "clip_skip": str(skip),
         "covariance": f"{covariance.source}, ridge {covariance.ridge:g}",
         "recommended_beta": str(ConceptUse.beta),
@@ -183,9 +242,9 @@ def _metadata(key: str, skip: int, covariance, settings: TrainingSettings, subje
         "training": json.dumps(
             {
                 **dataclasses.asdict(settings),
-                "resolution": size,
+                "resolution": subject.photos.shape[1],
                 "flip": subject.flip,
-                "photos": photos,
+                "photos": len(subject.photos),
                 "unmasked_weight": subject.unmasked_weight,
                 "min_timestep": subject.min_timestep,
             }

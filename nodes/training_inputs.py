@@ -36,7 +36,7 @@ def training_inputs() -> list[io.Input]:
         ),
         io.String.Input(
             "superclass",
-            default="teddy",
+            default="bear",
             tooltip="The plain word your subject is a kind of, in English. It decides where the subject goes in a "
             "picture. Of several words the last is locked.",
         ),

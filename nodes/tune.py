@@ -16,7 +16,7 @@ from ..perfusion_core.training_file import digest
 from .host.model import apply_to_model, default_resolution
 from .host.own_folder import own_folder
 from .host.photos import prepare_photos
-from .host.progress import Cancelled, Progress, cut_short, times_cut_short
+from .host.progress import Cancelled, Progress, run_again, times_run_again
 from .host.sampling import Sampling
 from .host.scorers import chosen_scorer, scorer_input
 from .host.text import apply_to_clip
@@ -90,7 +90,7 @@ class PerfusionTune(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **kwargs) -> int:
-        return times_cut_short(cls.hidden.unique_id)
+        return times_run_again(cls.hidden.unique_id)
 
     @classmethod
     def execute(cls, photos, **lists) -> io.NodeOutput:
@@ -145,7 +145,7 @@ def _tune(
     except Cancelled:
         if not trials:
             raise
-        cut_short(node_id)
+        run_again(node_id)
     how = f"{len(sentences)} prompts, {pictures} pictures of each from seed {seed}, judged by {name}."
     return use.replace(**best_of(trials).settings), trials, f"{_report(trials)}\n{how}"
 

@@ -207,7 +207,8 @@ class ProgressLine:
         self.text = text or self.text
         left = f"{(time.monotonic() - self.start) / value * (maximum - value):.0f} s left" if value else ""
         percent = f"{value / maximum:.0%}" if maximum else ""
-        self.show(f"{node:24} {percent:>4}  {self.text or left}")
+        said = self.text if self.text.endswith(" left") else ", ".join(filter(None, (self.text, left)))
+        self.show(f"{node:24} {percent:>4}  {said}")
 
     def show(self, line: str) -> None:
         if sys.stdout.isatty():

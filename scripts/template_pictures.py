@@ -82,11 +82,11 @@ def main(names: Sequence[str]) -> None:
 
 def made_by(server: Server, name: str) -> list[Image.Image]:
     """What the node in MAKERS shows after a run on the demo model; nothing is kept."""
-    prompt = server.to_prompt(workflow(name))
-    prompt = {
-        id: on_the_demo_model(node) for id, node in prompt.items() if node["class_type"] != "PerfusionSaveConcept"
-    }
+    prompt = {id: on_the_demo_model(node) for id, node in server.to_prompt(workflow(name)).items()}
+    before = set((BASE / "models" / "perfusion").rglob("*.safetensors"))
     outputs = server.run(prompt, ProgressLine())
+    for path in set((BASE / "models" / "perfusion").rglob("*.safetensors")) - before:
+        path.unlink()
     (maker,) = [id for id, node in prompt.items() if node["_meta"]["title"] == MAKERS[name]]
     return [opened(server, {"images": [image]}) for image in outputs[maker]["images"]]
 

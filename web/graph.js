@@ -50,6 +50,14 @@ export function nodeOfRun(id) {
 }
 
 /**
+ * What a node has put out, as the host remembers it.
+ * @param {any} node
+ * @param {Record<string, any>} [outputs]
+ */
+export const outputOf = (node, outputs = {}) =>
+  outputs[node.graph.isRootGraph ? node.id : `${node.graph.id}:${node.id}`];
+
+/**
  * @param {any} node
  * @param {string} name
  */
@@ -165,6 +173,14 @@ export function sourceAt(node, slot) {
       inputs.findIndex((input) => input.name === name),
     )
   );
+}
+
+/** The node that a node's model comes from in the first place. */
+export function makerOf(/** @type {any} */ node) {
+  let maker;
+  const seen = new Set();
+  for (let at = source(node, "MODEL"); at && !seen.has(at); at = source(at, "MODEL")) seen.add((maker = at));
+  return maker;
 }
 
 /**

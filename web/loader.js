@@ -103,6 +103,8 @@ class LoaderPanel {
   /** @param {import("./concepts.js").Concept | undefined} concept */
   #problem(concept) {
     const file = valueOf(this.#node, "concept");
+    const given = this.#node.inputs?.some(({ widget, link }) => widget?.name === "concept" && link != null);
+    if (!concept && given) return ""; // by another node, when it runs
     if (!concept) {
       return concepts.problem || !file ? "" : text("{file} is not in models/perfusion any more.", { file });
     }

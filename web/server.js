@@ -101,10 +101,18 @@ export function thumbnail(concept) {
 }
 
 /**
+ * What one of our routes says. Throws with what the server says against it.
+ * @param {string} route
+ * @param {URLSearchParams} asked
+ */
+export const get = async (route, asked) => answer(await api.fetchApi(`/perfusion/${route}?${asked}`));
+
+/**
+ * Asks one of our routes for something. Throws with what the server says against it.
  * @param {string} route
  * @param {object} body
  */
-async function post(route, body) {
+export async function post(route, body) {
   const headers = { "Content-Type": "application/json" };
   return answer(await api.fetchApi(`/perfusion/${route}`, { method: "POST", headers, body: JSON.stringify(body) }));
 }

@@ -3,7 +3,17 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { html } from "./element.js";
-import { LOADERS, allNodes, changeGraph, nodeOfRun, setWidgets, settersOf, sourceAt, valueOf } from "./graph.js";
+import {
+  LOADERS,
+  allNodes,
+  changeGraph,
+  nodeOfRun,
+  outputOf,
+  setWidgets,
+  settersOf,
+  sourceAt,
+  valueOf,
+} from "./graph.js";
 import { cells, labels, scale } from "./grid.js";
 import { addPanel } from "./panel.js";
 import { concepts } from "./server.js";
@@ -175,8 +185,7 @@ function each(work) {
  * What the nodes made, as the host remembers it.
  * @param {Record<string, any>} outputs
  */
-const showAll = (outputs) =>
-  each((panel, node) => panel.show(outputs[node.graph.isRootGraph ? node.id : `${node.graph.id}:${node.id}`]));
+const showAll = (outputs) => each((panel, node) => panel.show(outputOf(node, outputs)));
 
 app.registerExtension({
   name: "perfusion.sweep",

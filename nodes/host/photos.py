@@ -65,6 +65,14 @@ def load_photo(photo: Photo, shorter_side: int = SHORTER_SIDE) -> tuple[Tensor, 
     return _tensor(picture), _tensor(mask or Image.new("L", picture.size, 255)), remarks
 
 
+def has_mask(photo: Photo) -> bool:
+    """Whether ``load_photo`` has anything to make its mask of; not for what is no picture."""
+    try:
+        return photo.mask is not None or open_photo(photo.path, 1)[1] is not None
+    except (ValueError, OSError):
+        return False
+
+
 def load_caption(photo: Photo) -> str:
     """The caption beside a picture, "" where there is none. Raises ValueError for no UTF-8, or too much."""
     path = photo.caption

@@ -6,18 +6,21 @@ import html
 import logging
 import sys
 import time
-from collections import Counter
+import uuid
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
+import folder_paths
 from PIL import Image
 
 from .uses import ConceptUse, clashes
 
 Cancelled = comfy.model_management.InterruptProcessingException  # by the user; the host forgets it when it is raised
-_cut_short: Counter[str | None] = Counter()
+_run_again: Counter[str | None] = Counter()
 
 
 class Progress:
@@ -43,14 +46,44 @@ class Progress:
             show_text(f"{text}, {_minutes(left)} left" if done < self._total else text, self._node_id)
 
 
-def cut_short(node_id: str | None) -> None:
-    """Tells that the running node was cancelled and gives what it has all the same."""
-    _cut_short[node_id] += 1
+class Pace:
+    """How long something that is done again and again takes: ``with pace:`` around it."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=20)
+
+    def __enter__(self) -> None:
+        self._start = time.monotonic()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._seconds.append(time.monotonic() - self._start)
+
+    @property
+    def mean(self) -> float:
+        """Seconds, of the last times; 0 before the first one."""
+        return sum(self._seconds) / max(len(self._seconds), 1)
 
 
-def times_cut_short(node_id: str | None) -> int:
-    """In the fingerprint of such a node, or the host would keep its unfinished result for the next run."""
-    return _cut_short[node_id]
+def save_for_page(pictures: Sequence[Image.Image]) -> list[dict[str, str]]:
+    """Writes pictures into the host's temporary folder; how its page asks for each of them."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"perfusion_{uuid.uuid4().hex}.webp" for _ in pictures]
+    for name, picture in zip(names, pictures, strict=True):
+        picture.save(folder / name, quality=90)
+    return [{"filename": name, "subfolder": "", "type": "temp"} for name in names]
+
+
+def run_again(node_id: str | None) -> None:
+    """Has the host run a node again, though its inputs are the same: it was cancelled and gave what it had, or it will
+    give something else."""
+    _run_again[node_id] += 1
+
+
+def times_run_again(node_id: str | None) -> int:
+    """In the fingerprint of such a node, or the host would keep its result for the next run."""
+    return _run_again[node_id]
 
 
 def listener() -> Callable[[str, Any], None] | None:

@@ -1,4 +1,5 @@
-"""The server's routes below /perfusion/: which concepts there are, their files, thumbnails, metadata, trash and undo.
+"""The server's routes below /perfusion/: which concepts there are, their files, thumbnails, metadata, trash and undo;
+and what is asked of a training.
 
 docs/routes.md describes them. What comes in is untrusted: a file is named as in the list of concepts and in no other
 way, and nothing but metadata, names and the trash is written.
@@ -20,7 +21,8 @@ from aiohttp import web
 from ...perfusion_core import load_concept
 from ...perfusion_core.concept import trigger_problem
 from ...perfusion_core.concept_file import edit_metadata, read_metadata, recommended_settings
-from . import thumbnail
+from . import thumbnail, trainings
+from .estimate import estimate, job_of, photo_warnings
 from .files import (
     concept_names,
     listed_concept_path,
@@ -29,13 +31,14 @@ from .files import (
     rename_with_training,
     renamed,
 )
+from .photos import has_mask, photo_folder
 from .superclass import locked_without_model
 from .trash import move_to_trash, restore
 
 _LARGEST_BODY = 64 * 2**10  # bytes
 _LONGEST = {  # characters
     "file": 1000, "undo": 100, "name": 200, "trigger": 100, "notes": 4000, "tags": 500, "thumbnail": 60_000,
-    "words": 200,
+    "words": 200, "node": 100, "training": 100, "step": 10,
 }  # fmt: skip
 _TAGS = "modelspec.tags"  # where other tools look for them, too
 _UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # control characters and half ones
@@ -70,6 +73,10 @@ def add_to(routes: web.RouteTableDef) -> None:
         ("rename", "POST", rename, "application/json"),
         ("trash", "POST", trash, "application/json"),
         ("undo", "POST", undo, "application/json"),
+        ("estimate", "GET", estimate_training, "application/json"),
+        ("stop", "POST", stop_training, "application/json"),
+        ("continue", "POST", continue_training, "application/json"),
+        ("choose", "POST", choose_checkpoint, "application/json"),
     ):
         # all methods, for the host looks up among its static files what is asked by another one
         routes.route("*", f"/perfusion/{path}")(_handler(method, work, kind))
@@ -133,6 +140,36 @@ def trash(asked: Mapping[str, Any]) -> dict[str, Any]:
 def undo(asked: Mapping[str, Any]) -> dict[str, Any]:
     path = restore(_texts(asked, "undo")["undo"])
     return _entry(str(path.relative_to(model_folder(path))))
+
+
+def estimate_training(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What it takes, and what is better mended before; of the photos nothing where no folder is named."""
+    folder = asked.get("folder", "")
+    photos = photo_folder(folder).photos if folder else ()
+    unmasked = sum(not has_mask(photo) for photo in photos)
+    return {**estimate(job_of(asked)), "warnings": photo_warnings(len(photos), unmasked) if folder else {}}
+
+
+def stop_training(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Ends it well after its present step, with what it has."""
+    trainings.ask_to_stop(_texts(asked, "node")["node"])
+    return {}
+
+
+def continue_training(asked: Mapping[str, Any]) -> dict[str, Any]:
+    trainings.go_on(_texts(asked, "training")["training"])
+    return {}
+
+
+def choose_checkpoint(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The next run gives this one without training again."""
+    if "step" not in asked:
+        raise Refusal(400, "step is missing.")
+    texts = _texts(asked, "training", "step")
+    if not texts["step"].isdecimal():
+        raise Refusal(400, "step must be a number.")
+    trainings.choose(texts["training"], int(texts["step"]))
+    return {}
 
 
 def _entry(file: str) -> dict[str, Any]:
@@ -204,6 +241,8 @@ def _handler(
             answer = await asyncio.get_running_loop().run_in_executor(_files, work, asked)
         except Refusal as refusal:
             return web.json_response({"error": str(refusal)}, status=refusal.status)
+        except trainings.Unknown as error:
+            return web.json_response({"error": str(error)}, status=409)
         except ValueError as error:
             return web.json_response({"error": str(error)}, status=400)
         except OSError as error:

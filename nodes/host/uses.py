@@ -58,6 +58,7 @@ class ConceptUse:
     easing: str = "linear"
     training: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)  # to train on from here
     file: str | None = field(default=None, compare=False)  # which the concept is from, as in the Loader's list
+    course: str | None = field(default=None, compare=False)  # the key of the training it is from, see trainings.py
 
     def __post_init__(self) -> None:
         if not self.start_percent < self.end_percent:

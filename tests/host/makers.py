@@ -1,7 +1,7 @@
 """Concepts for the random models, untrained but with everything a trained one has."""
 
 import torch
-from comfyui_perfusion.nodes.host import text
+from comfyui_perfusion.nodes.host import text, trainings
 from comfyui_perfusion.nodes.host.encoder_covariance import measure_covariance
 from comfyui_perfusion.nodes.host.model import base_model, cross_attentions
 from comfyui_perfusion.nodes.train import PerfusionTrainConcept
@@ -61,8 +61,13 @@ def random_covariance(width: int = 768) -> Covariance:
     return covariance
 
 
-def train_node(models, kind: str = "sd1", **changes):
-    """Two tiny steps of Perfusion Train Concept; ``changes`` are inputs as the host gives them, lists."""
+def train_node(models, kind: str = "sd1", remembered: bool = False, **changes):
+    """Two tiny steps of Perfusion Train Concept; ``changes`` are inputs as the host gives them, lists.
+
+    Unless what earlier trainings learned shall be ``remembered``, it begins anew.
+    """
+    if not remembered:
+        trainings.forget()
     model, clip, vae = models(kind)
     grey = torch.full((1, 64, 64, 3), 0.5)
     inputs = {

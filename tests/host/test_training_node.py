@@ -4,10 +4,12 @@ import contextlib
 import json
 import logging
 import types
+from copy import deepcopy
 from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
+import folder_paths
 import open_clip
 import pytest
 import torch
@@ -22,6 +24,7 @@ from comfyui_perfusion.nodes.train import PerfusionTrainConcept, _settings
 from comfyui_perfusion.perfusion_core import load_concept, load_training, save_concept
 from comfyui_perfusion.perfusion_core.concept_file import edit_metadata
 from comfyui_perfusion.perfusion_core.training_file import digest
+from PIL import Image
 from safetensors.torch import save_file
 
 from makers import make_concept, train_node
@@ -38,11 +41,11 @@ def _outside_a_graph(monkeypatch, model_folder):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What the progress bar was given: (done, of how many, size of the picture)."""
+    """What the progress bar was given: (done, of how many)."""
     seen = []
 
     def update(bar, done, total=None, preview=None):
-        seen.append((done, total, preview and preview[1].size))
+        seen.append((done, total))
 
     monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", update)
     return seen
@@ -69,15 +72,29 @@ def same(a, b) -> bool:
     return all(torch.equal(tensor, b.tensors()[name]) for name, tensor in a.tensors().items())
 
 
-def test_one_bar_counts_steps_and_shows_pictures(models, shown):
+@pytest.fixture
+def told(monkeypatch):
+    """What the page was told of the training."""
+    seen = []
+    monkeypatch.setattr("comfyui_perfusion.nodes.run.listener", lambda: lambda event, data: seen.append(deepcopy(data)))
+    monkeypatch.setattr("comfyui_perfusion.nodes.run._TELL_EVERY", 0)
+    return seen
+
+
+def test_one_bar_counts_steps_and_the_page_gets_pictures(models, shown, told):
     _, _, sheet, curve, report = train_node(
         models, images=PHOTOS, steps=[4], checkpoint_every=[2], previews=["a photo of {}\n<my-toy> on the beach"]
     ).args
-    assert {total for _, total, _ in shown} == {4}
-    done = [done for done, _, _ in shown]
+    assert {total for _, total in shown} == {4}
+    done = [done for done, _ in shown]
     assert done == sorted(done)
     assert done[-1] == 4
-    assert {picture for _, _, picture in shown} == {None, (720, 24 + 256 + 6 + 400)}
+    assert [(data["done"], len(data["rows"])) for data in told] == [(0, 1), (1, 1), (2, 2), (3, 2), (4, 3)]
+    assert [row["step"] for row in told[-1]["rows"]] == [0, 2, 4]
+    temp = Path(folder_paths.get_temp_directory())
+    pictures = [Image.open(temp / image["filename"]).size for row in told[-1]["rows"] for image in row["images"]]
+    assert pictures == [(192, 192)] * 6  # 64 pixels wide, and large enough to judge
+    assert told[0]["left"] is None and told[-1]["left"] == 0 and all(data["left"] > 0 for data in told[1:-1])
     cell = 256 + 6
     height, width = sheet.shape[1] - 4 * cell, sheet.shape[2] - 2 * cell  # photos, steps 0, 2 and 4
     assert 0 < height < cell and 0 < width < cell  # what is left is labels
@@ -260,7 +277,7 @@ def test_a_concept_with_keys_of_its_own_is_not_continued(models, model_folder):
 
 def test_a_linked_continue_from_does_not_train_anew_on_every_run():
     """The host does not know the name yet when it asks."""
-    assert PerfusionTrainConcept.fingerprint_inputs(continue_from=[None]) == ""
+    assert PerfusionTrainConcept.fingerprint_inputs(continue_from=[None]) == PerfusionTrainConcept.fingerprint_inputs()
 
 
 def test_gradient_checkpointing_learns_the_same(models):

@@ -6,9 +6,6 @@ from steps import (
     GROUNDS,
     LIST_AGAIN,
     LOADER,
-    ON_DEMO_MODEL,
-    RUN,
-    SET,
     TOGGLE_SIDEBAR,
     button,
     choose,
@@ -354,78 +351,6 @@ def test_a_dragged_concept_becomes_a_loader_where_it_is_dropped(page, concepts):
     assert len(links_of_loader(page, id)) == 4
     there = page.evaluate("place => app.canvas.ds.convertOffsetToCanvas(place)", [x, y])
     assert there == pytest.approx([700, 650], abs=5)
-
-
-def test_the_trainer_shows_the_time_left_and_stops_its_own_run(frontend, page):
-    open_workflow(frontend, "perfusion_train")
-    stop, shown = button(panel(page), "Stop and keep"), panel(page).locator("p")
-    assert stop.is_disabled()
-    send = "([name, detail]) => app.api.dispatchCustomEvent(name, detail)"
-    id = page.evaluate("() => String(app.graph.nodes.find(node => node.type === 'PerfusionTrainConcept').id)")
-    page.evaluate(send, ["execution_start", {"prompt_id": "our-run"}])
-    page.evaluate(send, ["executing", id])
-    page.evaluate(send, ["progress", {"value": 100, "max": 200, "prompt_id": "our-run", "node": id}])
-    assert shown.inner_text() == "Step 100 of 200"
-    page.wait_for_timeout(20)
-    page.evaluate(send, ["progress", {"value": 101, "max": 200, "prompt_id": "our-run", "node": id}])
-    assert shown.inner_text().startswith("Step 101 of 200, ")
-    assert " left, until " in shown.inner_text()
-    stop.click()
-    says(shown, "Stopping after this step.")
-    assert any("/interrupt" in request and "our-run" in request for request in frontend.requests)
-    page.evaluate(send, ["execution_interrupted", {"prompt_id": "our-run"}])
-    says(shown, "Stopped.")
-    assert stop.is_disabled()
-
-
-def test_the_trainer_is_known_again_when_the_page_was_loaded_or_the_graph_made_anew(frontend, page):
-    page.reload()  # it has seen no run begin
-    page.wait_for_function("window.app?.vueAppReady && app.graph?.nodes.length")
-    send = "([name, detail]) => app.api.dispatchCustomEvent(name, detail)"
-    stop, shown = button(panel(page), "Stop and keep"), panel(page).locator("p")
-    for run in ("one", "other"):
-        open_workflow(frontend, "perfusion_train")  # as undo does, and another tab
-        id = page.evaluate("() => String(app.graph.nodes.find(node => node.type === 'PerfusionTrainConcept').id)")
-        page.evaluate(send, ["executing", id])
-        page.evaluate(send, ["progress", {"value": 100, "max": 200, "prompt_id": run, "node": id}])
-        assert shown.inner_text() == "Step 100 of 200"
-        assert stop.is_enabled()
-    stop.click()
-    says(shown, "Stopping after this step.")
-    assert any("/interrupt" in request and "other" in request for request in frontend.requests)
-    page.evaluate(send, ["execution_interrupted", {"prompt_id": "other"}])
-    says(shown, "Stopped.")
-
-
-def test_a_real_training_is_stopped_and_what_it_learned_paints(frontend, page, no_new_files):
-    open_workflow(frontend, "perfusion_train")
-    page.evaluate(ON_DEMO_MODEL)
-    quick = {"steps": 5000, "previews": "", "checkpoint_every": 2500, "batch_size": 1, "accumulation": 1}
-    changes = {
-        "PerfusionLoadPhotos": {"folder": "demo: teddy"}, "PerfusionCovariance": {"count": 100},
-        "PerfusionTrainConcept": {"superclass": "bear", **quick},
-    }  # fmt: skip
-    page.evaluate(SET, changes)
-    page.evaluate(f"() => {{ window.ended = ({RUN})() }}")
-    curve = "app.nodePreviewImages[app.graph.nodes.find(({ type }) => type === 'PerfusionTrainConcept').id]?.[0]"
-    page.wait_for_function(curve, timeout=60_000)
-    page.wait_for_function(f"first => {curve} !== first", arg=page.evaluate(f"() => {curve}"))
-    assert panel(page).locator("p").inner_text().startswith("Step ")
-    button(panel(page), "Stop and keep").click()
-    assert page.evaluate("() => window.ended")[0] == "execution_interrupted"
-    says(panel(page).locator("p"), "What was learned is in my-teddy-unfinished.safetensors")
-    trainer = "app.graph.nodes.find(({ type }) => type === 'PerfusionTrainConcept')"
-    offered = f"() => {trainer}.widgets.find(({{ name }}) => name === 'continue_from').options.values"
-    assert "my-teddy-unfinished.safetensors" in page.evaluate(offered)
-
-    open_workflow(frontend, "perfusion_generate")
-    page.evaluate(ON_DEMO_MODEL)
-    changes = {
-        "PerfusionLoader": {"concept": "my-teddy-unfinished.safetensors"}, "KSampler": {"steps": 2},
-        "EmptyLatentImage": {"width": 64, "height": 64, "batch_size": 1},
-    }  # fmt: skip
-    page.evaluate(SET, changes)
-    assert page.evaluate(RUN) == ["execution_success", ""]
 
 
 def paint(page, **changes):

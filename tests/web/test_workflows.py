@@ -162,7 +162,7 @@ def test_the_blueprint_is_found_and_is_a_whole_training(frontend, our_nodes):
         nodes[name] for name in ("PerfusionLoadPhotos", "PerfusionTrainConcept", "PerfusionSaveConcept")
     )
     assert shown == [
-        ["folder", "demo: teddy"], ["trigger", "<my-teddy>"], ["superclass", "teddy"], ["steps", 400],
+        ["folder", "demo: teddy"], ["trigger", "<my-teddy>"], ["superclass", "bear"], ["steps", 400],
         ["filename", "my-teddy"],
     ]  # fmt: skip
     assert {key: value for key, value in inputs.items() if isinstance(value, list)} == {
