@@ -40,7 +40,7 @@ def old(name):
 def test_a_former_graph_keeps_its_values(frontend, page, kind, name, expected):
     load(frontend, old(f"{kind}_{name}"))
     assert values(frontend) == [expected] * (2 if name == "two_concepts" else 1)
-    load(frontend, frontend.run("() => app.graph.serialize()"))  # saved anew, and by undo
+    load(frontend, frontend.run("() => JSON.parse(JSON.stringify(app.graph.serialize()))"))  # saved anew, and by undo
     assert values(frontend) == [expected] * (2 if name == "two_concepts" else 1)
 
 
@@ -64,7 +64,7 @@ def test_a_former_node_in_a_subgraph_keeps_its_values(frontend, page):
         """() => {
             const node = app.graph.nodes.find(({ type }) => type === 'PerfusionLoader')
             app.graph.convertToSubgraph(new Set([node]))
-            return app.graph.serialize()
+            return JSON.parse(JSON.stringify(app.graph.serialize()))  // as a file has it
         }"""
     )
     (inner,) = [node for node in graph["definitions"]["subgraphs"][0]["nodes"] if node["type"] == "PerfusionLoader"]
