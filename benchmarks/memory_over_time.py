@@ -42,7 +42,7 @@ def main() -> None:
 
 def train(server: Server, seed: int) -> float:
     """The server's resident memory in MiB after one training."""
-    prompt = demo.load_workflow(server, "perfusion_train.json", "<my-toy>")
+    prompt = demo.load_workflow(server, "2 Train SD1.5.json", "<my-toy>")
     override(prompt, "PerfusionLoadPhotos", folder=demo.PHOTOS)
     override(prompt, "PerfusionCovariance", count=100)
     override(prompt, "PerfusionTrainConcept", seed=seed, previews="" if seed % 10 else "a {}", **INPUTS)

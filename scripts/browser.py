@@ -1,6 +1,6 @@
 """ComfyUI's real frontend in a headless Chromium, for the tests in tests/web and the pictures of the workflows.
 
-Used as `with Server(base) as server, open_frontend(server.address) as frontend: frontend.load("perfusion_train")`.
+Used as `with Server(base) as server, open_frontend(server.address) as frontend: frontend.load("2 Train SD1.5")`.
 """
 
 import json
@@ -33,7 +33,8 @@ def workflow(name: str) -> dict[str, Any]:
 def add_stand_ins(base: Path) -> None:
     """What workflows/ choose, so that their lists offer it; running them would fail."""
     for name in (
-        "models/checkpoints/v1-5-pruned-emaonly-fp16.safetensors", "models/loras/my-style.safetensors",
+        "models/checkpoints/v1-5-pruned-emaonly-fp16.safetensors", "models/checkpoints/sd_xl_base_1.0.safetensors",
+         "models/loras/my-style.safetensors",
         "models/controlnet/control_v11p_sd15_canny_fp16.safetensors", "input/my_photos/1.png",
     ):  # fmt: skip
         (base / name).parent.mkdir(parents=True, exist_ok=True)

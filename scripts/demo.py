@@ -102,8 +102,8 @@ def gather_photos(source: Path, target: Path) -> None:
 
 
 def training_prompt(server: Server, subject: Subject, steps: int) -> dict[str, Any]:
-    """The workflow perfusion_train on the demo model."""
-    workflow = json.loads((REPO / "workflows" / "perfusion_train.json").read_text(encoding="utf-8"))
+    """The workflow 2 Train SD1.5 on the demo model."""
+    workflow = json.loads((REPO / "workflows" / "2 Train SD1.5.json").read_text(encoding="utf-8"))
     prompt = server.to_prompt(workflow)
     on_the_demo_model(prompt)
     words = {"trigger": subject.trigger, "superclass": subject.superclass, "steps": steps}

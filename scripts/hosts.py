@@ -47,7 +47,7 @@ def outcome(case: ElementTree.Element) -> str:
 
 
 def renderer(test: str) -> str:
-    """By the test's parameters, such as [vue] and [vue-perfusion_train]."""
+    """By the test's parameters, such as [vue] and [vue-2 Train SD1.5]."""
     return "vue" if "vue" in test.partition("[")[2].rstrip("]").split("-") else "classic"
 
 

@@ -71,7 +71,7 @@ def show_graph(frontend: Frontend) -> None:
     """The generate workflow with the list of concepts and a half-typed trigger."""
     page = frontend.page
     page.set_viewport_size(GRAPH)
-    frontend.load("perfusion_generate")
+    frontend.load("3 Generate SD1.5")
     frontend.run(LOOK_AT_LOADER)
     page.wait_for_timeout(PAUSE)
     box = page.locator("textarea:visible").first

@@ -81,7 +81,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--columns", choices=AXES, help="what changes from left to right (default: the longest axis)")
     parser.add_argument("--cell", type=int, default=256, help="pixels of a picture in the sheet (default: 256)")
     parser.add_argument("--output", type=Path, default=Path("sweep.png"), help="the sheet (default: sweep.png)")
-    add_options(parser, REPO / "workflows" / "perfusion_generate.json")
+    add_options(parser, REPO / "workflows" / "3 Generate SD1.5.json")
     options = parser.parse_args(arguments)
     check_options(parser, options)
     if not 16 <= options.cell <= 2048:

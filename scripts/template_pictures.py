@@ -24,12 +24,12 @@ QUALITY = 88
 BACKGROUND, GAP = "#202020", 8
 
 MAKERS = {  # the title of the node that shows what a workflow makes
-    "perfusion_quick_start": "What it learned",
-    "perfusion_train": "Contact sheet",
-    "perfusion_generate": "Save Image",
-    "perfusion_two_concepts": "Save Image",
-    "perfusion_local_vs_global": "The grid",
-    "perfusion_sweep": "The grid",
+    "1 Quick start": "What it learned",
+    "2 Train SD1.5": "Contact sheet",
+    "3 Generate SD1.5": "Save Image",
+    "6 Two concepts": "Save Image",
+    "8 Layout or look": "The grid",
+    "7 Sweep": "The grid",
 }
 IN_THE_DEMO = {  # values of widgets, and what stands for them on the demo model
     "my-teddy.safetensors": "perfusion_demo.safetensors",

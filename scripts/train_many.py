@@ -64,7 +64,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="training steps (default: the workflow's)")
     parser.add_argument("--output", type=Path, help="for concept files, pictures and reports (default: FOLDER-trained)")
     parser.add_argument("--again", action="store_true", help="also train what has a file already, and replace it")
-    add_options(parser, REPO / "workflows" / "perfusion_train.json")
+    add_options(parser, REPO / "workflows" / "2 Train SD1.5.json")
     options = parser.parse_args(arguments)
     check_options(parser, options)
     options.folder = options.folder.resolve()

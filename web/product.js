@@ -6,7 +6,7 @@ import { LOADERS, makerOf, setWidgets, valueOf } from "./graph.js";
 import { concepts, listFilesAgain } from "./server.js";
 import { text } from "./texts.js";
 
-const TEMPLATE = "perfusion_generate";
+const TEMPLATE = "3 Generate SD1.5";
 const EXAMPLE = "<my-teddy>"; // the trigger in it
 const OURS = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-2) ?? ""); // this pack's folder
 const DEMO = { CLIPTextEncode: "", KSampler: { steps: 20, cfg: 5, scheduler: "normal" } };
@@ -24,7 +24,7 @@ export async function generateWith(trainer, file, { size }) {
   const sentence = String(valueOf(trainer, "previews") ?? "")
     .split("\n")
     .find((line) => line.includes("{}"));
-  const answer = await api.fetchApi(`/workflow_templates/${encodeURIComponent(OURS)}/${TEMPLATE}.json`);
+  const answer = await api.fetchApi(`/workflow_templates/${encodeURIComponent(OURS)}/${encodeURIComponent(TEMPLATE)}.json`);
   if (!answer.ok) throw new Error(text("The workflow {name} is not there.", { name: TEMPLATE }));
   await listFilesAgain(); // or the host misses a file that is new
   await app.loadGraphData(await answer.json(), true, true, `${file.replace(/\.\w+$/, "")} pictures`);

@@ -38,7 +38,7 @@ def server(tmp_path_factory):
 
 
 def train(server: Server, steps: int, name: str, on_progress=None, **inputs) -> dict:
-    prompt = stand_ins.load_workflow(server, "perfusion_train.json", "<my-toy>")
+    prompt = stand_ins.load_workflow(server, "2 Train SD1.5.json", "<my-toy>")
     override(prompt, "PerfusionLoadPhotos", folder=stand_ins.PHOTOS)
     override(prompt, "PerfusionCovariance", count=100)
     override(prompt, "PerfusionTrainConcept", steps=steps, **{**SMALL, **inputs})
@@ -48,7 +48,7 @@ def train(server: Server, steps: int, name: str, on_progress=None, **inputs) -> 
 
 def generate(server: Server, concept: str | None) -> np.ndarray:
     """The picture of the shipped workflow; with no concept, Perfusion Loader is bypassed as the frontend does it."""
-    prompt = stand_ins.load_workflow(server, "perfusion_generate.json", "<my-toy>")
+    prompt = stand_ins.load_workflow(server, "3 Generate SD1.5.json", "<my-toy>")
     override(prompt, "EmptyLatentImage", width=64, height=64, batch_size=1)
     override(prompt, "KSampler", steps=2)
     if concept is None:
@@ -96,18 +96,18 @@ def run(server: Server, name: str, **settings: dict) -> dict[str, list[tuple[int
 
 
 def test_the_quick_start_needs_nothing_but_the_pack(server):
-    shown = run(server, "perfusion_quick_start", PerfusionTrainConcept={"steps": 2, "previews": ""})
+    shown = run(server, "1 Quick start", PerfusionTrainConcept={"steps": 2, "previews": ""})
     assert shown["What it learns from"] == [(64, 64)] * 5
     assert shown["What it learned"] == [(64, 64)] * 9
 
 
 def test_two_concepts_in_one_picture(server):
-    shown = run(server, "perfusion_two_concepts", EmptyLatentImage=TINY, KSampler={"steps": 1})
+    shown = run(server, "6 Two concepts", EmptyLatentImage=TINY, KSampler={"steps": 1})
     assert shown["Save Image"] == [(64, 64)]
     assert shown.keys() >= {"How alike the concepts are", "On which words each concept acts"}
 
 
-@pytest.mark.parametrize("name", ["perfusion_sweep", "perfusion_local_vs_global"])
+@pytest.mark.parametrize("name", ["7 Sweep", "8 Layout or look"])
 def test_a_grid_of_settings(server, name):
     values = {"columns.values": "0, 1", "rows.values": "0.1, 0.5"}
     shown = run(server, name, PerfusionSweep={"steps": 1, "resolution": 64, **values})
@@ -116,13 +116,13 @@ def test_a_grid_of_settings(server, name):
 
 
 def test_a_concept_with_a_lora_and_a_controlnet(server):
-    shown = run(server, "perfusion_lora_controlnet", EmptyLatentImage=TINY, KSampler={"steps": 1})
+    shown = run(server, "9 LoRA and ControlNet", EmptyLatentImage=TINY, KSampler={"steps": 1})
     assert shown["Outlines"] == shown["Save Image"] == [(64, 64)]
 
 
 def test_a_slider_runs_nothing_again_that_stands_before_the_loader(server):
     def ran(beta: float) -> set[str]:
-        prompt = stand_ins.load_workflow(server, "perfusion_generate.json", stand_ins.WORKFLOW_TRIGGER)
+        prompt = stand_ins.load_workflow(server, "3 Generate SD1.5.json", stand_ins.WORKFLOW_TRIGGER)
         for class_type, inputs in {"EmptyLatentImage": TINY, "KSampler": {"steps": 1}}.items():
             override(prompt, class_type, **inputs)
         override(prompt, "PerfusionLoader", beta=beta)

@@ -374,7 +374,7 @@ def used(page):
 
 @each_renderer
 def test_a_picture_of_a_sweep_sets_the_loader_and_it_can_be_undone(frontend, page):
-    open_workflow(frontend, "perfusion_sweep")
+    open_workflow(frontend, "7 Sweep")
     paint(page)
     grid = page.get_by_role("group", name="Grid")
     assert len(grid.get_by_role("button").all()) == 5
@@ -394,7 +394,7 @@ def test_a_picture_of_a_sweep_sets_the_loader_and_it_can_be_undone(frontend, pag
 
 
 def test_the_grid_is_shown_once(frontend, page):
-    open_workflow(frontend, "perfusion_sweep")
+    open_workflow(frontend, "7 Sweep")
     paint(page)
     page.wait_for_timeout(500)  # the host would load and show its own by then
     names = page.evaluate(
@@ -404,7 +404,7 @@ def test_the_grid_is_shown_once(frontend, page):
 
 
 def test_a_sweep_over_concepts_sets_the_one_of_the_picture(frontend, page):
-    open_workflow(frontend, "perfusion_sweep")
+    open_workflow(frontend, "7 Sweep")
     rows = {"kind": "concept", "values": ["<my-teddy>", "<amphora>"]}
     paint(page, rows=rows, triggers=rows["values"])
     grid = page.get_by_role("group", name="Grid")

@@ -29,7 +29,7 @@ def test_a_new_node_does_not_grow_for_its_folded_inputs(frontend, our_nodes):
 
 @each_renderer
 def test_the_properties_leave_the_panel_where_it_is(frontend, page):
-    open_workflow(frontend, "perfusion_train")
+    open_workflow(frontend, "2 Train SD1.5")
     page.evaluate("() => app.canvas.selectNode(app.graph.nodes.find(({ type }) => type === 'PerfusionTrainConcept'))")
     width = panel(page).bounding_box()["width"]
     page.get_by_role("button", name="Node Info").click()

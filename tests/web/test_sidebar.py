@@ -135,10 +135,10 @@ def test_the_last_picture_becomes_the_thumbnail(server, page, concepts):
 
 
 def test_a_sheet_of_ours_is_not_the_last_picture(frontend, page, concepts):
-    open_workflow(frontend, "perfusion_sweep")
+    open_workflow(frontend, "7 Sweep")
     page.reload()
     page.wait_for_function("window.app?.vueAppReady && app.graph?.nodes.length")
-    open_workflow(frontend, "perfusion_sweep")
+    open_workflow(frontend, "7 Sweep")
     output = {"images": [{"filename": "example.png", "subfolder": "", "type": "input"}]}
     script = """output => {
         for (const node of app.graph.nodes.filter(({ type }) => ['PerfusionSweep', 'SaveImage'].includes(type)))

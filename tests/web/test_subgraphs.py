@@ -104,7 +104,7 @@ def paint(page, id):
 
 @each_renderer
 def test_a_picture_of_a_sweep_sets_what_was_promoted(frontend, page):
-    open_workflow(frontend, "perfusion_sweep")
+    open_workflow(frontend, "7 Sweep")
     wrap(page, "PerfusionLoadConcept", "beta")
     page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [-300, 130] }")
     sweep = "String(app.graph.nodes.find(({ type }) => type === 'PerfusionSweep').id)"
@@ -117,7 +117,7 @@ def test_a_picture_of_a_sweep_sets_what_was_promoted(frontend, page):
 
 @each_renderer
 def test_a_sweep_in_a_subgraph_shows_its_pictures(frontend, page):
-    open_workflow(frontend, "perfusion_sweep")
+    open_workflow(frontend, "7 Sweep")
     wrap(page, "PerfusionSweep", "text")
     page.evaluate(ENTER)
     paint(page, page.evaluate(f"() => `${{{OUTER}.id}}:${{{OUTER}.subgraph.nodes[0].id}}`"))

@@ -12,7 +12,7 @@ QUICK = {"steps": 4, "checkpoint_every": 2, "batch_size": 1, "accumulation": 1, 
 @pytest.fixture
 def trainer(frontend, page):
     """The panel, in the workflow that trains."""
-    open_workflow(frontend, "perfusion_train")
+    open_workflow(frontend, "2 Train SD1.5")
     return page.locator(".perfusion-panel").filter(has=page.get_by_text("Stop and keep"))
 
 
@@ -174,7 +174,7 @@ def test_it_is_known_again_when_the_page_was_loaded_or_the_graph_made_anew(front
     page.reload()  # it has seen no run begin
     page.wait_for_function("window.app?.vueAppReady && app.graph?.nodes.length")
     for done in (1, 2):
-        open_workflow(frontend, "perfusion_train")  # as undo does, and another tab
+        open_workflow(frontend, "2 Train SD1.5")  # as undo does, and another tab
         tell(page, done=done)
         says(status(trainer), f"Step {done} of 4")
         assert button(trainer, "Stop and keep").is_enabled()

@@ -100,7 +100,7 @@ def test_two_loaders_of_different_concepts_are_fine(page):
 
 @each_renderer
 def test_a_trigger_that_is_trained_and_applied_is_suggested_and_blue(frontend, page):
-    open_workflow(frontend, "perfusion_quick_start")
+    open_workflow(frontend, "1 Quick start")
     page.evaluate(
         """() => {
             const [trainer, demo, prompt] = ['PerfusionTrainConcept', 'PerfusionDemoModel', 'CLIPTextEncode'].map(

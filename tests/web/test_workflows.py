@@ -129,7 +129,7 @@ def test_template_browser_shows_our_workflows(frontend):
         card.scroll_into_view_if_needed()
         picture = card.locator("img").first.element_handle()
         frontend.page.wait_for_function("picture => picture.naturalWidth > 0", arg=picture)
-    dialog.get_by_test_id("template-workflow-perfusion_train").click()
+    dialog.get_by_test_id("template-workflow-2 Train SD1.5").click()
     frontend.page.wait_for_function("app.graph.nodes.some(node => node.type === 'PerfusionTrainConcept')")
     dialog.wait_for(state="hidden")
 
@@ -189,7 +189,7 @@ def test_every_node_has_a_help_page_with_a_picture(frontend, our_nodes):
 
 
 def test_info_button_shows_the_help_page(frontend):
-    frontend.load("perfusion_train")
+    frontend.load("2 Train SD1.5")
     frontend.run("() => app.canvas.selectNode(app.graph.nodes.find(node => node.type === 'PerfusionTrainConcept'))")
     frontend.page.get_by_role("button", name="Node Info").click()  # as README says
     panel = frontend.page.get_by_test_id("properties-panel")
@@ -208,7 +208,7 @@ def test_every_input_is_explained_and_few_are_shown(our_nodes):
 
 
 def test_the_classic_canvas_folds_rare_inputs_until_asked(frontend):
-    frontend.load("perfusion_train")
+    frontend.load("2 Train SD1.5")
     folded, unfolded = frontend.run(
         """() => {
             const node = app.graph.nodes.find(node => node.type === 'PerfusionTrainConcept')
