@@ -33,24 +33,23 @@ class Bencher:
     """An actor of a crew, with a scratch folder."""
 
     def __init__(self) -> None:
+        from run import Bench
+
         self.folder = Path(tempfile.mkdtemp(prefix="perfusion-bench-"))
+        self.bench = Bench(self.folder, None)
 
     async def ready(self) -> None:
-        torch.set_flush_denormal(True)
+        pass
 
     async def leave(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     async def work(self, share: Share) -> AsyncIterator[Part | Done]:
-        from run import Bench
-
         for path, data in share.files.items():
             (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / path).write_bytes(data)
         sent = stamps(self.folder)
-        running = asyncio.create_task(
-            asyncio.to_thread(Bench(self.folder, None).run, share.only, share.seeds, [share.name])
-        )
+        running = asyncio.create_task(asyncio.to_thread(self.learn, share))
         while not running.done():
             await asyncio.wait([running], timeout=OFTEN)
             now = stamps(self.folder)
@@ -60,6 +59,10 @@ class Bencher:
                 yield Part({path: (self.folder / path).read_bytes() for path in changed})
         running.result()
         yield Done(None)
+
+    def learn(self, share: Share) -> None:
+        torch.set_flush_denormal(True)  # of this thread
+        self.bench.run(share.only, share.seeds, [share.name])
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, int]]:

@@ -16,7 +16,11 @@ class Machines:
     def __enter__(self) -> "Machines":
         self.folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # sockets need a short path
         self.cluster = Cluster()
-        self.add(cores=0)
+        try:
+            self.add(cores=0)
+        except BaseException:
+            self.__exit__()
+            raise
         self.address = self.cluster.address
         return self
 

@@ -111,7 +111,7 @@ def test_a_killed_machine_loses_nothing_and_every_file_arrives(tmp_path, scratch
 
 
 def test_ctrl_c_leaves_no_process_and_no_files_behind(tmp_path, scratch):
-    concept_folder(tmp_path / "x", "one", steps=100_000)
+    concept_folder(tmp_path / "x", "one", steps=5000)
     concept_folder(tmp_path / "x", "two")
     mark = f"PERFUSION_TEST={uuid.uuid4()}"
     command = [sys.executable, REPO / "scripts" / "train_many.py", tmp_path / "x", *QUICK, "--cpus", os.cpu_count()]
