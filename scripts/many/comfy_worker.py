@@ -67,7 +67,6 @@ class ComfyWorker:
         self.prompt: dict[str, Any] = {}  # the workflow as this ComfyUI takes it
         self.unfinished = ""  # id of a prompt that may still run, or wait
 
-    @ray.method(max_task_retries=-1)
     async def ready(self) -> Offer:
         """Once ComfyUI answers. Raises RuntimeError when it cannot be started, ValueError when it lacks nodes."""
         while True:

@@ -2,7 +2,8 @@
 
 An actor has three methods. ``ready()`` returns what it offers once it can work. ``work(task)`` is an async generator:
 any number of Progress and Part, then a Done or a Failed. ``leave()`` tidies up. The job of a lost actor goes to the one
-that is free first. (Ray's ``max_task_retries`` would keep it for the lost one, whose machine may never come back.)
+that is free first: Ray's ``max_task_retries`` would keep it for the lost one, whose machine may never come back. Ray
+itself starts lost actors again (``max_restarts``), where there is room.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ray.exceptions import RayError, RayTaskError
 
 REPO = Path(__file__).resolve().parents[2]
 PATIENCE = 600  # seconds until an actor must be ready while none works; ComfyUI and its models load slowly
+AGAIN = 3  # seconds until an actor that is away is asked again; Ray's own retries report each of them
 GOODBYE = 10  # seconds for actors to stop, and to tidy up
 IN_MEMORY = 2**29  # bytes of photos and pictures; Ray would take a third of the machine's
 NOT_CARRIED = [".git", "docs", "tests", "output", "*.jpg", "*.webp"]
@@ -107,13 +109,15 @@ def places(count: int | None, cpus: int | None) -> list[dict[str, int]]:
 
 class Crew:
     """Actors at work. ``idle``: those without work, each with its offer; ``starting``: those not ready yet, by what
-    comes when they are. ``say`` tells why one is left out."""
+    comes when they are; ``away``: lost ones, and when to ask again. ``say`` tells why one is left out."""
 
     def __init__(self, actors: Sequence[ActorHandle], say: Callable[[str], None]) -> None:
         self.say = say
         self.idle: dict[ActorHandle, Any] = {}
         self.actors = actors
         self.starting = {actor.ready.remote(): actor for actor in actors}
+        self.away: dict[ActorHandle, float] = {}
+        self._reason = ""  # why the last one was lost
         self._running: dict[ray.ObjectRefGenerator, tuple[ActorHandle, Any, int]] = {}
 
     def __enter__(self) -> Crew:
@@ -151,30 +155,29 @@ class Crew:
         task_of(job, offer, attempt) is what ``work`` gets. It raises OSError when there is something wrong with the
         job, and ValueError when an actor with this offer cannot do it.
         """
-        waiting, reason = deque((job, 1) for job in jobs), ""
+        waiting, heard = deque((job, 1) for job in jobs), time.monotonic()
         while waiting or self._running:
             while waiting and self.idle:
                 yield from self._hand_out(waiting, task_of)
-            if not self._running and not self.starting:
+            if self._running:
+                heard = time.monotonic()
+            elif not (self.starting or self.away) or time.monotonic() - heard >= PATIENCE:
                 break
-            ready, _ = ray.wait([*self.starting, *self._running], timeout=None if self._running else PATIENCE)
-            if not ready:
-                break
-            for one in ready:
+            for one in self._what_came():
                 if one in self.starting:
                     self._take_in(one)
                     continue
                 _, job, attempt = self._running[one]
                 event = self._next(one)
                 if isinstance(event, Lost):
-                    reason = event.reason
+                    self._reason = event.reason
                     if attempt > retries:
-                        event = Failed(reason)
+                        event = Failed(event.reason)
                     else:
                         waiting.appendleft((job, attempt + 1))
                 yield job, event
         for job, _ in waiting:
-            yield job, Failed(f"No worker is left. {reason}".rstrip())
+            yield job, Failed(f"No worker is left. {self._reason}".rstrip())
 
     def _hand_out(self, waiting: deque[tuple[Any, int]], task_of: Callable) -> Iterator[tuple[Any, Any]]:
         actor, offer = next(iter(self.idle.items()))
@@ -194,14 +197,26 @@ class Crew:
         self._running[actor.work.options(num_returns="streaming").remote(task)] = actor, job, attempt
         yield job, Started(offer)
 
+    def _what_came(self) -> Sequence[Any]:
+        """Keys of ``starting`` and ``_running`` for which there is something."""
+        now = time.monotonic()
+        for actor in [actor for actor, when in self.away.items() if when <= now]:
+            del self.away[actor]
+            self.starting[actor.ready.remote()] = actor
+        asked = [*self.starting, *self._running]
+        if not asked:
+            time.sleep(AGAIN)
+            return []
+        return ray.wait(asked, timeout=AGAIN if self.away else None if self._running else PATIENCE)[0]
+
     def _take_in(self, ready: ray.ObjectRef) -> None:
         actor = self.starting.pop(ready)
         try:
             self.idle[actor] = ray.get(ready)
         except RayTaskError as error:
             self.say(f"A worker is left out: {error.cause}")
-        except RayError as error:
-            self.say(f"A worker is left out: {error}")
+        except RayError as error:  # it is being started again, as long as it takes
+            self.away[actor], self._reason = time.monotonic() + AGAIN, gone(error)
 
     def _next(self, stream: ray.ObjectRefGenerator) -> Progress | Part | Done | Failed | Lost:
         try:
@@ -211,8 +226,12 @@ class Crew:
         except RayTaskError as error:
             event = Failed(f"{type(error.cause).__name__}: {error.cause}")
         except RayError as error:  # the actor, its machine or the way to it is gone
-            event = Lost(str(error).partition("\n")[0])
+            event = Lost(gone(error))
         if not isinstance(event, Progress | Part):
             actor, _, _ = self._running.pop(stream)
             self.starting[actor.ready.remote()] = actor
         return event
+
+
+def gone(error: RayError) -> str:
+    return f"Its worker or machine went away ({type(error).__name__})."

@@ -19,7 +19,6 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no worker can
 class Echo:
     """Says a job back in capitals after a while, unless the job is one of its orders."""
 
-    @ray.method(max_task_retries=-1)
     async def ready(self) -> str:
         return f"{ray.get_runtime_context().get_node_id()} {os.getpid()}"
 

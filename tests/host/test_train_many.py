@@ -94,7 +94,7 @@ def test_a_killed_machine_loses_nothing_and_every_file_arrives(tmp_path, scratch
     assert "PerfusionLoadPhotos (2) failed: ValueError: 0 <b>.png is not a picture" in table["a broken one"][-1]
     assert "Traceback" not in printed and "File " not in printed
     # of all that was begun only what ran on the machine that went is begun again
-    assert printed.count("a broken one: to ") == 1 + printed.count("a broken one: The actor")
+    assert printed.count("a broken one: to ") == 1 + printed.count("a broken one: Its worker or machine went away")
 
     bear, other = load_concept(output / "my bear.safetensors"), load_concept(output / "second.safetensors")
     assert (bear.trigger, bear.superclass, other.trigger, other.superclass) == ("<my-bear>", "bear", "<other>", "cat")
