@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from comfyui import REPO, Server, override
 from demo_model import TRAINING, on_the_demo_model
-from setup_env import CACHE
+from environment.setup_env import CACHE
 
 sys.path.insert(0, str(REPO))
 from nodes.pictures import contact_sheet

@@ -8,8 +8,8 @@ set -euo pipefail
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${PERFUSION_CACHE:-$HOME/.cache/comfyui-perfusion}
 export PERFUSION_HOST=${1:-}
-[ -e "$scripts/requirements-host-$PERFUSION_HOST.txt" ] ||
-    { echo "Name one of these versions: $(cd "$scripts" && ls requirements-host-*.txt)" >&2; exit 1; }
+[ -e "$scripts/environment/requirements-host-$PERFUSION_HOST.txt" ] ||
+    { echo "Name one of these versions: $(cd "$scripts/environment" && ls requirements-host-*.txt)" >&2; exit 1; }
 shift
 frontend=
 if [[ ${1:-} =~ ^(newest|[0-9]+\.[0-9.]+)$ ]]; then
@@ -31,7 +31,7 @@ if [ ! -d "$folder" ]; then
     work=$(mktemp -d "$cache/frontend.XXXXXX")
     trap 'rm -rf "$work"' EXIT
     what=("$package==$frontend")
-    if grep -F "$package==$frontend " "$scripts/requirements-frontends.txt" >"$work/pin"; then
+    if grep -F "$package==$frontend " "$scripts/environment/requirements-frontends.txt" >"$work/pin"; then
         what=(--require-hashes --requirement "$work/pin")
     fi
     bash "$scripts/env.sh" pip download --quiet --no-deps --dest "$work" "${what[@]}" >&2

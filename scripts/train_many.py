@@ -22,11 +22,11 @@ from ray.exceptions import RayError
 from tqdm import tqdm
 
 from comfyui import REPO, override
-from concept_folders import Concept, find_concepts
 from many.comfy_worker import Offer, Result, Task
 from many.comfyuis import add_options, check_options, choose_checkpoint, crew_of, inputs_of, load_workflow, prompt_for
+from many.concept_folders import Concept, find_concepts
 from many.crew import Crew, Done, Failed, Lost, Progress, Started, connected
-from train_summary import page, table
+from many.train_summary import page, table
 
 NEEDED = ("PerfusionLoadPhotos", "PerfusionTrainConcept", "PerfusionSaveConcept")
 

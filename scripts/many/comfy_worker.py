@@ -160,7 +160,7 @@ class ComfyWorker:
             try:
                 await self.client.send_file(name, data, subfolder)
             except RunError as error:
-                if not name.endswith(".txt"):
+                if not name.endswith((".txt", ".caption")):
                     raise
                 notes.append(f"Trained without the caption {name}. {error}")
         for name, data in task.concepts.items():

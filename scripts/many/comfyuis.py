@@ -13,9 +13,9 @@ from typing import Any
 
 from comfyui import override
 from demo_model import on_the_demo_model
+from environment.setup_env import existing_comfyui
 from many.comfy_worker import ComfyWorker, Offer
 from many.crew import PATIENCE, Crew, places
-from setup_env import existing_comfyui
 
 LOADER = "CheckpointLoaderSimple"
 ANSWER_WITHIN, FIRST_ANSWERS_WITHIN = 15, 45  # seconds, of servers that run; Ray's own start is a part of it

@@ -23,7 +23,7 @@ def _start_host() -> None:
     pack = importlib.util.module_from_spec(spec)
     sys.modules["comfyui_perfusion"] = pack
     spec.loader.exec_module(pack)
-    sys.path.append(str(REPO / "scripts"))
+    sys.path += [str(REPO / "scripts"), str(REPO / "scripts" / "make")]
 
 
 _start_host()

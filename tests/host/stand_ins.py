@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 
 from comfyui import REPO, Server
 from draw_photos import draw_photos
+from environment.setup_env import CACHE
 from random_checkpoint import KINDS, UNET, initialise
 from sample_concepts import PHOTOS as DEMO_PHOTOS
 from sample_concepts import write_sample_concepts
-from setup_env import CACHE
 
 CHECKPOINT = "perfusion-random-sd1.safetensors"
 PHOTOS = "perfusion_photos"  # folder in ComfyUI's input
@@ -30,7 +30,7 @@ def add_checkpoint(base: Path) -> None:
     """Puts a random checkpoint into a ComfyUI base folder; it is made once and kept in the cache."""
     kept = CACHE / CHECKPOINT
     if not kept.exists():
-        subprocess.run([sys.executable, REPO / "scripts" / "random_checkpoint.py", "sd1", kept], check=True)
+        subprocess.run([sys.executable, REPO / "scripts" / "make" / "random_checkpoint.py", "sd1", kept], check=True)
     link = base / "models" / "checkpoints" / CHECKPOINT
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)

@@ -56,8 +56,8 @@ def panel_texts() -> set[str]:
 
 
 def test_english_is_what_the_schemas_say(schemas):
-    assert json.loads(read("en", "nodeDefs")) == without_syntax(schemas), "Run scripts/locales.py."
-    assert read("en", "nodeDefs") == written(without_syntax(schemas)), "Run scripts/locales.py."
+    assert json.loads(read("en", "nodeDefs")) == without_syntax(schemas), "Run scripts/make/locales.py."
+    assert read("en", "nodeDefs") == written(without_syntax(schemas)), "Run scripts/make/locales.py."
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

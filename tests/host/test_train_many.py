@@ -19,12 +19,11 @@ from comfyui_perfusion.perfusion_core import load_concept
 from comfyui_perfusion.perfusion_core.concept import trigger_problem
 from PIL import Image
 
-import concept_folders
 import train_many
 from comfyui import REPO
 from draw_photos import draw_photos
 from fake_comfyui import WORKFLOW, FakeComfyUI, save_workflow
-from many import comfyuis, crew
+from many import comfyuis, concept_folders, crew
 from many.comfy_worker import Offer
 from many.crew import Progress
 from ray_machines import Machines

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from steps import TOGGLE_SIDEBAR, open_workflow
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path += [str(SCRIPTS), str(SCRIPTS / "make")]
 
 
 @pytest.fixture(scope="session")

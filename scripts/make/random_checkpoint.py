@@ -1,6 +1,6 @@
 """Random checkpoints of the real architectures, made shallow: ComfyUI's stock loader takes them, no download needed.
 
-    python scripts/random_checkpoint.py sd1 PATH [--seed 0]
+    python scripts/make/random_checkpoint.py sd1 PATH [--seed 0]
 
 Everything that ComfyUI recognises a model by is real: key names, widths, context sizes, SDXL's transformer depths.
 Run it where COMFYUI_PATH is set (scripts/env.sh does).

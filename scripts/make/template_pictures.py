@@ -1,6 +1,6 @@
 """Makes workflows/*.jpg, which the template browser shows: what the workflows make, here on the demo model.
 
-    bash scripts/env.sh python scripts/template_pictures.py [NAME ...]
+    bash scripts/env.sh python scripts/make/template_pictures.py [NAME ...]
 
 It takes the concepts that scripts/demo.sh trained. A workflow that cannot run on the demo model is shown as its graph.
 """
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from browser import Frontend, add_stand_ins, open_frontend, workflow
 from comfyui import REPO, Server

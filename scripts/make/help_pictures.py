@@ -1,6 +1,6 @@
 """Makes web/docs/*.jpg for the help pages: what nodes make on the demo model, else the nodes themselves.
 
-    bash scripts/env.sh python scripts/help_pictures.py [NODE ...]
+    bash scripts/env.sh python scripts/make/help_pictures.py [NODE ...]
 
 What nodes make takes the concepts that scripts/demo.sh trained.
 """
@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from browser import Frontend, add_stand_ins, open_frontend
 from comfyui import REPO, Server

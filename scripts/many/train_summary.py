@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from PIL import Image, ImageOps
 
-from concept_folders import Concept
+from many.concept_folders import Concept
 
 LOSSES = re.compile(r"([\d.]+) before, ([\d.]+) after")
 THUMBNAIL = 480  # pixels

@@ -1,6 +1,6 @@
 """Draws a few "photos" of one invented toy, a plush bear with an antenna and a striped scarf, with their masks.
 
-    python scripts/draw_photos.py FOLDER [--count 5] [--size 512] [--seed 0]
+    python scripts/make/draw_photos.py FOLDER [--count 5] [--size 512] [--seed 0]
 
 The toy is a list of lit ellipsoids, drawn with soft edges in the picture's own pixels; only pose and scene vary.
 """

@@ -1,11 +1,15 @@
 """Makes the pictures of docs/gallery.md: what two concepts of the demo can do, in a real ComfyUI.
 
-    bash scripts/env.sh python scripts/gallery.py
+    bash scripts/env.sh python scripts/make/gallery.py
 
 It takes the concepts that scripts/demo.sh trained, or trains them first.
 """
 
+import sys
+from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from comfyui import REPO, Server
 from demo import BASE, PHOTOS, Graph, ProgressLine, Subject, gather_photos, opened, training_prompt

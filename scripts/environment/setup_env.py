@@ -17,12 +17,12 @@ import sys
 import tarfile
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parent.parent
-SCRIPTS = REPO / "scripts"
+REPO = Path(__file__).resolve().parents[2]
+HERE = REPO / "scripts" / "environment"
 CACHE = Path(os.environ.get("PERFUSION_CACHE") or Path.home() / ".cache" / "comfyui-perfusion")
 NEWEST_HOST = "0.30.0"
-OWN_REQUIREMENTS = [SCRIPTS / "requirements-torch.txt", REPO / "requirements.txt", SCRIPTS / "requirements-dev.txt"]
-ON_TOP = SCRIPTS / "requirements-ray.txt"
+OWN_REQUIREMENTS = [HERE / "requirements-torch.txt", REPO / "requirements.txt", HERE / "requirements-dev.txt"]
+ON_TOP = REPO / "scripts" / "requirements-ray.txt"
 
 
 def run(*command: str | Path) -> None:
@@ -35,7 +35,7 @@ def say(text: str) -> None:
 
 
 def pins_of(host: str) -> Path:
-    return SCRIPTS / f"requirements-host-{host}.txt"
+    return HERE / f"requirements-host-{host}.txt"
 
 
 def existing_comfyui() -> Path | None:

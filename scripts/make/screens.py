@@ -1,14 +1,17 @@
 """Makes docs/screens/*.webp: every node, and what web/ adds to the graph, in both renderers and both themes.
 
-bash scripts/env.sh python scripts/screens.py
+bash scripts/env.sh python scripts/make/screens.py
 """
 
 import io
 import itertools
+import sys
 import tempfile
 from pathlib import Path
 
 from PIL import Image
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from browser import Frontend, add_stand_ins, open_frontend
 from comfyui import REPO, Server
