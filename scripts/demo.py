@@ -16,11 +16,11 @@ from demo_model import TRAINING, on_the_demo_model
 from environment.setup_env import CACHE
 
 sys.path.insert(0, str(REPO))
+from nodes.photo_folder import read_folder
 from nodes.pictures import contact_sheet
 
 BASE = CACHE / "demo"
 PHOTOS = REPO / "nodes" / "demo_photos"  # emoji that the demo model never saw, made by benchmarks/world/scenes.py
-KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 PROMPTS = (
     "a photo of a {} on snow", "a photo of a {} on water", "a photo of a purple {} on sand", "a sketch of a {} on wood",
@@ -42,7 +42,7 @@ class Subject:
     name: str  # of its folder in ComfyUI's input, and of its concept file
 
     def pictures(self) -> list[Path]:
-        return sorted(path for path in self.photos.glob("*") if path.suffix.lower() in KINDS)
+        return [photo.path for photo in read_folder(self.photos).photos]
 
 
 def main() -> None:
@@ -85,20 +85,20 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=REPO / "output", help="folder for the pictures")
     parser.add_argument("--serve", action="store_true", help="leave ComfyUI running afterwards")
     options = parser.parse_args()
-    if options.folder and not any(path.suffix.lower() in KINDS for path in options.folder.glob("*")):
-        parser.error(f"there are no pictures ({', '.join(sorted(KINDS))}) in {options.folder}")
+    try:
+        read_folder(options.folder or PHOTOS / "teddy")
+    except ValueError as error:
+        parser.error(str(error))
     return options
 
 
 def gather_photos(source: Path, target: Path) -> None:
-    """Fills `target` afresh: photos, and masks by the same names in mask/."""
+    """Fills `target` afresh with photos, masks and captions."""
     shutil.rmtree(target, ignore_errors=True)
-    for folder in (source, source / "mask"):
-        for path in sorted(folder.glob("*")):
-            if path.suffix.lower() in KINDS:
-                copy = target / path.relative_to(source)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
+    for path in read_folder(source).files:
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def training_prompt(server: Server, subject: Subject, steps: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...perfusion_core import Concept, save_concept, save_training
 from ...perfusion_core.training_file import digest
+from ..file_name import is_file_name
 from ..photo_folder import is_hidden
 from .listing import files_below
 
@@ -30,9 +31,6 @@ _FOREIGN = {  # endings of other programs' files
     IMPORTS: {".pt", ".pth", ".bin"},
 }
 _LONGEST = 240  # bytes of a file's name; file systems take 255, extension included
-_UNSAFE = re.compile(r'[\x00-\x1f\x7f\ud800-\udfff<>:"|?*]')
-# Windows takes these for devices, with any ending, and drops dots and spaces at the end of a name
-_NOT_ON_WINDOWS = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?|.*[. ]", re.I | re.S)
 
 
 def register() -> None:
@@ -238,7 +236,7 @@ def paths_to_save(name: str, overwrite: bool, folders: Sequence[str]) -> list[Pa
     parts = name.split("/")
     if FOLDER in folders and parts[0].lower() in _OTHER_FILES:
         raise ValueError(f"The folder {parts[0]} holds other files than concepts. Choose another name.")
-    if _UNSAFE.search(name) or any(not part or part[0] == "." or _NOT_ON_WINDOWS.fullmatch(part) for part in parts):
+    if not all(map(is_file_name, parts)):
         raise ValueError(
             f"{name[:200]!r} cannot be a file name in models/{folders[0]} on every system. Use letters, digits and - "
             "or _, such as my-teddy."

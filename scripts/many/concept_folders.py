@@ -1,17 +1,34 @@
 """A folder of concept folders: photos, masks, captions and settings of each, checked before anything is trained."""
 
+import importlib.util
 import json
 import re
 import sys
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}  # what PerfusionLoadPhotos reads
+from comfyui import REPO
+
 RESERVED = ("covariance", "import", "training")  # folders in models/perfusion that hold other files
-NOT_IN_NAMES = re.compile(r'[<>:"|?*\\]')
 NOT_IN_TRIGGERS = re.compile(r'[\s()\[\]{}:,\\"]')  # as perfusion_core, which needs torch
+
+
+def of_the_pack(module: str) -> ModuleType:
+    """A module of nodes/ that needs no ComfyUI; by another name, for ComfyUI has a module called nodes."""
+    if "perfusion_nodes" not in sys.modules:
+        home = REPO / "nodes"
+        spec = importlib.util.spec_from_file_location(
+            "perfusion_nodes", home / "__init__.py", submodule_search_locations=[str(home)]
+        )
+        sys.modules["perfusion_nodes"] = importlib.util.module_from_spec(spec)
+    return importlib.import_module(f"perfusion_nodes.{module}")
+
+
+_photos = of_the_pack("photo_folder")
+is_file_name, read_folder = of_the_pack("file_name").is_file_name, _photos.read_folder
 
 
 @dataclass
@@ -43,9 +60,11 @@ def find_concepts(root: Path, output: Path, superclass: str | None, steps: int |
     """The concept folders in ``root``. Ends the program with the list of all that is wrong with them."""
     if not root.is_dir():
         sys.exit(f"{root} is not a folder.")
-    if pictures(root):
+    if any(_photos.is_photo(path.name) for path in root.iterdir() if path.is_file()):
         sys.exit(f"{root} holds photos itself. Make one subfolder per concept and put its photos there.")
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != "." and path != output)
+    folders = sorted(
+        path for path in root.iterdir() if path.is_dir() and not _photos.is_hidden(path.name) and path != output
+    )
     if not folders:
         sys.exit(f"{root} has no subfolders. Make one per concept and put its photos there.")
     given = {"superclass": superclass, "steps": steps}
@@ -62,14 +81,12 @@ def find_concepts(root: Path, output: Path, superclass: str | None, steps: int |
 
 def read_concept(folder: Path, given: dict[str, Any]) -> Concept:
     name = unicodedata.normalize("NFC", folder.name)  # a Mac's é is an e and an accent
-    if NOT_IN_NAMES.search(name) or not name.isprintable() or len(name.encode()) > 200 or name in RESERVED:
+    if not is_file_name(name) or not name.isprintable() or len(name.encode()) > 200 or name.lower() in RESERVED:
         raise ValueError("a concept file cannot have this name. Rename the folder; use letters, digits, - and _.")
-    photos = pictures(folder)
-    if not photos:
-        raise ValueError(f"no photos ({', '.join(sorted(KINDS))}). Add some, or take the folder away.")
-    captions = [text for photo in photos if (text := photo.with_suffix(".txt")).is_file()]
-    files = [*photos, *captions, *pictures(folder / "mask")]
-    for file in files:
+    held = read_folder(folder)
+    for remark in held.remarks:
+        print(f"{name}: {remark}")
+    for file in held.files:
         if not file.name.isprintable():
             raise ValueError(f"the file name {file.name!r} cannot be sent. Rename the file.")
     settings = {"trigger": f"<{'-'.join(name.split())}>", **given, **read_settings(folder / "concept.json")}
@@ -83,11 +100,7 @@ def read_concept(folder: Path, given: dict[str, Any]) -> Concept:
         raise ValueError(f"the trigger {trigger!r} contains an invisible character. Type it anew in its concept.json.")
     if not settings.get("superclass"):
         raise ValueError('no superclass. Write {"superclass": "..."} into its concept.json, or give --superclass.')
-    return Concept(name, folder, files, settings)
-
-
-def pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in KINDS and path.is_file())
+    return Concept(name, folder, held.files, settings)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

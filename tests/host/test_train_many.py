@@ -14,7 +14,6 @@ import uuid
 from pathlib import Path
 
 import pytest
-from comfyui_perfusion.nodes.host import photos
 from comfyui_perfusion.perfusion_core import load_concept
 from comfyui_perfusion.perfusion_core.concept import trigger_problem
 from PIL import Image
@@ -337,6 +336,9 @@ def test_a_workflow_with_other_loaders_is_used_as_it_is():
         ("teddy (2)", '{"superclass": "toy"}', r"  teddy \(2\): the trigger '<teddy-\(2\)>' contains \("),
         ("a", '{"superclass": "toy", "trigger": "my toy"}', "  a: the trigger 'my toy' contains a space"),
         ("a", '{"superclass": "toy", "trigger": " "}', "  a: the trigger is empty"),
+        ("con", '{"superclass": "toy"}', "  con: a concept file cannot have this name"),
+        ("toy.", '{"superclass": "toy"}', r"  toy\.: a concept file cannot have this name"),
+        ("Training", '{"superclass": "toy"}', "  Training: a concept file cannot have this name"),
         ("a:b", '{"superclass": "toy"}', "  a:b: a concept file cannot have this name"),
         ("a\nb", '{"superclass": "toy"}', "a concept file cannot have this name"),
     ],
@@ -346,7 +348,9 @@ def test_unusable_concept_folders_are_listed_and_nothing_is_started(tmp_path, na
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="Nothing was started:") as stopped:
         train_many.main([str(tmp_path)])
-    assert re.search(problem, str(stopped.value)) and "  empty: no photos (.bmp, .jpeg" in str(stopped.value)
+    assert re.search(problem, str(stopped.value)) and "  empty: The folder 'empty' holds no pictures" in str(
+        stopped.value
+    )
 
 
 def test_spaces_around_a_trigger_are_taken_off_as_the_training_does(tmp_path):
@@ -407,5 +411,11 @@ def test_a_folder_without_concepts_and_options_that_do_not_go_together_say_so(tm
         assert problem in capsys.readouterr().err
 
 
-def test_the_kinds_of_photos_are_those_of_the_node():
-    assert concept_folders.KINDS == photos._KINDS
+def test_the_files_that_are_sent_are_those_that_the_node_would_use(tmp_path):
+    folder = concept_folder(tmp_path, "a", superclass="toy")
+    files = "b.TIF B_mask.png b.caption c.gif c.jpg c.gif.txt masks/c.png ._0.png .thumbnails/0.png stray.txt".split()
+    for name in files:
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(folder / name, "PNG")
+    sent = {file.relative_to(folder).as_posix() for file in concept_folders.read_concept(folder, {}).files}
+    assert sent >= set(files[:7]) and not sent & set(files[7:])
