@@ -18,10 +18,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RUNNER = ("pytest", "pytest-timeout", "hypothesis")
 # of the core's tests those that are quick, and need nothing but the core
-OF_THE_CORE = ("edit", "masked_mse", "checkpoints", "metadata", "wiring", "exchange")
+OF_THE_CORE = ("edit", "masked_mse", "checkpoints", "metadata", "wiring")
 OF_LOWEST = {
     "tests/core": "a_folder_gives or read_in_each_of_its_layouts or name_of_a_bare_file or a_layer_is or test_edit",
-    "tests/host": "settings_change_nothing or any_name_can_be_written or known_optimum or several_runs or cut_short",
+    "tests/host": "settings_change_nothing or known_optimum or cut_short",
 }
 
 
@@ -114,7 +114,7 @@ def test_the_lowest_versions_in_requirements_serve(part: str) -> None:
     files = ["test_openclip", "test_concept_file", "test_edit"] if part == "tests/core" else ["test_plots", "test_tune"]
     paths = [f"{part}/{file}.py" for file in files]
     said = run(sys.executable, "-m", "pytest", *options, *paths, cwd=ROOT, env=environment)
-    assert int(re.search(r"(\d+) passed", said)[1]) > 15
+    assert int(re.search(r"(\d+) passed", said)[1]) > 10
 
 
 def test_requirements_name_no_torch_and_all_have_a_lower_bound() -> None:
