@@ -152,16 +152,17 @@ class ConceptSet:
             return self._on[place]
         with torch.inference_mode(False):
             strengths = torch.tensor(self.strengths, dtype=torch.float64)
+            # sim_j / E_jj and E_jj p: of no scale of C's, which fp32 may not hold
+            scale = self._energies.diagonal()[:, None]
             if self.joint:
-                removal = _removal(self._energies, strengths) @ self._targets
+                removal = scale * (_removal(self._energies, strengths) @ self._targets)
             else:
-                removal = (strengths / self._energies.diagonal())[:, None] * self._targets
+                removal = strengths[:, None] * self._targets
             superclasses = torch.stack([_precise(concept.superclass_input) for concept in self.concepts])
             added = strengths[:, None] * superclasses
             locked = torch.tensor([[concept.key_outputs is None] for concept in self.concepts])
             coefficients = _Coefficients(
-                duals=self._duals.to(*place),
-                energies=self._energies.diagonal().to(*place),
+                duals=(self._duals / scale).to(*place),
                 directions=torch.cat([-removal, added]).to(*place),
                 key_directions=torch.cat([-removal, added * locked]).to(*place),
                 betas=torch.tensor(self.betas, dtype=torch.float64).to(*place),
@@ -174,15 +175,14 @@ class ConceptSet:
 
 @dataclass(frozen=True)
 class _Coefficients:
-    duals: Tensor  # (concepts, d)
-    energies: Tensor  # (concepts,), E_jj
-    directions: Tensor  # (2 concepts, d), what each similarity and each gate adds to the encoding
+    duals: Tensor  # (concepts, d), a_j / E_jj
+    directions: Tensor  # (2 concepts, d), what each similarity, at 1 for e = i_j, and each gate add to the encoding
     key_directions: Tensor  # (2 concepts, d), the same without s where a concept brings its own keys
     betas: Tensor  # (concepts,)
     temperatures: Tensor  # (concepts,)
 
     def gates(self, similarity: Tensor) -> Tensor:
-        return torch.sigmoid((similarity / self.energies - self.betas) / self.temperatures)
+        return torch.sigmoid((similarity - self.betas) / self.temperatures)
 
 
 class EditedEncoding:

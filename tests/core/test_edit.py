@@ -268,6 +268,28 @@ def test_lower_precision_keeps_its_dtype_and_rounds_once(dtype: torch.dtype) -> 
     assert_close(added, concepts.edit_value(value.double(), gates.double(), FIRST), 2 * rounding)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("covariance", [1e-37, 1e-20, 1.0, 1e20, 1e36])
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1e-7, 1.0, 1e3])
+@pytest.mark.parametrize("temperature", [1e-6, 0.15])
+def test_extreme_numbers_give_what_float64_gives(
+    dtype: torch.dtype, covariance: float, size: float, temperature: float
+) -> None:
+    """The same concept twice and one like it, a C of any scale that fp32 holds, denormal and huge encodings."""
+    case = make_case(count=2, alike=0.99, dtype=torch.float32)
+    concepts = [*case.concepts, case.concepts[0].replace(trigger="<again>")]
+    concepts = [one.replace(target_dual=(one.target_dual.double() / covariance).float()) for one in concepts]
+    assert all(one.problem() is None for one in concepts)
+    edit = ConceptSet(concepts, betas=0.7, temperatures=temperature, strengths=[1.0, 0.5, 2.0])
+    encoding = (case.encoding * size).to(dtype)
+    edited, gates = edit.edit_input(encoding), edit.gates(encoding)
+    assert edited.isfinite().all()
+    assert gates.isfinite().all()
+    if temperature > 0.01:  # else a gate is open or shut by the last bit
+        assert_close(edited, edit.edit_input(encoding.double()), torch.finfo(dtype).eps + 1e-4)
+        assert_close(gates, edit.gates(encoding.double()), 1e-4)
+
+
 def test_autocast_leaves_the_edit_precise() -> None:
     """Similarities decide about gates and need fp32, whatever the model around them runs in."""
     case = make_case(count=2, alike=0.9, dtype=torch.float32)
