@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,14 @@ from torch import Tensor
 from ..perfusion_core import Checkpoint, Training, load_concept, load_training, openclip
 from ..perfusion_core.checkpoints import best_of, best_tensors
 from ..perfusion_core.concept import plain_words
-from .host.files import concept_path, path_to_save, remove_with_training, save_with_training, training_path
+from .host.files import (
+    concept_path,
+    name_of,
+    path_to_save,
+    remove_with_training,
+    save_with_training,
+    training_path,
+)
 from .host.model import check_fits
 from .host.progress import Pace, Progress, listener, save_for_page, show_text
 from .host.scorers import scorer_path
@@ -48,8 +54,8 @@ class Autosave:
             return
         try:
             if self._course.unfinished is None:
-                word = re.sub("[^A-Za-z0-9]+", "-", self._training.trigger).strip("-")
-                self._course.unfinished = path_to_save(f"{word or 'concept'}-unfinished", overwrite=False)
+                name = f"{name_of(self._training.trigger)}-unfinished"
+                self._course.unfinished = path_to_save(name, overwrite=False)
             path = self._course.unfinished
             metadata = {**self._metadata, "steps": str(steps)}
             concept = self._training.concept().replace(name=path.stem, metadata=metadata)
