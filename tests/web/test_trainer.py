@@ -6,7 +6,7 @@ from steps import ON_DEMO_MODEL, RUN, SET, button, each_renderer, open_workflow,
 SEND = "([name, detail]) => app.api.dispatchCustomEvent(name, detail)"
 TRAINER = "app.graph.nodes.find(({ type }) => type === 'PerfusionTrainConcept')"
 PICTURE = {"filename": "example.png", "subfolder": "", "type": "input"}
-QUICK = {"steps": 4, "checkpoint_every": 2, "batch_size": 1, "accumulation": 1, "previews": "a {} on grass"}
+QUICK = {"steps": 4, "checkpoint_every": 2, "batch_size": 1, "accumulation": 1, "previews": "a {} on grass\na {} on sand"}
 
 
 @pytest.fixture
@@ -63,6 +63,11 @@ def status(trainer):
     return trainer.locator("p[role=status]")
 
 
+def pick(row):
+    """Clicks it, also where the node is longer than the window."""
+    row.dispatch_event("click")
+
+
 def test_time_left_and_samples_are_shown_while_it_runs(page, trainer):
     assert button(trainer, "Stop and keep").is_disabled()
     page.evaluate(SEND, ["execution_start", {"prompt_id": "a-run"}])
@@ -76,7 +81,7 @@ def test_time_left_and_samples_are_shown_while_it_runs(page, trainer):
     assert trainer.get_by_role("progressbar").evaluate("bar => bar.value / bar.max") == 0.5
     rows = trainer.locator(".perfusion-samples-row")
     assert [words.split("\n")[0] for words in rows.all_inner_texts()] == ["Before the training", "Step 2"]
-    rows.first.click()
+    pick(rows.first)
     says(trainer.locator(".perfusion-look"), "Before the training")
     tell(page, done=3)  # what the user looks at stays
     says(trainer.locator(".perfusion-look"), "Before the training")
@@ -115,8 +120,8 @@ def test_a_click_on_a_row_takes_that_checkpoint_and_runs_the_graph(page, trainer
     shown = trainer.locator(".perfusion-samples-row")
     pressed = shown.evaluate_all("rows => rows.map(row => row.getAttribute('aria-pressed'))")
     assert pressed == ["false", "true", "false"]
-    shown.nth(0).click()  # the untrained one is only looked at
-    shown.nth(2).click()
+    pick(shown.nth(0))  # the untrained one is only looked at
+    pick(shown.nth(2))
     page.wait_for_function("window.queued === 1")
     assert asked == [("choose", {"training": "some-key", "step": "4"})]
 
@@ -224,7 +229,7 @@ def test_a_real_training_is_stopped_chosen_from_continued_and_paints(frontend, p
     status(trainer).filter(has_text=f"{int(done) + 2} steps are done.").wait_for(timeout=60_000)
     count = rows.count()
     with page.expect_request("**/prompt"):
-        rows.nth(1).click()
+        pick(rows.nth(1))
     says(status(trainer), "You chose step 2.")
     assert rows.count() == count  # nothing was trained
 
