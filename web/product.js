@@ -24,7 +24,9 @@ export async function generateWith(trainer, file, { size }) {
   const sentence = String(valueOf(trainer, "previews") ?? "")
     .split("\n")
     .find((line) => line.includes("{}"));
-  const answer = await api.fetchApi(`/workflow_templates/${encodeURIComponent(OURS)}/${encodeURIComponent(TEMPLATE)}.json`);
+  const answer = await api.fetchApi(
+    `/workflow_templates/${encodeURIComponent(OURS)}/${encodeURIComponent(TEMPLATE)}.json`,
+  );
   if (!answer.ok) throw new Error(text("The workflow {name} is not there.", { name: TEMPLATE }));
   await listFilesAgain(); // or the host misses a file that is new
   await app.loadGraphData(await answer.json(), true, true, `${file.replace(/\.\w+$/, "")} pictures`);
