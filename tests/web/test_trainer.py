@@ -6,7 +6,8 @@ from steps import ON_DEMO_MODEL, RUN, SET, button, each_renderer, open_workflow,
 SEND = "([name, detail]) => app.api.dispatchCustomEvent(name, detail)"
 TRAINER = "app.graph.nodes.find(({ type }) => type === 'PerfusionTrainConcept')"
 PICTURE = {"filename": "example.png", "subfolder": "", "type": "input"}
-QUICK = {"steps": 4, "checkpoint_every": 2, "batch_size": 1, "accumulation": 1, "previews": "a {} on grass\na {} on sand"}
+SAMPLES = "a {} on grass\na {} on sand"
+QUICK = {"steps": 4, "checkpoint_every": 2, "batch_size": 1, "accumulation": 1, "previews": SAMPLES}
 
 
 @pytest.fixture
