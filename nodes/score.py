@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..perfusion_core.checkpoints import harmonic_mean
 from ..perfusion_core.openclip import ImageTextModel, load_image_text_model
+from .host.batches import batches_of
 from .host.scorers import chosen_scorer, scorer_input, scorer_path
 from .prompts import prompt_lines, with_superclasses
 from .schema import INSPECT, Concepts
@@ -57,6 +58,7 @@ class PerfusionScore(io.ComfyNode):
     def execute(cls, scorer, pictures, photos=(), concepts=(), prompts=()) -> io.NodeOutput:
         known = [use.concept for uses in concepts for use in uses]
         texts = [with_superclasses(line, known) for text in prompts for line in prompt_lines(text)]
+        pictures, photos = batches_of(pictures), batches_of(photos)
         count = sum(map(len, pictures))
         if not photos and not texts:
             raise ValueError("There is nothing to compare the pictures to. Connect photos, write prompts, or both.")

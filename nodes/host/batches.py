@@ -11,9 +11,14 @@ _CHANNELS = (1, 2, 3, 4)  # grey, grey and alpha, RGB, RGB and alpha
 _OVERSHOOT = 0.5  # beyond 0 and 1, as sharp scaling leaves it
 
 
+def batches_of(images: Sequence[Tensor]) -> list[Tensor]:
+    """Batches (photos, height, width, 3 or 4). Raises ValueError for what is no IMAGE."""
+    return [_in_unit_range(_channels_last(batch)) for batch in images]
+
+
 def photos_of(images: Sequence[Tensor]) -> list[Tensor]:
     """Photos (height, width, 3 or 4) of batches. Raises ValueError for what is no IMAGE."""
-    return [photo for batch in images for photo in _in_unit_range(_channels_last(batch))]
+    return [photo for batch in batches_of(images) for photo in batch]
 
 
 def masks_of(masks: Sequence[Tensor]) -> list[Tensor]:
