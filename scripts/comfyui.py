@@ -269,7 +269,8 @@ def _failure(messages: list[Any]) -> RunError:
             return RunError(f"{data['node_type']} ({data['node_id']}) was interrupted.")
         if name == "execution_error":
             where = f"{data['node_type']} ({data['node_id']}) failed"
-            what = f"{where}: {data['exception_type']}: {data['exception_message']}"
+            kind = data["exception_type"].rpartition(".")[2]  # without the path of the module
+            what = f"{where}: {kind}: {data['exception_message']}"
             return RunError(what.rstrip(), "".join(data["traceback"]))
     return RunError("The run failed without saying why.")
 

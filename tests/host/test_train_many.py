@@ -89,7 +89,7 @@ def test_a_killed_machine_loses_nothing_and_every_file_arrives(tmp_path, scratch
     }  # fmt: skip
     assert table["my bear"][3] == "2 of 2" and table["second"][3] == "1 of 1"
     assert re.fullmatch(r"0\.\d+ to 0\.\d+", table["third"][5])
-    assert "PerfusionLoadPhotos (2) failed: ValueError: 0 <b>.png is not a picture" in table["a broken one"][-1]
+    assert "PerfusionLoadPhotos (2) failed: PhotoError: 0 <b>.png is not a picture" in table["a broken one"][-1]
     assert "Traceback" not in printed and "File " not in printed
     # of all that was begun only what ran on the machine that went is begun again
     assert printed.count("a broken one: to ") == 1 + printed.count("a broken one: Its worker or machine went away")
