@@ -57,7 +57,7 @@ def _walk(
     path = os.path.join(home, folder)
     try:
         stat = os.stat(path)
-        if (stat.st_dev, stat.st_ino) in above:
+        if stat.st_ino and (stat.st_dev, stat.st_ino) in above:  # some network drives number nothing
             return
         listing = known.get(folder)
         if listing is None or listing.time != stat.st_mtime_ns:

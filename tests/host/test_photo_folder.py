@@ -4,7 +4,7 @@ import unicodedata
 
 import folder_paths
 import pytest
-from comfyui_perfusion.nodes.host.encoder_covariance import caption_files
+from comfyui_perfusion.nodes.host.encoder_covariance import caption_files, read_captions
 from comfyui_perfusion.nodes.host.photos import photo_folders
 from comfyui_perfusion.nodes.photo_folder import read_folder
 from comfyui_perfusion.nodes.photos import PerfusionLoadPhotos
@@ -144,3 +144,15 @@ def test_a_change_in_the_same_moment_is_seen(home):
 def test_text_files_beside_photos_of_their_name_are_no_caption_files(home):
     put(home, "toys/a.jpg", "toys/a.txt", "toys/many.txt", "words.txt")
     assert caption_files() == ["toys/many.txt", "words.txt"]
+
+
+def test_a_linked_text_file_is_offered_and_read(home, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "words.txt").write_text("a cat\na dog")
+    (home / "words.txt").symlink_to(outside / "words.txt")
+    (home / "far").symlink_to(outside, target_is_directory=True)
+    assert caption_files() == ["far/words.txt", "words.txt"]
+    for name in caption_files():
+        assert read_captions(name) == ["a cat", "a dog"]
+    with pytest.raises(ValueError, match="There is no caption file"):
+        read_captions("far/../../words.txt")
