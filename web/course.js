@@ -2,7 +2,8 @@
 
 import { api } from "../../scripts/api.js";
 import { html, svg } from "./element.js";
-import { number, text } from "./texts.js";
+import { number, spoken, text } from "./texts.js";
+import { duration } from "./time.js";
 
 /**
  * What the server says of a training.
@@ -85,4 +86,14 @@ export function lossCurve(curve) {
     svg("title", {}, label),
     svg("polyline", { points, class: "perfusion-curve", "vector-effect": "non-scaling-stroke" }),
   );
+}
+
+/**
+ * Where a training is, in words.
+ * @param {Course} course
+ */
+export function progress({ done, total, left }) {
+  if (left == null) return text("Step {done} of {total}", { done, total });
+  const end = new Date(Date.now() + left * 1000).toLocaleTimeString(spoken(), { timeStyle: "short" });
+  return text("Step {done} of {total}, {left} left, until {end}", { done, total, left: duration(left), end });
 }

@@ -210,3 +210,15 @@ export function connectedFamily(node) {
 
 /** The base_models of the graph's models, as far as they are told. */
 export const modelFamilies = () => [...new Set(activeNodes().flatMap((node) => familyOf(node)?.base_model ?? []))];
+
+/**
+ * The Loaders that take their concept from a node.
+ * @param {any} node
+ */
+export function loadersBehind(node) {
+  const links = node?.outputs?.find((/** @type {any} */ { type }) => type === "COMBO")?.links ?? [];
+  return links
+    .map((/** @type {any} */ id) => (node.graph.getLink?.(id) ?? node.graph.links[id])?.target_id)
+    .map((/** @type {any} */ id) => node.graph.getNodeById(id))
+    .filter((/** @type {any} */ target) => LOADERS.includes(target?.type));
+}

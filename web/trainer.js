@@ -2,12 +2,12 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { closerLook, lossCurve, sampleRow } from "./course.js";
+import { closerLook, lossCurve, progress, sampleRow } from "./course.js";
 import { html } from "./element.js";
 import {
-  LOADERS,
   allNodes,
   connectedFamily,
+  loadersBehind,
   nodeOfRun,
   outputOf,
   setWidgets,
@@ -15,12 +15,12 @@ import {
   valueOf,
   widgetOf,
 } from "./graph.js";
+import { newAround, together } from "./outside.js";
 import { addPanel } from "./panel.js";
 import { ESTIMATED, estimateIn, isSet, trainingPresets, valuesIn } from "./presets.js";
 import { generateWith } from "./product.js";
 import { concepts, get, listFilesAgain, post } from "./server.js";
-import { spoken, text } from "./texts.js";
-import { duration } from "./time.js";
+import { text } from "./texts.js";
 import { warningsIn } from "./warnings.js";
 
 /** @typedef {import("./course.js").Course} Course */
@@ -67,8 +67,11 @@ class TrainerPanel {
   #drawn = ""; // which pictures stand there
   #fit;
 
-  /** @param {any} node */
-  constructor(node) {
+  /**
+   * @param {any} node
+   * @param {any} place the node on which it is shown
+   */
+  constructor(node, place) {
     this.#node = node;
     this.#stop.title = text("Ends the training after this step; everything behind it runs with what was learned");
     this.#continue.title = text("Goes on to the number of steps that is set");
@@ -85,7 +88,7 @@ class TrainerPanel {
       buttons,
       ...pictures,
     ];
-    this.#fit = addPanel(node, "perfusion_training", text("Training"), ...parts, () => this.update());
+    this.#fit = addPanel(place, "perfusion_training", text("Training"), ...parts, () => this.update());
     this.#fit();
   }
 
@@ -303,15 +306,22 @@ class TrainerPanel {
   }
 }
 
-/** @param {Course} course */
-function progress({ done, total, left }) {
-  if (left == null) return text("Step {done} of {total}", { done, total });
-  const end = new Date(Date.now() + left * 1000).toLocaleTimeString(spoken(), { timeStyle: "short" });
-  return text("Step {done} of {total}, {left} left, until {end}", { done, total, left: duration(left), end });
-}
-
-/** @type {WeakMap<object, TrainerPanel>} by node */
+/** All panels of a trainer as one, by node. @type {WeakMap<object, TrainerPanel>} */
 const panels = new WeakMap();
+
+/** @type {WeakMap<object, TrainerPanel[]>} by trainer */
+const shown = new WeakMap();
+
+/**
+ * @param {any} node
+ * @param {any} place the node on which it is shown: itself, or that of a subgraph around it
+ */
+function addTrainerPanel(node, place) {
+  const all = shown.get(node) ?? [];
+  all.push(new TrainerPanel(node, place));
+  shown.set(node, all);
+  if (place === node) panels.set(node, together(all));
+}
 
 /** @type {TrainerPanel | undefined} of the node that is running */
 let running;
@@ -335,18 +345,6 @@ function take(node, output) {
   for (const other of allNodes()) panels.get(other)?.showSaved();
 }
 
-/**
- * The Loaders that take their concept from a node.
- * @param {any} node
- */
-function loadersBehind(node) {
-  const links = node?.outputs?.find((/** @type {any} */ { type }) => type === "COMBO")?.links ?? [];
-  return links
-    .map((/** @type {any} */ id) => (node.graph.getLink?.(id) ?? node.graph.links[id])?.target_id)
-    .map((/** @type {any} */ id) => node.graph.getNodeById(id))
-    .filter((/** @type {any} */ target) => LOADERS.includes(target?.type));
-}
-
 /** @param {Record<string, any>} [outputs] as the host remembers them */
 function takeAll(outputs) {
   for (const node of allNodes()) {
@@ -356,17 +354,18 @@ function takeAll(outputs) {
 }
 
 function updateAll() {
+  for (const [around, trainer] of newAround(TRAINER)) addTrainerPanel(trainer, around);
   for (const node of allNodes()) panels.get(node)?.update();
 }
 
 app.registerExtension({
   name: "perfusion.trainer",
   nodeCreated(node) {
-    if (node.comfyClass === TRAINER && node.addDOMWidget) panels.set(node, new TrainerPanel(node));
+    if (node.comfyClass === TRAINER && node.addDOMWidget) addTrainerPanel(node, node);
   },
   afterConfigureGraph() {
-    takeAll(app.nodeOutputs);
     updateAll();
+    takeAll(app.nodeOutputs);
   },
   onNodeOutputsUpdated: takeAll,
   setup() {

@@ -122,3 +122,26 @@ def test_a_sweep_in_a_subgraph_shows_its_pictures(frontend, page):
     page.evaluate(ENTER)
     paint(page, page.evaluate(f"() => `${{{OUTER}.id}}:${{{OUTER}.subgraph.nodes[0].id}}`"))
     button(page.get_by_role("group", name="Grid"), "beta 0.5, temperature 0.1").wait_for()
+
+
+@each_renderer
+def test_a_trainer_in_a_subgraph_shows_its_panel_outside(frontend, page, request):
+    version = page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__").split(".")
+    if "vue" in request.node.name and [int(part) for part in version] < [1, 51]:
+        pytest.skip("Vue nodes of older frontends show only what is promoted.")
+    open_workflow(frontend, "perfusion_train")
+    wrap(page, "PerfusionTrainConcept", "steps")
+    page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [-600, 130] }")
+    send = "([name, detail]) => app.api.dispatchCustomEvent(name, detail)"
+    id = page.evaluate(f"() => `${{{OUTER}.id}}:${{{OUTER}.subgraph.nodes[0].id}}`")
+    course = {
+        "node": id, "training": "t", "done": 100, "total": 200, "left": 100, "stopping": False, "ended": False,
+        "curve": [], "rows": [], "used": None, "chosen": None, "warnings": {},
+    }  # fmt: skip
+    page.evaluate(send, ["executing", id])
+    page.evaluate(send, ["perfusion.training", course])
+    stop = page.get_by_role("button", name="Stop and keep")
+    for place in ("() => {}", ENTER):  # the outside, then the inside
+        page.evaluate(place)
+        says(panel(page).locator("p:visible"), "Step 100 of 200")
+        assert stop.count() == 1 and stop.is_enabled()
