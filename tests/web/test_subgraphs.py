@@ -129,7 +129,7 @@ def test_a_trainer_in_a_subgraph_shows_its_panel_outside(frontend, page, request
     version = page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__").split(".")
     if "vue" in request.node.name and [int(part) for part in version] < [1, 51]:
         pytest.skip("Vue nodes of older frontends show only what is promoted.")
-    open_workflow(frontend, "perfusion_train")
+    open_workflow(frontend, "2 Train SD1.5")
     wrap(page, "PerfusionTrainConcept", "steps")
     page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [-600, 130] }")
     send = "([name, detail]) => app.api.dispatchCustomEvent(name, detail)"
