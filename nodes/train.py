@@ -24,7 +24,7 @@ from .host.photos import caption_texts, prepare_photos
 from .host.progress import show_text, times_run_again, warn
 from .host.scorers import scorer_names
 from .host.superclass import LockedWord
-from .host.trainee import Subject, open_trainee
+from .host.trainee import Subject, check_trainable, open_trainee
 from .host.trainings import Course, course_of, key_of
 from .host.uses import ConceptUse
 from .plots import as_image, loss_curve
@@ -68,6 +68,7 @@ class PerfusionTrainConcept(io.ComfyNode):
         options = {**_defaults(cls.define_schema()), **{name: values[0] for name, values in lists.items()}}
         if clip is None:
             raise ValueError("There is no text encoder: this checkpoint has none. Load one with Load CLIP.")
+        check_trainable(model, vae)
         node_id = cls.hidden.unique_id
         locked = text.locked(clip, options["superclass"])
         if locked.warning:

@@ -151,7 +151,7 @@ def open_trainee(
     autocast: bf16 or fp16 for the network's arithmetic, None for the model's own; checkpointing: less memory, more
     time. Raises ValueError for models that cannot be trained on.
     """
-    _check_trainable(model, vae)
+    check_trainable(model, vae)
     if subject.flip:
         subject = subject.mirrored()
     latents = torch.cat([vae.encode(photo[None]) for photo in subject.photos])
@@ -198,7 +198,8 @@ def _static(model, clip):
     return model, clip
 
 
-def _check_trainable(model, vae) -> None:
+def check_trainable(model, vae) -> None:
+    """Raises ValueError for models that cannot be trained on."""
     encoding_width(model)  # raises for a model without text cross-attention
     channels = model.model.model_config.unet_config.get("in_channels")
     expected = model.get_model_object("latent_format").latent_channels
