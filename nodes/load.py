@@ -56,8 +56,9 @@ class PerfusionLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, concept, **settings) -> io.NodeOutput:
         use = ConceptUse(load_concept(concept_path(concept)), file=concept, **settings)
+        applied = apply_to_model(model, [use]), apply_to_clip(clip, [use])  # which refuse what does not fit
         warn_of_clashes([*concepts_on(model), use], cls.hidden)
-        return io.NodeOutput(apply_to_model(model, [use]), apply_to_clip(clip, [use]))
+        return io.NodeOutput(*applied)
 
 
 class PerfusionSaveConcept(io.ComfyNode):
