@@ -26,6 +26,7 @@ from .pool import FIRST, Pool, planned
 from .train_autoencoder import trained_vae
 
 TRAINED = FOLDER / "judge.pt"
+SCENES = 6000  # that it needs at least
 BATCH, RATE, OTHERS, BANK, SHARPNESS, NOISE = 64, 2e-3, 100, 1500, 16.0, 0.1
 READ = ("kind", "shape", "colour", "second", "pattern", "accessory", "accessory_colour", "place")
 
@@ -91,6 +92,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     pool = Pool(trained_vae(), Vocabulary())
+    while pool.count < SCENES:
+        pool.grow()
     usable = pool.simple()
     banks = {kind: others(kind, BANK, 0) for kind in CLASSES}
     judge = Judge()
