@@ -37,7 +37,7 @@ def test_a_loader_that_does_not_run_is_dim_and_its_trigger_plain(page, mode):
     assert offered_for(page, "a te").count() == 0
     set_mode(page, LOADER, 0)
     page.locator(".perfusion-panel:not(.perfusion-off)").wait_for()
-    assert offered_for(page, "a te").all_inner_texts() == ["<my-teddy> teddy"]
+    offered_for(page, "a te").filter(has_text="<my-teddy> teddy").wait_for()
 
 
 def test_a_loader_in_a_subgraph_that_does_not_run_teaches_nothing(page):
@@ -121,8 +121,7 @@ def test_a_trigger_that_is_trained_and_applied_is_suggested_and_blue(frontend, p
     own = page.get_by_role("group", name="Triggers", exact=True)
     button(own, "<ours>").wait_for()
     says(own.get_by_role("status"), "<ours> is in no prompt yet.")
-    offered = offered_for(page, "a be")
-    assert offered.all_inner_texts() == ["<ours> bear"]
+    offered_for(page, "a be").filter(has_text="<ours> bear").wait_for()
     page.locator("textarea:visible").first.press("Enter")
     grounds(page, "a <ours>", "[[2,6]]")
     look(page)
