@@ -84,14 +84,17 @@ class Training:
 
     @torch.no_grad()
     def load(self, path: Path) -> None:
+        """A saved training; or its models alone, which it then starts from."""
         kept: dict[str, Any] = torch.load(path, weights_only=True)
-        for mine, theirs in ((self.averaged, kept["averaged"]), (self.master, kept["master"])):
-            torch._foreach_copy_(mine, theirs)
-        torch._foreach_copy_(self.muon.momenta, kept["muon"])
+        models = [model[name] for names, model in zip(self.names, kept["models"], strict=True) for name in names]
+        torch._foreach_copy_(self.averaged, models)
+        torch._foreach_copy_(self.master, kept.get("master", models))
         for weights in self.weights:
             torch._foreach_copy_(weights, self.master)
-        self.adam.load_state_dict(kept["adam"])
-        self.steps = kept["steps"]
+        if "steps" in kept:
+            torch._foreach_copy_(self.muon.momenta, kept["muon"])
+            self.adam.load_state_dict(kept["adam"])
+            self.steps = kept["steps"]
 
 
 class Muon:

@@ -14,7 +14,7 @@ import os, sys
 os.environ["PERFUSION_CACHE"] = os.getcwd()
 sys.path.insert(0, sys.argv[1])
 import numpy as np, torch
-from benchmarks.picture_book import networks, pool, train_diffusion, weights
+from benchmarks.picture_book import networks, pool, train_diffusion, training, weights
 from benchmarks.picture_book.individuals import CLASSES, individual
 
 torch.manual_seed(0)
@@ -89,6 +89,10 @@ except SystemExit as refusal:
 for path in weights.FOLDER.iterdir():
     path.unlink()
 weights.restore(file)
+on = training.Training([networks.make_vae()], 1e-3, 0.9)
+on.load(weights.AUTOENCODER)
+assert on.steps == 0 and all(torch.equal(a, b) for a, b in zip(on.master, on.averaged))
+assert (on.master[0] - next(vae.parameters())).norm() <= 0.02 * next(vae.parameters()).norm()
 kept = torch.load(weights.AUTOENCODER)["models"] + torch.load(weights._START)["models"]
 for model, state in zip((vae, text, unet), kept):
     for name, weight in model.state_dict().items():
