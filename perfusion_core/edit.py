@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from einops import einsum
 from torch import Tensor
 
 from .concept import Concept
@@ -68,7 +69,7 @@ class ConceptSet:
         with torch.inference_mode(False):  # a set may outlive the mode it was made in
             self._targets = torch.stack([_precise(concept.target_input) for concept in concepts])  # (concepts, d)
             self._duals = torch.stack([_precise(concept.target_dual) for concept in concepts])  # (concepts, d)
-            self._energies = self._targets @ self._duals.T  # E (concepts, concepts)
+            self._energies = einsum(self._targets, self._duals, "j d, k d -> j k")  # E_jk = i*_j · a_k
         self._layers: dict[tuple, Tensor] = {}
         self._on: dict[tuple, _Coefficients] = {}
 
@@ -91,7 +92,7 @@ class ConceptSet:
         """How open each concept's gate is for each token, in 0..1: (batch, tokens, d) -> (batch, tokens, concepts)."""
         with _full_precision(encoding.device):
             c = self._coefficients(encoding)
-            return self._open(encoding, c.gates(encoding.to(c.duals.dtype) @ c.duals.T))
+            return self._open(encoding, c.gates(c.similarity(encoding.to(c.duals.dtype))))
 
     def edit_input(self, encoding: Tensor, keys: bool = False) -> Tensor:
         """e', what to_v (and, with ``keys``, to_k) receives: (batch, tokens, d) -> the same shape and dtype.
@@ -103,7 +104,7 @@ class ConceptSet:
         with _full_precision(encoding.device):
             c = self._coefficients(encoding)
             e = encoding.to(c.duals.dtype)
-            similarity = e @ c.duals.T  # (batch, tokens, concepts)
+            similarity = c.similarity(e)
             weights = torch.cat([similarity, self._open(encoding, c.gates(similarity))], dim=-1)
             return (e + weights @ (c.key_directions if keys else c.directions)).to(encoding.dtype)
 
@@ -118,7 +119,7 @@ class ConceptSet:
     def overlap(self) -> Tensor:
         """How alike the targets are, (concepts, concepts): their Gram matrix in the C^-1 metric, 1 on the diagonal."""
         scale = self._energies.diagonal().rsqrt()
-        return (self._energies * scale[:, None] * scale).to(self.concepts[0].target_input.dtype)
+        return einsum(self._energies, scale, scale, "j k, j, k -> j k").to(self.concepts[0].target_input.dtype)
 
     def _open(self, encoding: Tensor, gates: Tensor) -> Tensor:
         return gates * encoding.any(-1, keepdim=True) if self.zero_padded else gates
@@ -140,7 +141,8 @@ class ConceptSet:
         with torch.inference_mode(False):
             rows = torch.stack([torch.zeros_like(like) if vector is None else vector for vector in found])
             rows = rows.to(*place[2:])
-            rows = rows * torch.tensor(self.strengths, dtype=rows.dtype, device=rows.device)[:, None]
+            strengths = torch.tensor(self.strengths, dtype=rows.dtype, device=rows.device)
+            rows = einsum(strengths, rows, "concept, concept d -> concept d")
         if not rows.requires_grad:  # what is in training changes, and belongs to one graph
             self._layers[place] = rows
         return rows
@@ -157,9 +159,9 @@ class ConceptSet:
             if self.joint:
                 removal = scale * (_removal(self._energies, strengths) @ self._targets)
             else:
-                removal = strengths[:, None] * self._targets
+                removal = einsum(strengths, self._targets, "concept, concept d -> concept d")
             superclasses = torch.stack([_precise(concept.superclass_input) for concept in self.concepts])
-            added = strengths[:, None] * superclasses
+            added = einsum(strengths, superclasses, "concept, concept d -> concept d")
             locked = torch.tensor([[concept.key_outputs is None] for concept in self.concepts])
             coefficients = _Coefficients(
                 duals=(self._duals / scale).to(*place),
@@ -180,6 +182,9 @@ class _Coefficients:
     key_directions: Tensor  # (2 concepts, d), the same without s where a concept brings its own keys
     betas: Tensor  # (concepts,)
     temperatures: Tensor  # (concepts,)
+
+    def similarity(self, e: Tensor) -> Tensor:
+        return einsum(e, self.duals, "... d, concept d -> ... concept")
 
     def gates(self, similarity: Tensor) -> Tensor:
         return torch.sigmoid((similarity - self.betas) / self.temperatures)
@@ -241,9 +246,10 @@ def _removal(energies: Tensor, strengths: Tensor) -> Tensor:
         return torch.zeros_like(energies)
     share = (strengths / strongest).sqrt()  # R^½
     scale = share * energies.diagonal().rsqrt()
-    system = energies * scale[:, None] * scale
+    system = einsum(energies, scale, scale, "j k, j, k -> j k")
     system = system - system.diagonal().diag() + torch.eye(len(strengths), dtype=system.dtype)
-    return strongest * torch.linalg.pinv(system, rtol=_RANK_TOLERANCE) * scale[:, None] * scale
+    inverse = torch.linalg.pinv(system, rtol=_RANK_TOLERANCE)
+    return strongest * einsum(inverse, scale, scale, "j k, j, k -> j k")
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager:

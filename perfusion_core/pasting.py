@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import pack, rearrange
 from torch import Tensor
 
 _SEEN = 0.02  # of a mask; less is not the subject
@@ -31,16 +32,17 @@ def paste_subject(
     if not seen.any() or seen.all():
         raise ValueError("The mask covers the whole photo." if seen.any() else "The mask is empty.")
     box = tuple(slice(int(held[0]), int(held[-1]) + 1) for held in (seen.any(d).nonzero()[:, 0] for d in (1, 0)))
-    subject = torch.cat([photo[box], mask[box][..., None]], -1).movedim(-1, 0)
+    subject, _ = pack([photo[box], mask[box]], "h w *")
+    subject = rearrange(subject, "h w c -> c h w")
     scale = torch.empty(()).uniform_(*scales, generator=generator).item()
     scale = min(scale, *(room / side for room, side in zip(size, subject.shape[1:], strict=True)))
     subject = _resized(subject, scale)
     *colours, alpha = subject
-    picture, where = _filled(background.movedim(-1, 0), size, generator), torch.zeros(size).to(mask)
+    picture, where = _filled(rearrange(background, "h w c -> c h w"), size, generator), torch.zeros(size).to(mask)
     rows, columns = _place(size, alpha.shape, generator)
     picture[:, rows, columns] = torch.lerp(picture[:, rows, columns], torch.stack(colours), alpha)
     where[rows, columns] = alpha
-    return picture.movedim(0, -1), where
+    return rearrange(picture, "c h w -> h w c"), where
 
 
 def _filled(picture: Tensor, size: Sequence[int], generator: torch.Generator) -> Tensor:

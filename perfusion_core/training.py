@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from .concept import Concept, plain_words, trigger_problem
@@ -105,12 +106,12 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor | None, unmasked
     if mask is None:
         return error.mean()
     if mask.ndim == prediction.ndim - 1:
-        mask = mask.unsqueeze(1)
+        mask = rearrange(mask, "batch ... -> batch 1 ...")
     if mask.ndim != prediction.ndim or mask.shape[0] not in (1, prediction.shape[0]):
         raise ValueError(
             f"The mask is {tuple(mask.shape)}, the prediction {tuple(prediction.shape)}: one mask per image."
         )
-    weight = mask / mask.flatten(1).amax(1).clamp_min(1e-6).view(-1, *[1] * (mask.ndim - 1))
+    weight = mask / mask.amax(tuple(range(1, mask.ndim)), keepdim=True).clamp_min(1e-6)
     return (weight.clamp_min(unmasked_weight) * error).mean()
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
+from einops import einsum, rearrange, reduce
 from torch import Tensor
 
 from .model import CrossAttention, apply_to_model, cross_attentions, encoding_width
@@ -53,7 +54,7 @@ class AttentionMaps:
         """{word: (batch, side, side) in 0..1, on the CPU}."""
         maps = torch.zeros(())
         for small, sums in self._sums.items():
-            square = (sums / self._count).cpu().unflatten(-1, (small, small))
+            square = rearrange((sums / self._count).cpu(), "words batch (h w) -> words batch h w", h=small)
             maps = maps + torch.nn.functional.interpolate(square, size=(side, side), mode="bilinear")
         return dict(zip(self._places, maps, strict=True))
 
@@ -86,14 +87,17 @@ class AttentionMaps:
         return forward
 
     def _add(self, queries: Tensor, keys: Tensor, heads: int) -> None:
-        # (batch, heads, queries or tokens, dim_head)
-        q, k = (part.float().unflatten(-1, (heads, -1)).transpose(1, 2) for part in (queries, keys))
-        attention = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+        q, k = (
+            rearrange(part.float(), "batch n (heads d) -> batch heads n d", heads=heads) for part in (queries, keys)
+        )
+        scores = einsum(q, k, "batch heads spot d, batch heads token d -> batch heads spot token")
+        attention = (scores * q.shape[-1] ** -0.5).softmax(-1)
         repeated = range(0, k.shape[2], self._tokens)  # the host repeats a prompt that is shorter than the negative
         shares = torch.stack([
-            attention[..., [place + start for start in repeated for place in places]].sum(-1).mean(1)
+            reduce(attention[..., [place + start for start in repeated for place in places]].sum(-1),
+                   "batch heads spot -> batch spot", "mean")
             for places in self._places.values()
-        ])  # (words, batch, queries)  # fmt: skip
+        ])  # (words, batch, spots)  # fmt: skip
         side = math.isqrt(shares.shape[-1])
         self._sums[side] = self._sums.get(side, 0) + shares
         self._count += 1
