@@ -58,6 +58,7 @@ def rows(printed: str) -> dict[str, list[str]]:
 def scratch():
     """For TMPDIR: Ray's sockets need a short path."""
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        (Path(folder) / "ray").mkdir()  # where the cluster of a test writes its address
         yield folder
 
 
