@@ -138,7 +138,8 @@ class Run:
                 self._show()
                 if self.autosave.is_due:
                     self.autosave.save(self._state())
-        self._checkpoint()
+        if self.course.checkpoints[-1].step != len(losses):
+            self._checkpoint()
         self.course.state = self._state()
 
     def _state(self) -> Mapping[str, Tensor]:
