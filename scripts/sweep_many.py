@@ -7,6 +7,7 @@
 """
 
 import argparse
+import importlib.util
 import io
 import itertools
 import sys
@@ -26,7 +27,6 @@ from many.comfyuis import add_options, check_options, choose_checkpoint, crew_of
 from many.crew import Done, Failed, Lost, connected
 
 sys.path.insert(0, str(REPO))
-from nodes.pictures import contact_sheet
 from perfusion_core.concept_file import read_metadata
 
 NEEDED = ("PerfusionLoader", "KSampler", "SaveImage")
@@ -34,6 +34,9 @@ SETTINGS = {
     "beta": "PerfusionLoader", "temperature": "PerfusionLoader", "key_lock": "PerfusionLoader",
     "strength": "PerfusionLoader", "seed": "KSampler", "cfg": "KSampler",
 }  # fmt: skip
+_spec = importlib.util.spec_from_file_location("perfusion_pictures", REPO / "nodes" / "pictures.py")
+pictures = importlib.util.module_from_spec(_spec)  # by its path: ComfyUI has a module of the name nodes, too
+_spec.loader.exec_module(pictures)
 AXES = ("concept", "prompt", *SETTINGS)
 MANY = 1000  # pictures of a sheet
 MISSING = "#dddddd"
@@ -176,7 +179,7 @@ def sheet(cells: Sequence[Cell], axes: Mapping[str, Sequence[Any]], columns: str
     across = [label(columns, value) for value in axes[columns]]
     many = [i for i, name in enumerate(down) if len(axes[name]) > 1] or [0]
     named = [(", ".join(label(down[i], place[i]) for i in many), shown) for place, shown in rows.items()]
-    return contact_sheet(across, named, side)
+    return pictures.contact_sheet(across, named, side)
 
 
 def label(axis: str, value: Any) -> str:
