@@ -33,6 +33,11 @@ bash scripts/env.sh ruff format --check || failed=1
 bash scripts/env.sh ruff check || failed=1
 bash scripts/env.sh mypy perfusion_core || failed=1
 ! $web || bash scripts/check_web.sh || failed=1
-bash scripts/env.sh python -m pytest "$@" || failed=1
+if [ $# -gt 0 ]; then
+    bash scripts/env.sh python -m pytest "$@" || failed=1
+else  # files in parallel, but for those of the browser, which share a server; each process takes up to 3 GB
+    bash scripts/env.sh python -m pytest tests/core tests/host -n auto --maxprocesses 4 --dist loadfile || failed=1
+    bash scripts/env.sh python -m pytest tests/web || failed=1
+fi
 [ $# -gt 0 ] || [ -n "${COMFYUI_PATH:-}" ] || bash scripts/host.sh 0.30.0 newest || failed=1
 exit $failed
