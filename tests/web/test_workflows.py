@@ -156,7 +156,10 @@ def test_the_blueprint_is_found_and_is_a_whole_training(frontend, our_nodes):
     frontend.page.wait_for_function(f"app.graph.nodes.some(node => node.title === '{BLUEPRINT}')")
     frontend.page.mouse.click(600, 400)  # it hangs on the pointer until then
     frontend.page.wait_for_function("app.graph.nodes.every(node => !node.flags.ghost)")
-    shown = frontend.run("() => app.graph.nodes[0].widgets.map(({ name, value }) => [name, value])")
+    shown = frontend.run(
+        """() => app.graph.nodes[0].widgets.filter(({ serialize }) => serialize !== false)
+            .map(({ name, value }) => [name, value])"""
+    )
     prompt = frontend.run("async () => (await app.graphToPrompt()).output")
     nodes = {node["class_type"]: (id, node["inputs"]) for id, node in prompt.items()}
     (photos, _), (training, inputs), (_, saved) = (
