@@ -4,9 +4,10 @@ from .checkpoints import Checkpoint, best_checkpoint
 from .concept import Concept
 from .concept_file import ConceptFileError, load_concept, save_concept
 from .covariance import Covariance
+from .denoising import draw_timesteps, masked_mse
 from .edit import ConceptSet, EditedEncoding
 from .pasting import paste_subject
-from .training import EncodedPrompts, Trainee, Training, TrainingSettings, draw_timesteps, masked_mse, train_concept
+from .training import EncodedPrompts, Trainee, Training, TrainingSettings, train_concept
 from .training_file import load_training, save_training
 from .wiring import Wiring, cross_attention_layers
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from perfusion_core import Concept, ConceptSet, Training, TrainingSettings, Wiri
 from perfusion_core.captions import TEMPLATES
 from perfusion_core.edit import TEMPERATURE
 from scenes import draw_scene
+from variants import UngatedSet, UngatedTraining
 
 PICTURES = 1600  # that every method trains on, in batches that suit it
 _SETTINGS = TrainingSettings(
@@ -61,48 +62,6 @@ class Pasted:
 
 
 # Perfusion
-
-
-class UngatedSet(ConceptSet):
-    """A plain rank-1 edit, as in ROME: the gate is the similarity itself."""
-
-    def gates(self, encoding: Tensor) -> Tensor:
-        targets = torch.stack([concept.target_input for concept in self.concepts])
-        duals = torch.stack([concept.target_dual for concept in self.concepts])
-        return encoding.float() @ duals.T / (targets * duals).sum(-1)
-
-    def edit_input(self, encoding: Tensor, keys: bool = False) -> Tensor:
-        moved = torch.stack([c.superclass_input - c.target_input for c in self.concepts])
-        moved = moved * torch.tensor(self.strengths)[:, None]
-        return (encoding + self.gates(encoding) @ moved).to(encoding.dtype)
-
-
-class FreeKeyTraining(Training):
-    """Trains the key outputs, too, from W_K s on, instead of locking them."""
-
-    def __init__(self, trainee: PainterTrainee, *args: Any):
-        super().__init__(trainee, *args)
-        self.key_outputs = {
-            layer: nn.Parameter(to_k.weight.float() @ self.superclass_input)
-            for layer, (to_k, _) in trainee.wiring.projections.items()
-        }
-        rate = self.settings.learning_rate_values
-        self._optimizer.add_param_group({"params": list(self.key_outputs.values()), "lr": rate})
-
-    def _parameters(self) -> dict[str, nn.Parameter]:
-        return {**super()._parameters(), **{f"key_output.{name}": key for name, key in self.key_outputs.items()}}
-
-    def _live_concept(self, target: Tensor) -> Concept:
-        return super()._live_concept(target).replace(key_outputs=self.key_outputs)
-
-    def concept(self) -> Concept:
-        keys = {layer: key.detach().clone() for layer, key in self.key_outputs.items()}
-        return super().concept().replace(key_outputs=keys)
-
-
-class UngatedTraining(Training):
-    def _concept_set(self, target: Tensor) -> ConceptSet:
-        return UngatedSet([self._live_concept(target)])
 
 
 @dataclass
