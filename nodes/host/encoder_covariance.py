@@ -85,7 +85,9 @@ def measure_covariance(
         if covariance is None:
             covariance = Covariance(encodings.shape[-1])
         covariance.update(encodings, None if tokens == "all" else _counted(clip, rows, tokens))
-        progress.update(min(start + _BATCH, len(captions)), "Measuring the text encoder's covariance")
+        progress.update(
+            min(start + _BATCH, len(captions)), "Getting to know this checkpoint's text encoder (only once)"
+        )
     if not covariance.count:
         raise ValueError("The captions hold no words. Write one caption per line.")
     return covariance

@@ -223,11 +223,11 @@ def test_inside_a_training_only_the_line_of_text_moves(clip, monkeypatch, bar):
             bars.append((value, total))
 
     monkeypatch.setattr(comfy.utils, "ProgressBar", Bar)
-    monkeypatch.setattr(progress, "_show_text", lambda text, _: texts.append(text))
+    monkeypatch.setattr(progress, "show_text", lambda text, _: texts.append(text))
     cached_covariance(clip, 40, None, bar=bar)
     assert bars == ([(32, 40), (40, 40)] if bar else [])
     assert len(texts) == 2
-    assert all(text.startswith("Measuring the text encoder's covariance") for text in texts)
+    assert all(text.startswith("Getting to know this checkpoint's text encoder") for text in texts)
 
 
 def test_caption_files_are_listed_from_all_folders(home):
@@ -312,15 +312,20 @@ def test_a_huge_file_is_refused_unread(home):
 
 @pytest.mark.parametrize(
     "name",
-    ["../secret.txt", "/etc/hosts.txt", "link.txt", "web/../../secret.txt", "folder.txt", "gone.txt", "a.png", ""],
+    ["../secret.txt", "/etc/hosts.txt", "web/../../secret.txt", "folder.txt", "gone.txt", "a.png", ""],
 )
 def test_only_text_files_in_the_input_directory_are_read(home, tmp_path, name):
     (tmp_path / "secret.txt").write_text("secret")
-    (home / "link.txt").symlink_to(tmp_path / "secret.txt")
     (home / "folder.txt").mkdir()
     (home / "a.png").write_text("a cat")
     with pytest.raises(ValueError, match="There is no caption file"):
         read_captions(name)
+
+
+def test_a_text_file_that_the_user_linked_is_read(home, tmp_path):
+    (tmp_path / "elsewhere.txt").write_text("a cat on a shelf")
+    (home / "link.txt").symlink_to(tmp_path / "elsewhere.txt")
+    assert read_captions("link.txt") == ["a cat on a shelf"]
 
 
 def test_the_node_begins_with_what_a_training_uses_by_itself():

@@ -519,5 +519,18 @@ def test_the_routes_are_added_to_the_hosts_server_and_to_none_without_one(monkey
         routes.register()
     assert {route.path for route in table} == {
         f"/perfusion/{name}"
-        for name in ("concepts", "thumbnail", "file", "superclass", "metadata", "rename", "trash", "undo")
+        for name in (
+            "concepts",
+            "thumbnail",
+            "file",
+            "superclass",
+            "metadata",
+            "rename",
+            "trash",
+            "undo",
+            "estimate",
+            "stop",
+            "continue",
+            "choose",
+        )
     }

@@ -260,7 +260,7 @@ def test_captions_are_carried_where_the_server_takes_them(fakes, tmp_path):
     with FakeComfyUI(finish) as fake:
         fakes(fake, names=["a"])
         folder = fake.posted("/prompt")[0]["prompt"]["2"]["inputs"]["folder"]
-        assert fake.posted("/upload/image") == [f"{folder}/0.png", f"{folder}/0.txt", f"{folder}/mask/0.png"]
+        assert fake.posted("/upload/image") == [f"{folder}/0.png", f"{folder}/mask/0.png", f"{folder}/0.txt"]
         fake.refused_suffix = ".txt"
         code, printed = fakes(fake, names=["a"], options=["--again"])
         assert code == 0 and "Trained without the caption 0.txt" in printed
