@@ -48,9 +48,9 @@ def our_nodes(object_info):
 def page(frontend, request):
     """With the generate workflow, large enough for widgets to be drawn, in the renderer that a test asks for."""
     frontend.set("Comfy.VueNodes.Enabled", getattr(request, "param", "classic") == "vue")
-    frontend.set("Comfy.RightSidePanel.IsOpen", False)  # it opens by itself where a file is missing
     open_workflow(frontend, "3 Generate SD1.5")
     yield frontend.page
+    frontend.set("Comfy.RightSidePanel.IsOpen", False)  # it opens by itself where a file is missing
     frontend.set("Comfy.VueNodes.Enabled", False)
 
 
