@@ -35,7 +35,6 @@ from methods import (
     MIDDLE_BETA,
     STRENGTHS,
     FineTune,
-    FreeKeyTraining,
     Learned,
     LearnedConcepts,
     LearnedWeights,
@@ -46,13 +45,13 @@ from methods import (
     Reused,
     ReusedLora,
     TextualInversion,
-    UngatedTraining,
     summed,
 )
 from painter import Painter, task
 from perfusion_core import Concept, load_concept, save_concept
 from report import FINER
 from scenes import CONCEPTS, sheet
+from variants import FreeKeyTraining, UngatedTraining
 
 SEEDS = (0, 1, 2)
 LORAS = "lora, rank 1", "lora, rank 4", "lora, rank 4, pasted"

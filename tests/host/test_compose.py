@@ -87,7 +87,7 @@ def test_of_the_same_trigger_twice_the_later_counts_and_empty_inputs_do_not(mode
     )
     together, _, report = combined(first, None, second)
     assert [use.beta for use in together] == [0.8]
-    assert report == "<my-toy> is alone."
+    assert report == "my-toy is here twice: only the later settings count.\n<my-toy> is alone."
 
 
 def test_nothing_to_combine_is_an_error_that_says_so(models, files):

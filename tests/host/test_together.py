@@ -258,9 +258,11 @@ def test_context_windows_over_frames(world):
 
 def test_a_batch_of_prompts(world):
     """Three pictures of two prompts in one conditioning; the host repeats them."""
-    both = torch.cat([encode(world.clip, text)[0][0] for text in ("a <my-toy>", "a <my-cup>, red")])
+    texts = ("a <my-toy>", "a <my-cup>, red")
+    locked = [(encode(world.clip, text)[0][0], world.keys(text, world.clip)) for text in texts]
+    both = torch.cat([encoding for encoding, _ in locked])  # the encodings bring their keys along
     conditioning = [[both, {}]]
-    edit_weights(world.reference, world.uses, [])  # nothing is known of such a conditioning: its locks are local
+    edit_weights(world.reference, world.uses, locked)
     found = sample(world.patched, conditioning, world.negative, batch=3)
     assert close(found, sample(world.reference, conditioning, world.negative, batch=3))
     apart = sample(world.patched, [[both[1:], {}]], world.negative, batch=3)
