@@ -24,9 +24,9 @@ def _adapted(diffusion_model: nn.Module, encoding: Tensor, conditioning: Mapping
 
 
 COSMOS_PREDICT2 = Family(
-    "cosmos-predict2", "Cosmos-Predict2", made_by("CosmosPredict2"), _BLOCKS, _PROJECTIONS, "n_heads", 1024,
+    "cosmos-predict2", "", made_by("CosmosPredict2"), _BLOCKS, _PROJECTIONS, "n_heads", 1024,
     zero_padded=True,
 )  # fmt: skip
 ANIMA = Family(
-    "anima", "Anima", made_by("Anima"), _BLOCKS, _PROJECTIONS, "n_heads", 1024, zero_padded=True, received=_adapted
+    "anima", "", made_by("Anima"), _BLOCKS, _PROJECTIONS, "n_heads", 1024, zero_padded=True, received=_adapted
 )
