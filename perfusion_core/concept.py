@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ class Concept:
         """Where the superclass word stands on the scale of the gate."""
         return self.similarity(self.superclass_input).item()
 
-    def replace(self, **changes) -> Concept:
+    def replace(self, **changes: Any) -> Concept:
         return dataclasses.replace(self, **changes)
 
     def problem(self) -> str | None:

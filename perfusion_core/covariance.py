@@ -78,7 +78,7 @@ class Covariance:
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
             error = (matrix @ inverse - torch.eye(self.dim, dtype=matrix.dtype)).abs().max()
             usable = bool(error < 1e-6)  # rounding lets singular ones pass the decomposition
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             usable = False
         if not usable:
             raise ValueError(

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import einsum
@@ -70,8 +71,8 @@ class ConceptSet:
             self._targets = torch.stack([_precise(concept.target_input) for concept in concepts])  # (concepts, d)
             self._duals = torch.stack([_precise(concept.target_dual) for concept in concepts])  # (concepts, d)
             self._energies = einsum(self._targets, self._duals, "j d, k d -> j k")  # E_jk = i*_j · a_k
-        self._layers: dict[tuple, Tensor] = {}
-        self._on: dict[tuple, _Coefficients] = {}
+        self._layers: dict[tuple[Any, ...], Tensor] = {}
+        self._on: dict[tuple[Any, ...], _Coefficients] = {}
 
     @property
     def targets(self) -> Tensor:
@@ -249,9 +250,10 @@ def _removal(energies: Tensor, strengths: Tensor) -> Tensor:
     system = einsum(energies, scale, scale, "j k, j, k -> j k")
     system = system - system.diagonal().diag() + torch.eye(len(strengths), dtype=system.dtype)
     inverse = torch.linalg.pinv(system, rtol=_RANK_TOLERANCE)
-    return strongest * einsum(inverse, scale, scale, "j k, j, k -> j k")
+    normalised: Tensor = einsum(inverse, scale, scale, "j k, j, k -> j k")
+    return strongest * normalised
 
 
-def _full_precision(device: torch.device) -> AbstractContextManager:
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Gates are steep: half precision similarities, as under autocast, would move them."""
     return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()

@@ -68,7 +68,7 @@ class ImageTextModel:
         """(n, tokens) ids with start, end and padding. Raises ValueError when there are no texts."""
         if isinstance(texts, str) or not texts:
             raise ValueError(f"One or more texts are needed, in a list; this is {texts!r}.")
-        tokens = self.tokenizer(list(texts))
+        tokens: Tensor = self.tokenizer(list(texts))
         if tokens.max() >= self.clip.vocab_size:
             raise ImageTextModelError(f"The tokenizer in {self.name} is of another model. Get the folder anew.")
         return tokens.to(self.device)
@@ -236,9 +236,10 @@ def other_kind(names: Iterable[str]) -> str | None:
     return "an image encoder alone" if images else "a text encoder alone" if texts else "another kind of file"
 
 
-def _text_config(config: Any, path: Path) -> Mapping[str, Any]:
+def _text_config(config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     """The text tower's part of a config. Raises ImageTextModelError when a part of the model would be downloaded."""
-    vision, text = config["vision_cfg"], config["text_cfg"]
+    vision: Mapping[str, Any] = config["vision_cfg"]
+    text: Mapping[str, Any] = config["text_cfg"]
     if text.get("hf_model_name") or "multimodal_cfg" in config:
         raise ImageTextModelError(f"{path.name} has a text tower that is not open_clip's own. {_ADVICE}")
     if not re.fullmatch(r"[\w.-]*", str(vision.get("timm_model_name") or "")):

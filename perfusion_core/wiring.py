@@ -39,7 +39,7 @@ class Wiring:
             layer: (model.get_submodule(to_k), model.get_submodule(to_v)) for layer, (to_k, to_v) in layers.items()
         }
         self._edited: EditedEncoding | None = None
-        self._before: list[tuple[nn.Module, Callable | None]] = []  # what each module's own forward was
+        self._before: list[tuple[nn.Module, Callable[..., Tensor] | None]] = []  # what each module's own forward was
 
     def prepare(self, encoding: Tensor, key_encoding: Tensor | None = None) -> None:
         """Edits ``encoding`` (batch, tokens, d) once for all layers; ``key_encoding``: what keys see instead of it."""
@@ -68,7 +68,7 @@ class Wiring:
         self._edited = None
 
     def _wire(self, module: nn.Module, layer: str, edit: Callable[..., Tensor]) -> None:
-        plain = module.forward
+        plain: Callable[[Tensor], Tensor] = module.forward
 
         def forward(x: Tensor) -> Tensor:
             if self.concepts is None:
