@@ -7,8 +7,9 @@ import { EditForm } from "./edit.js";
 import { copy, html } from "./element.js";
 import { modelFamilies } from "./graph.js";
 import { addLoader, showLoader } from "./insert.js";
+import { language } from "./language.js";
 import { concepts, thumbnail } from "./server.js";
-import { spoken, text } from "./texts.js";
+import { text } from "./texts.js";
 
 /** @typedef {import("./concepts.js").Concept} Concept */
 
@@ -19,11 +20,11 @@ class Browser {
     type: "search",
     placeholder: text("Search"),
     "aria-label": text("Search concepts"),
-    input: () => this.#list(),
+    input: () => this.list(),
   });
   #order = html(
     "select",
-    { "aria-label": text("Sort by"), change: () => this.#list() },
+    { "aria-label": text("Sort by"), change: () => this.list() },
     ...Object.entries(orderNames()).map(([value, name]) => html("option", { value }, name)),
   );
   #fitting = this.#switch("fitting", text("Only for this model"), text("For the models in the graph"));
@@ -46,11 +47,12 @@ class Browser {
   );
 
   constructor() {
-    concepts.addEventListener("change", () => this.#list());
-    api.addEventListener("graphChanged", () => {
-      if (this.#fitting.box.checked && modelFamilies().join() !== this.#families) this.#list();
-    });
-    this.#list();
+    this.list();
+  }
+
+  /** Lists again what fits, when other models are in the graph. */
+  followGraph() {
+    if (this.#fitting.box.checked && modelFamilies().join() !== this.#families) this.list();
   }
 
   /**
@@ -63,14 +65,14 @@ class Browser {
     const place = `Perfusion.${key}`;
     const change = () => {
       localStorage.setItem(place, String(box.checked));
-      this.#list();
+      this.list();
     };
     const box = html("input", { type: "checkbox", role: "switch", change });
     box.checked = localStorage.getItem(place) === "true";
     return { box, label: html("label", { class: "perfusion-switch", title }, box, words) };
   }
 
-  #list() {
+  list() {
     const focused = /** @type {HTMLElement | null} */ (document.activeElement);
     const families = this.#fitting.box.checked ? modelFamilies() : [];
     this.#families = families.join();
@@ -132,7 +134,7 @@ class Browser {
   #tag(tag) {
     const click = () => {
       this.#words.value = tag;
-      this.#list();
+      this.list();
     };
     return html("button", { type: "button", class: "perfusion-tag", title: text("Search for it"), click }, tag);
   }
@@ -150,7 +152,7 @@ class Browser {
     this.#edited.set(concept.file, card);
     const { element } = new EditForm(concept, (renamed) => {
       this.#edited.delete(concept.file);
-      this.#list();
+      this.list();
       if (renamed) this.#offerOldName(concept, renamed);
     });
     card.removeAttribute("draggable");
@@ -210,20 +212,28 @@ app.registerExtension({
   name: "perfusion.browser",
   setup() {
     if (!app.extensionManager?.registerSidebarTab) return;
-    /** @type {Browser} */
-    let browser;
-    let language = ""; // of the browser
+    let browser = new Browser();
+    /** @type {HTMLElement | undefined} */
+    let place;
+    const show = () => {
+      if (browser.element.parentElement !== place) place?.replaceChildren(browser.element);
+    };
     app.extensionManager.registerSidebarTab({
       id: "perfusion",
       icon: "pi pi-star",
       title: "Perfusion",
       tooltip: "Perfusion concepts",
       type: "custom",
-      render(place) {
-        if (language !== spoken()) browser = new Browser();
-        language = spoken();
-        if (browser.element.parentElement !== place) place.replaceChildren(browser.element);
+      render(where) {
+        place = where;
+        show();
       },
+    });
+    concepts.addEventListener("change", () => browser.list());
+    api.addEventListener("graphChanged", () => browser.followGraph());
+    language.addEventListener("change", () => {
+      browser = new Browser();
+      show();
     });
     document.addEventListener("dragover", (event) => {
       if (isDroppable(event)) event.preventDefault();

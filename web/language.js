@@ -2,24 +2,29 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { speak } from "./texts.js";
+import { speak, spoken } from "./texts.js";
+
+/** "change" is dispatched when what stands on the page is in another language than what is said from now on. */
+export const language = new EventTarget();
 
 /** Speaks the frontend's language where there are translations, otherwise English. */
 async function followSetting() {
-  const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
-  const texts = language === "en" ? undefined : await translationsTo(language);
-  const spoken = texts ? language : "en";
-  const region = navigator.languages.find((known) => known.split("-")[0] === spoken); // dates are not the same in all
-  speak(region ?? spoken, texts ?? {});
+  const before = spoken();
+  const wanted = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+  const texts = wanted === "en" ? undefined : await translationsTo(wanted);
+  const known = texts ? wanted : "en";
+  const region = navigator.languages.find((name) => name.split("-")[0] === known); // dates are not the same in all
+  speak(region ?? known, texts ?? {});
+  if (spoken() !== before) language.dispatchEvent(new Event("change"));
 }
 
 /**
- * @param {string} language
+ * @param {string} name
  * @returns {Promise<Record<string, string> | undefined>}
  */
-async function translationsTo(language) {
+async function translationsTo(name) {
   try {
-    return (await (await api.fetchApi("/i18n")).json())[language]?.perfusion;
+    return (await (await api.fetchApi("/i18n")).json())[name]?.perfusion;
   } catch {
     return undefined; // a host without that route
   }

@@ -1,5 +1,7 @@
 """The sidebar's list of concepts: what of them it shows, what Add does, and how they are described and renamed."""
 
+import time
+
 import pytest
 from steps import LIST_AGAIN, LOADER, SET, button, choose, each_renderer, look, names, open_workflow, panel, says
 
@@ -52,6 +54,19 @@ def test_unfinished_trainings_are_marked_and_can_be_hidden(unfinished, concepts,
     assert card.locator(".perfusion-muted").first.inner_text().endswith(" · unfinished")
     switches["Hide unfinished"].set_checked(True)
     wait_for_names(concepts, "amphora", "my-teddy", "my-tiger")
+
+
+def test_the_list_follows_the_language_however_late_its_translations_come(frontend, page, concepts):
+    page.route("**/i18n", lambda route: (time.sleep(1), route.continue_()))
+    try:
+        frontend.set("Comfy.Locale", "fr")
+        french = page.get_by_role("region", name="Concepts Perfusion")
+        french.get_by_role("button", name="Supprimer amphora").wait_for()
+        assert french.get_by_role("button", name="Delete amphora").count() == 0
+    finally:
+        page.unroute("**/i18n")
+        frontend.set("Comfy.Locale", "en")
+        concepts.get_by_role("button", name="Delete amphora").wait_for()
 
 
 def test_the_switches_stay_as_they_were_set(page, concepts, switches):
