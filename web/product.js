@@ -6,13 +6,15 @@ import { LOADERS, makerOf, setWidgets, valueOf } from "./graph.js";
 import { concepts, listFilesAgain } from "./server.js";
 import { text } from "./texts.js";
 
-const TEMPLATE = "3 Generate SD1.5";
-const EXAMPLE = "<my-teddy>"; // the trigger in it
+/** The workflow that generates, and the trigger in its prompt, by base_model. */
+const TEMPLATES = { sdxl: { template: "5 Generate SDXL", example: "<my-tiger>" } };
+const OTHERWISE = { template: "3 Generate SD1.5", example: "<my-teddy>" };
 const OURS = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-2) ?? ""); // this pack's folder
 const DEMO = { CLIPTextEncode: "", KSampler: { steps: 20, cfg: 5, scheduler: "normal" } };
 
 /**
- * Opens the workflow with a Loader of the concept, the trainer's model, and a prompt that names the trigger.
+ * Opens the workflow of the concept's base model with a Loader of the concept, the trainer's model, and a prompt that
+ * names the trigger.
  * @param {any} trainer
  * @param {string} file
  * @param {import("./course.js").Course} course
@@ -20,14 +22,14 @@ const DEMO = { CLIPTextEncode: "", KSampler: { steps: 20, cfg: 5, scheduler: "no
 export async function generateWith(trainer, file, { size }) {
   const { trigger, base_model } = concepts.find(file) ?? {};
   if (!trigger) throw new Error(text("{file} is not in models/perfusion any more.", { file }));
+  const { template, example } = TEMPLATES[base_model] ?? OTHERWISE;
   const maker = copyOf(makerOf(trainer));
   const sentence = String(valueOf(trainer, "previews") ?? "")
     .split("\n")
     .find((line) => line.includes("{}"));
-  const answer = await api.fetchApi(
-    `/workflow_templates/${encodeURIComponent(OURS)}/${encodeURIComponent(TEMPLATE)}.json`,
-  );
-  if (!answer.ok) throw new Error(text("The workflow {name} is not there.", { name: TEMPLATE }));
+  const place = [OURS, `${template}.json`].map(encodeURIComponent).join("/");
+  const answer = await api.fetchApi(`/workflow_templates/${place}`);
+  if (!answer.ok) throw new Error(text("The workflow {name} is not there.", { name: template }));
   await listFilesAgain(); // or the host misses a file that is new
   await app.loadGraphData(await answer.json(), true, true, `${file.replace(/\.\w+$/, "")} pictures`);
   if (maker) takeMaker(maker);
@@ -36,8 +38,8 @@ export async function generateWith(trainer, file, { size }) {
     if (node.type === "EmptyLatentImage") setWidgets(node, { width: size, height: size });
     if (node.type === "CLIPTextEncode") {
       const prompt = valueOf(node, "text");
-      const positive = prompt.includes(EXAMPLE);
-      const named = sentence ? sentence.replace("{}", trigger) : prompt.replaceAll(EXAMPLE, trigger);
+      const positive = prompt.includes(example);
+      const named = sentence ? sentence.replace("{}", trigger) : prompt.replaceAll(example, trigger);
       if (positive) setWidgets(node, { text: named });
       else if (base_model === "demo") setWidgets(node, { text: DEMO.CLIPTextEncode }); // it knows few words
     }

@@ -1,7 +1,7 @@
 """The trainer's panel: presets and estimate before, time and samples meanwhile, and what to do with the outcome."""
 
 import pytest
-from steps import ON_DEMO_MODEL, RUN, SET, button, each_renderer, open_workflow, prompts, says
+from steps import LOADER, ON_DEMO_MODEL, RUN, SET, button, each_renderer, open_workflow, prompts, says
 
 SEND = "([name, detail]) => app.api.dispatchCustomEvent(name, detail)"
 TRAINER = "app.graph.nodes.find(({ type }) => type === 'PerfusionTrainConcept')"
@@ -32,13 +32,13 @@ def tell(page, **changes):
     page.evaluate(SEND, ["perfusion.training", course(page, **changes)])
 
 
-def ended(page, **changes):
+def ended(page, file="my-teddy.safetensors", **changes):
     """As if the training had ended, and what it learned had been saved."""
     page.evaluate(SEND, ["executing", course(page)["node"]])
     over = course(page, ended=True, used=2, **changes)
     page.evaluate(SEND, ["executed", {"node": over["node"], "output": {"perfusion_training": [over]}}])
     save = page.evaluate("() => String(app.graph.nodes.find(({ type }) => type === 'PerfusionSaveConcept').id)")
-    saved = {"perfusion_saved": [{"file": "my-teddy.safetensors", "training": "some-key"}]}
+    saved = {"perfusion_saved": [{"file": file, "training": "some-key"}]}
     page.evaluate(SEND, ["executed", {"node": save, "output": saved}])
 
 
@@ -203,6 +203,22 @@ def test_use_it_opens_the_workflow_with_concept_model_and_prompt(frontend, page,
     assert "CheckpointLoaderSimple" not in found
     links = page.evaluate("() => [...app.graph.links.values()].filter(link => link.type === 'VAE').length")
     assert links == 1
+
+
+def test_use_it_opens_the_workflow_of_the_concepts_base_model(frontend, page, trainer):
+    open_workflow(frontend, "4 Train SDXL")
+    page.evaluate(SET, {"CheckpointLoaderSimple": {"ckpt_name": "my-own-xl.safetensors"}})
+    ended(page, "my-tiger.safetensors", size=896)
+    button(trainer, "Use it").click()
+    page.wait_for_function("app.graph.nodes.some(({ type }) => type === 'PerfusionLoader')")
+    page.wait_for_function(f"{LOADER}.widgets[0].value === 'my-tiger.safetensors'")
+    found = dict(
+        page.evaluate("() => app.graph.nodes.map(node => [node.type, node.widgets?.map(({ value }) => value)])")
+    )
+    assert found["SaveImage"] == ["perfusion/concept_sdxl"]
+    assert found["CheckpointLoaderSimple"] == ["my-own-xl.safetensors"]
+    assert found["EmptyLatentImage"][:2] == [896, 896]
+    assert prompts(page) == ["a photo of <my-tiger>", "blurry, deformed"]
 
 
 @each_renderer
