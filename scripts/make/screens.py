@@ -25,7 +25,7 @@ COLUMNS, GAP = 4, 60
 
 # All our nodes in columns, each where the columns are shortest
 ALL_NODES = """async ([names, columns, gap]) => {
-    app.graph.clear()
+    for (const node of [...app.graph.nodes]) app.graph.remove(node)  // clear() would give their ids away again
     const nodes = names.map(name => LiteGraph.createNode(name))
     for (const node of nodes) app.graph.add(node)
     app.canvas.ds.scale = 1
