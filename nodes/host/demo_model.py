@@ -1,8 +1,8 @@
 """The small text-to-image model that comes with the pack, as the host's own MODEL, CLIP and VAE.
 
-benchmarks/world/export.py writes its file: per weight int8 with a scale for every output row, or fp16; of the token
-table the rows of the known words, and last the one that all other words share; the networks' configurations in the
-metadata.
+benchmarks/world/export.py writes its file, benchmarks/picture_book/export.py others of the kind: per weight int8 with
+a scale for every output row, or fp16; of the token table the rows of the known words, and last the one that all other
+words share; the networks' configurations in the metadata.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import comfy.supported_models
 import comfy.utils
 import folder_paths
 import torch
+from comfy.model_base import ModelType
 from comfy.sd1_clip import SDClipModel, SDTokenizer
 from safetensors import safe_open
 from torch import Tensor
@@ -30,10 +31,17 @@ _TOKENS = 49408  # of CLIP's tokenizer
 
 
 class DemoConfig(comfy.supported_models.SD15):
-    """SD1.5 of any size: its noise schedule, its prediction and its names for text encoders."""
+    """SD1.5 of any size: its noise schedule and its names for text encoders. It may predict v, as SD2.x does."""
 
     unet_extra_config = {}
     latent_format = comfy.latent_formats.LatentFormat
+    prediction = ModelType.EPS
+
+    def model_type(self, state_dict, prefix=""):
+        return self.prediction
+
+    def inpaint_model(self):
+        return False  # more than 4 channels are its latent's own
 
 
 # Encodings of the end of the text and of the padding are zero: the host leaves what stands before the first "pad".
@@ -44,6 +52,8 @@ def load_demo_model(path: Path = FILE, disable_dynamic: bool = False) -> tuple[A
     """MODEL, CLIP and VAE. Raises RuntimeError when the file is missing or damaged."""
     tensors, metadata = _read(path)
     config = DemoConfig(metadata["unet"])
+    config.prediction = ModelType[metadata.get("prediction", "eps").upper()]
+    config.latent_format.latent_channels = metadata["unet"]["in_channels"]
     config.latent_format.latent_rgb_factors = metadata["latent_rgb_factors"]
     config.latent_format.latent_rgb_factors_bias = metadata["latent_rgb_factors_bias"]
     ratio = config.latent_format.spacial_downscale_ratio = 2 ** (len(metadata["vae"]["ch_mult"]) - 1)
@@ -53,6 +63,7 @@ def load_demo_model(path: Path = FILE, disable_dynamic: bool = False) -> tuple[A
     vae_config = {"params": {"ddconfig": metadata["vae"], "embed_dim": metadata["vae"]["z_channels"]}}
     vae = comfy.sd.VAE(_weights(tensors, "vae."), config=vae_config)
     vae.downscale_ratio = vae.upscale_ratio = ratio
+    vae.latent_channels = metadata["vae"]["z_channels"]
     for index, patcher in enumerate((model, clip.patcher, vae.patcher)):
         patcher.cached_patcher_init = (_load_patcher, (path, index))  # how the host makes another of its kind
     return model, clip, vae

@@ -10,6 +10,7 @@ import comfy.model_patcher
 import folder_paths
 import pytest
 import torch
+from comfy.model_base import ModelType
 from comfyui_perfusion.nodes.demo import PerfusionDemoModel
 from comfyui_perfusion.nodes.host import trainee
 from comfyui_perfusion.nodes.host.demo_model import FILE, load_demo_model
@@ -17,6 +18,7 @@ from comfyui_perfusion.nodes.host.model import base_model
 from comfyui_perfusion.nodes.load import PerfusionLoader
 from comfyui_perfusion.nodes.train import PerfusionTrainConcept
 from comfyui_perfusion.perfusion_core import save_concept
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import nodes as host_nodes
@@ -294,6 +296,21 @@ def test_a_missing_or_damaged_file_says_what_to_do(tmp_path):
     for path in (tmp_path / "none.safetensors", cut, other):
         with pytest.raises(RuntimeError, match=rf"{path.name} is missing or damaged.*install that again"):
             load_demo_model(path)
+
+
+def test_a_model_may_predict_v_and_have_latents_of_more_channels(tmp_path):
+    with safe_open(FILE, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata["prediction"] = json.dumps("v_prediction")
+    metadata["unet"] = json.dumps(json.loads(metadata["unet"]) | {"in_channels": 16, "out_channels": 16})
+    first, last = tensors["unet.input_blocks.0.0.weight"], tensors["unet.out.2.weight"]
+    tensors["unet.input_blocks.0.0.weight"] = first.repeat(1, 4, 1, 1)
+    tensors |= {"unet.out.2.weight": last.repeat(4, 1, 1, 1)}
+    tensors |= {name: tensors[name].repeat(4) for name in ("unet.out.2.weight.scale", "unet.out.2.bias")}
+    save_file(tensors, tmp_path / "v.safetensors", metadata)
+    model, clip, _ = load_demo_model(tmp_path / "v.safetensors")
+    assert model.model.model_type is ModelType.V_PREDICTION
+    assert sample(model, clip)["samples"].shape == (1, 16, 16, 16)
 
 
 def test_the_file_is_small_and_the_help_page_names_its_words(reference):
