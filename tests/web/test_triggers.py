@@ -128,3 +128,29 @@ def test_a_trigger_that_is_trained_and_applied_is_suggested_and_blue(frontend, p
     own.get_by_role("status").filter(has_text="no prompt").wait_for(state="detached")
     set_mode(page, TRAINER, MUTED)
     grounds(page, "a <ours>", "[]")
+
+
+@each_renderer
+def test_apply_has_a_panel_only_when_it_has_triggers(page):
+    page.evaluate(
+        """() => {
+            for (const node of [...app.graph.nodes]) app.graph.remove(node)
+            const apply = LiteGraph.createNode('PerfusionApply')
+            apply.pos = [500, 0]
+            app.graph.add(apply)
+        }"""
+    )
+    own = page.locator(".perfusion-panel[aria-label=Triggers]")
+    own.wait_for(state="attached")
+    assert not own.is_visible()
+    page.evaluate(
+        """() => {
+            const concept = LiteGraph.createNode('PerfusionLoadConcept')
+            concept.pos = [500, 300]
+            app.graph.add(concept)
+            concept.connect(0, app.graph.nodes.find(({ type }) => type === 'PerfusionApply'), 2)
+            concept.widgets.find(({ name }) => name === 'concept').value = 'my-teddy.safetensors'
+        }"""
+    )
+    look(page)
+    own.wait_for()
