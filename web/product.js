@@ -9,7 +9,7 @@ import { text } from "./texts.js";
 /** The workflow that generates, and the trigger in its prompt, by base_model. */
 const TEMPLATES = { sdxl: { template: "5 Generate SDXL", example: "<my-tiger>" } };
 const OTHERWISE = { template: "3 Generate SD1.5", example: "<my-teddy>" };
-const OURS = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-2) ?? ""); // this pack's folder
+export const OURS = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-2) ?? ""); // this pack's folder
 const DEMO = { CLIPTextEncode: "", KSampler: { steps: 20, cfg: 5, scheduler: "normal" } };
 
 /**

@@ -130,6 +130,10 @@ def test_template_browser_shows_our_workflows(frontend):
         card.scroll_into_view_if_needed()
         picture = card.locator("img").first.element_handle()
         frontend.page.wait_for_function("picture => picture.naturalWidth > 0", arg=picture)
+    shown = dialog.locator("[data-testid^='template-workflow-']").evaluate_all(
+        "cards => cards.map(card => card.dataset)"
+    )
+    assert [card["testid"].removeprefix("template-workflow-") for card in shown] == WORKFLOWS  # in this order
     dialog.get_by_test_id("template-workflow-2 Train SD1.5").click()
     frontend.page.wait_for_function("app.graph.nodes.some(node => node.type === 'PerfusionTrainConcept')")
     dialog.wait_for(state="hidden")
