@@ -67,6 +67,8 @@ class ConceptSet:
             raise ValueError(
                 f"Temperatures must be above 0 and strengths not below, got {self.temperatures} and {self.strengths}."
             )
+        self.active = any(self.strengths)  # whether the edit changes anything at all
+        self.free_keys = any(concept.key_outputs is not None for concept in concepts)  # in place of the superclass's
         with torch.inference_mode(False):  # a set may outlive the mode it was made in
             self._targets = torch.stack([_precise(concept.target_input) for concept in concepts])  # (concepts, d)
             self._duals = torch.stack([_precise(concept.target_dual) for concept in concepts])  # (concepts, d)
@@ -78,16 +80,6 @@ class ConceptSet:
     def targets(self) -> Tensor:
         """(concepts, d): the i*."""
         return self._targets
-
-    @property
-    def active(self) -> bool:
-        """Whether the edit changes anything at all."""
-        return any(self.strengths)
-
-    @property
-    def free_keys(self) -> bool:
-        """Whether some concept brings key outputs of its own in place of the superclass's."""
-        return any(concept.key_outputs is not None for concept in self.concepts)
 
     def gates(self, encoding: Tensor) -> Tensor:
         """How open each concept's gate is for each token, in 0..1: (batch, tokens, d) -> (batch, tokens, concepts)."""
@@ -132,16 +124,16 @@ class ConceptSet:
 
     def _stacked(self, layer: str, attribute: str, output: Tensor) -> Tensor:
         """The layer's outputs times the strengths, (concepts, d_out), where ``output`` is and in at least fp32."""
-        place = layer, attribute, output.device, torch.promote_types(torch.float32, output.dtype)
-        if place in self._layers:
-            return self._layers[place]
+        place = layer, attribute, output.device, output.dtype
+        if (rows := self._layers.get(place)) is not None:
+            return rows
         found = [(getattr(concept, attribute) or {}).get(layer) for concept in self.concepts]
         like = next((vector for vector in found if vector is not None), None)
         if like is None:
             raise KeyError(f"None of {[concept.name for concept in self.concepts]} has an output for {layer}.")
         with torch.inference_mode(False):
             rows = torch.stack([torch.zeros_like(like) if vector is None else vector for vector in found])
-            rows = rows.to(*place[2:])
+            rows = rows.to(output.device, torch.promote_types(torch.float32, output.dtype))
             strengths = torch.tensor(self.strengths, dtype=rows.dtype, device=rows.device)
             rows = einsum(strengths, rows, "concept, concept d -> concept d")
         if not rows.requires_grad:  # what is in training changes, and belongs to one graph

@@ -20,8 +20,8 @@ from torch import Tensor
 from ...perfusion_core import Concept
 from ...perfusion_core.concept import plain_words
 from .encoder import NAMES, clip_skip, differences, encoders_of, in_words
+from .key_lock import ENCODING, KEYS
 from .locked import with_keys
-from .model import ENCODING, KEYS
 from .progress import listener
 from .superclass import LockedWord, locked_word
 from .tokenizer import TRIGGER, knowing, plain_tokenizer

@@ -75,6 +75,11 @@ class ConceptUse:
         """Whether it changes while sampling."""
         return (self.start_percent, self.end_percent, self.beta_end, self.temperature_end) != (0, 1, None, None)
 
+    @property
+    def moving(self) -> bool:
+        """Whether every step has settings of its own."""
+        return (self.beta_end, self.temperature_end) != (None, None)
+
     def at(self, percent: float, stage: str) -> ConceptUse:
         """Its beta, temperature and strength at a percent of the schedule in a stage ("down", "middle" or "up")."""
         on = self.start_percent <= percent <= self.end_percent

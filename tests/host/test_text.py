@@ -11,7 +11,7 @@ import torch
 from comfy_extras.nodes_clip_sdxl import CLIPTextEncodeSDXL
 from comfy_extras.nodes_hooks import SetClipHooks
 from comfyui_perfusion.nodes.host.encoder_covariance import fingerprint
-from comfyui_perfusion.nodes.host.model import ENCODING, KEYS
+from comfyui_perfusion.nodes.host.key_lock import ENCODING, KEYS
 from comfyui_perfusion.nodes.host.text import apply_to_clip, encoders
 from comfyui_perfusion.nodes.host.uses import KEY, ConceptUse
 from comfyui_perfusion.perfusion_core import Concept

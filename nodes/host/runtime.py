@@ -1,0 +1,183 @@
+"""What one patched MODEL does while it samples: an encoding is edited by the first layer that receives it, for all.
+
+An APPLY_MODEL wrapper marks a forward; an OUTER_SAMPLE wrapper hands it the key lock of every conditioning, and keeps
+what stays the same over the steps. Modules are looked up on the model that runs, never closed over: the host copies
+object patches onto other instances of a model.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ...perfusion_core import ConceptSet, EditedEncoding
+from .families import family_of
+from .kept import Run
+from .key_lock import KeyLock, found_keys, key_context, with_key_lock
+from .uses import KEY, STAGES, ConceptUse, concept_set
+
+MANY_SETS = 128  # that are kept
+_MANY_ENCODINGS = 8  # in one forward that are kept, where other nodes give every layer one of its own
+
+
+class _Running(threading.local):
+    """What is going on in this thread."""
+
+    run: Run | None = None
+    forward: _Forward | None = None
+
+    @contextmanager
+    def during(self, **changes: Any):
+        before = {name: getattr(self, name) for name in changes}
+        self.__dict__.update(changes)
+        try:
+            yield
+        finally:
+            self.__dict__.update(before)
+
+
+class Runtime:
+    """What one patched MODEL does while it samples."""
+
+    def __init__(self, model, uses: Sequence[ConceptUse], joint: bool):
+        self._uses, self._joint, self._family = uses, joint, family_of(model)
+        self._scheduled = any(use.scheduled for use in uses)
+        self._sets: dict[tuple, ConceptSet] = {}
+        self._own_model = weakref.ref(model.model)  # only for calls from outside sampling
+        self._running = _Running()
+
+    def outer_sample(self, executor, *args, **kwargs):
+        guider = executor.class_obj
+        guider.conds = {name: [with_key_lock(cond) for cond in conds] for name, conds in guider.conds.items()}
+        hooked = any(cond.get("hooks") for conds in guider.conds.values() for cond in conds)  # they change weights
+        run = None if hooked or any(use.moving for use in self._uses) else Run()
+        with self._running.during(run=run):
+            try:
+                return executor(*args, **kwargs)
+            finally:
+                if run is not None:
+                    run.end()
+
+    def apply_model(
+        self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs  # noqa: B006
+    ):  # fmt: skip
+        locks = kwargs.pop(KEY, None)
+        if c_crossattn is None:
+            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        model = executor.class_obj
+        # cast here, as the model would: then the layers get this very tensor, unless another node changes it
+        dtype = getattr(model, "manual_cast_dtype", None) or model.get_dtype()
+        context = comfy.model_management.cast_to_device(c_crossattn, x.device, dtype)
+        percent = _percent(model, t) if self._scheduled else 0.0
+        for lock in locks or []:
+            lock.receive(self._family, model.diffusion_model, context)
+        forward = _Forward(model, context, self._concepts(percent), locks or [], self._running.run)
+        with self._running.during(forward=forward):
+            return executor(x, t, c_concat, context, control, transformer_options, **kwargs)
+
+    def forward(self, layer: str, stage: str, path: str, edit: Callable, foreign: Callable | None) -> Callable:
+        """The forward of the projection at ``path``; ``foreign`` is another node's patch of it, which then projects."""
+        running = self._running
+
+        @torch.compiler.disable
+        def forward(x: Tensor) -> Tensor:
+            now = running.forward or _Forward(self._own_model(), x, self._concepts(0.0), [], None)
+            if foreign is not None:
+                return edit(now.edited(stage, x), layer, x, foreign)
+            kept = now.kept if x is now.context else None
+            output = None if kept is None else kept.get(path)
+            if output is None:
+                output = edit(now.edited(stage, x), layer, x, now.projection(path))
+                if kept is not None:
+                    kept.put(path, output)
+            return output
+
+        forward.perfusion_foreign = foreign
+        return forward
+
+    def _concepts(self, percent: float) -> dict[str, ConceptSet]:
+        """{stage: those in use there at a percent of the schedule}; the same set for the same settings."""
+        if not self._scheduled:
+            return self._always
+        return {stage: self._concept_set(percent, stage) for stage in STAGES.values()}
+
+    @cached_property
+    def _always(self) -> dict[str, ConceptSet]:
+        return {stage: self._concept_set(0.0, stage) for stage in STAGES.values()}
+
+    def _concept_set(self, percent: float, stage: str) -> ConceptSet:
+        uses = [use.at(percent, stage) for use in self._uses]
+        settings = tuple((use.beta, use.temperature, use.strength) for use in uses)
+        if settings not in self._sets:
+            if len(self._sets) == MANY_SETS:  # some samplers never come to the same sigma again
+                self._sets.clear()
+            self._sets[settings] = concept_set(uses, self._joint, self._family.zero_padded)
+        return self._sets[settings]
+
+
+class _Forward:
+    """What the layers of one forward share: each encoding that they receive, as it is edited in each stage."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        context: Tensor,
+        concepts: Mapping[str, ConceptSet],
+        locks: list[KeyLock],
+        run: Run | None,
+    ):
+        self.context, self.kept = context, None
+        self._model, self._concepts = model, concepts
+        self._locks = locks if any(lock.cond is not None for lock in locks) else []
+        self._edited: dict[tuple[int, ConceptSet], EditedEncoding] = {}
+        self._projections: dict[str, Callable[[Tensor], Tensor]] = {}
+        if run is not None:
+            self._projections = run.projections(model)
+            weights = getattr(model, "current_weight_patches_uuid", None)
+            made_of = model, weights, *concepts.values(), *(lock.identity for lock in self._locks)
+            self.kept = run.keys_and_values(context, made_of, self._locks)
+
+    def projection(self, path: str) -> Callable[[Tensor], Tensor]:
+        """What the module at a path of the model does by itself, without any patch."""
+        found = self._projections.get(path)
+        if found is None:
+            module = comfy.utils.get_attr(self._model, path)
+            found = self._projections[path] = partial(type(module).forward, module)
+        return found
+
+    def edited(self, stage: str, x: Tensor) -> EditedEncoding:
+        """The edit of what a layer received, which is the context unless another node has changed that."""
+        concepts = self._concepts[stage]
+        place = id(x), concepts  # a kept edit holds its source, so that no other tensor has the id
+        found = self._edited.get(place)
+        if found is None:
+            if len(self._edited) == _MANY_ENCODINGS:
+                self._edited.pop(next(iter(self._edited)))
+            found = self._edited[place] = EditedEncoding(concepts, x, self._keys(x))
+        return found
+
+    def _keys(self, x: Tensor) -> Tensor | None:
+        if not self._locks:
+            return None
+        return (key_context if x is self.context else found_keys)(x, self._locks)
+
+
+def _percent(model: torch.nn.Module, sigmas: Tensor) -> float:
+    """How far the schedule is at these sigmas, 0 to 1: the inverse of the host's percent_to_sigma, which falls."""
+    sigma, low, high = sigmas.max().item(), 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        if model.model_sampling.percent_to_sigma(middle) > sigma:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
