@@ -16,19 +16,13 @@ from dataclasses import dataclass
 from unittest import mock
 
 import torch
-from cost import SD15
+from speed.models import SD15, SD21, SDXL
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 GIB = 2**30
 META = torch.device("meta")
-SD21 = {**SD15, "context_dim": 1024, "use_linear_in_transformer": True, "num_heads": -1, "num_head_channels": 64}
-SDXL = {
-    **SD21, "context_dim": 2048, "channel_mult": [1, 2, 4], "num_res_blocks": [2, 2, 2],
-    "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
-    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "num_classes": "sequential", "adm_in_channels": 2816,
-}  # fmt: skip
 SETTINGS = [
     ("SD1.5", 512, 4), ("SD1.5", 512, 1), ("SD2.1", 768, 1), ("SDXL", 1024, 4), ("SDXL", 1024, 1), ("SDXL", 768, 1)
 ]  # fmt: skip

@@ -167,28 +167,35 @@ class Training:
 
     def _accumulate_gradients(self) -> float:
         self._optimizer.zero_grad()
-        total = 0.0
+        losses = []
         for _ in range(self.settings.accumulation):
             loss = self._micro_batch() / self.settings.accumulation
             if loss.requires_grad:  # else nothing is reached, which is checked below
                 (loss * _LOSS_SCALE).backward()
-            total += loss.item()
-        self._check_reached()
-        gradients = [parameter.grad for parameter in self._parameters().values() if parameter.grad is not None]
-        torch._foreach_div_(gradients, _LOSS_SCALE)
-        if not math.isfinite(total) or not all(torch.isfinite(gradient).all() for gradient in gradients):
+            losses.append(loss.detach())
+        gradients = {
+            name: parameter.grad for name, parameter in self._parameters().items() if parameter.grad is not None
+        }
+        if gradients:
+            torch._foreach_div_(list(gradients.values()), _LOSS_SCALE)
+        largest = torch._foreach_norm(list(gradients.values()), math.inf) if gradients else []
+        numbers = torch.stack([*losses, *largest]).tolist()  # the one time in a step that a GPU is waited for
+        total, largest = sum(numbers[: len(losses)]), numbers[len(losses) :]
+        self._check_reached(dict(zip(gradients, largest, strict=True)))
+        if not all(map(math.isfinite, [total, *largest])):
             raise FloatingPointError(
                 f"The training diverged at step {len(self.losses) + 1} (loss {total}). Train in fp32 or bf16, or lower "
                 "the learning rates. What was learned until the step before is intact."
             )
         return total
 
-    def _check_reached(self) -> None:
+    def _check_reached(self, largest: Mapping[str, float]) -> None:
+        """largest: of every gradient that there is, its largest element."""
         parameters = self._parameters()
         unreached = [
             name
             for name, parameter in parameters.items()
-            if parameter.grad is None or not (parameter.grad.any() or parameter.any())  # still 0, and stays so
+            if not largest.get(name) and not (name in largest and parameter.any())  # still 0, and stays so
         ]
         if unreached:
             raise RuntimeError(

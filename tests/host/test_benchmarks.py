@@ -17,8 +17,8 @@ from comfyui_perfusion.perfusion_core import Training, TrainingSettings
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import memory
-from cost import WIDTH, Frozen, RandomVAE, Straightforward
 from memory import Live, micro_batch, on_meta
+from speed.training import WIDTH, Frozen, RandomVAE, Straightforward
 
 from comfyui import REPO
 from many.crew import Done

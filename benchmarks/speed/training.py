@@ -1,0 +1,129 @@
+"""One micro-batch of a training, as the nodes train it, beside the network alone and the straightforward loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from comfyui_perfusion.nodes.host.trainable import checkpointed
+from comfyui_perfusion.nodes.host.trainee import Subject, open_trainee
+from comfyui_perfusion.perfusion_core import EncodedPrompts, Training, TrainingSettings
+from comfyui_perfusion.perfusion_core.captions import TEMPLATES
+from torch import Tensor, nn
+
+from .clock import Times, timed
+
+WIDTH = 768
+
+
+NETWORK, OURS = "the network alone", "training"
+
+
+@contextmanager
+def training_steps(model, clip, size: int, batch: int) -> Iterator[dict[str, Callable[[], Times]]]:
+    """Micro-batches of the same photos, templates, noises and timesteps."""
+    subject = Subject(torch.zeros(batch, size, size, 3), None, [TEMPLATES] * batch, "teddy")
+    with open_trainee(model, clip, RandomVAE(), subject) as trainee:
+        given = trainee, torch.eye(WIDTH), "<my-toy>", "teddy", "sd1", TrainingSettings(batch_size=batch)
+        ours, loop = Training(*given), Straightforward(*given)
+        yield {
+            NETWORK: network_alone(Frozen(*given)),
+            "training without the edit": step(Frozen(*given)),
+            OURS: step(ours),
+            "a whole step, per micro-batch": whole_step(ours),
+            "gradient_checkpointing": step(ours, partial(checkpointed, model.model, clip.cond_stage_model)),
+            "straightforward loop": step(loop, loop.hooks),
+            "straightforward loop, UNet checkpointed": step(loop, loop.hooks, partial(checkpointed, model.model)),
+        }
+
+
+def step(training: Training, *around: Callable[[], AbstractContextManager]) -> Callable[[], Times]:
+    def run() -> Times:
+        training._generator.manual_seed(0)
+        with ExitStack() as stack:
+            for context in around:
+                stack.enter_context(context())
+            return timed(lambda: training._micro_batch().backward())
+
+    return run
+
+
+def network_alone(training: Training) -> Callable[[], Times]:
+    """Forward and backward of the diffusion model, of a text that is encoded beforehand and asks for the gradient."""
+    training._generator.manual_seed(0)
+    with torch.no_grad():
+        prompts, _ = training._encode([0] * training.settings.batch_size)
+    prompts.encodings.requires_grad_()
+    photos, generator = torch.arange(training.settings.batch_size), torch.Generator().manual_seed(0)
+    training.trainee.wiring.concepts = None
+
+    def run() -> None:
+        training.trainee.wiring.concepts = None
+        training.trainee.loss(photos, prompts, generator).backward()
+
+    return lambda: timed(run)
+
+
+def whole_step(training: Training) -> Callable[[], Times]:
+    def run() -> Times:
+        wall, cpu = timed(training.step)
+        return wall / training.settings.accumulation, cpu / training.settings.accumulation
+
+    return run
+
+
+class Frozen(Training):
+    """The embedding is trained through the text encoder and the UNet as they are, without an edit."""
+
+    def _concept_set(self, target: Tensor) -> None:
+        return None
+
+
+class Straightforward(Frozen):
+    """The same training written down in the simplest way, as earlier open versions have it.
+
+    Every to_k and every to_v, 32 in all, computes for itself C^-1 i*, energy, similarities, gates and W i*, and from
+    them its output W e − sim / E W i* + g o. For keys o is W s, for values it is what is trained. The text encoder runs
+    once per picture, also where two have the same template.
+
+    All else is as in ours: C^-1 is given, i* follows once per micro-batch, the network's input asks for no gradient.
+    Earlier versions also checkpoint the blocks of the UNet, which is timed apart.
+    """
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        outputs = {
+            module: F.linear(self.superclass_input, module.weight)
+            for pair in self.trainee.wiring.projections.values()
+            for module in pair
+        }
+        trained = {to_v for _, to_v in self.trainee.wiring.projections.values()}
+        self.outputs = {module: nn.Parameter(o) if module in trained else o for module, o in outputs.items()}
+
+    def _encode(self, templates: list[int]) -> tuple[EncodedPrompts, Tensor]:
+        prompts = self.trainee.encode(templates, self.token_embeddings)
+        return prompts, prompts.encodings[torch.arange(len(templates)), prompts.trigger_positions].mean(0)
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for module in self.outputs:
+                stack.enter_context(module.register_forward_hook(self._edit))
+            yield
+
+    def _edit(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        dual = self._inverse @ self.target_input
+        energy = self.target_input @ dual
+        similarity = (inputs[0] @ dual)[..., None] / energy
+        gate = torch.sigmoid((similarity - self.settings.beta) / self.settings.temperature)
+        target_output = F.linear(self.target_input, module.weight)
+        return output - similarity * target_output + gate * self.outputs[module]
+
+
+class RandomVAE:
+    def encode(self, photos: Tensor) -> Tensor:
+        _, height, width, _ = photos.shape
+        return torch.randn(1, 4, height // 8, width // 8)
