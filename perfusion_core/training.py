@@ -178,8 +178,9 @@ class Training:
         }
         if gradients:
             torch._foreach_div_(list(gradients.values()), _LOSS_SCALE)
-        largest = torch._foreach_norm(list(gradients.values()), math.inf) if gradients else []
-        numbers = torch.stack([*losses, *largest]).tolist()  # the one time in a step that a GPU is waited for
+        norms = torch._foreach_norm(list(gradients.values()), math.inf) if gradients else ()
+        # the one time in a step that a GPU is waited for
+        numbers: list[float] = torch.stack([*losses, *norms]).tolist()
         total, largest = sum(numbers[: len(losses)]), numbers[len(losses) :]
         self._check_reached(dict(zip(gradients, largest, strict=True)))
         if not all(map(math.isfinite, [total, *largest])):
