@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from perfusion_core import Wiring
+
 from .individuals import Individual
 from .networks import LATENT, TextEncoder, shortened
 from .pool import described
@@ -22,10 +24,15 @@ def encode(text: TextEncoder, prompts: Sequence[str], named: Sequence[tuple[Indi
 
 
 @torch.no_grad()
-def paint(unet, positive: Tensor, negative: Tensor, seed: int, steps: int = 20, guidance: float = 3.5) -> Tensor:
-    """(n, 16, 12, 12), latents of mean 0 and std 1."""
+def paint(
+    unet, positive: Tensor, negative: Tensor, seed: int, steps: int = 20, guidance: float = 3.5,
+    wiring: Wiring | None = None,
+) -> Tensor:  # fmt: skip
+    """(n, 16, 12, 12), latents of mean 0 and std 1; ``wiring``: an open one, which edits both prompts."""
     x = torch.randn(len(positive), *LATENT, generator=torch.Generator().manual_seed(seed))
     both, options = shortened(torch.cat([positive, negative]))
+    if wiring is not None:
+        wiring.prepare(both)
     times = torch.linspace(TIMESTEPS - 1, 0, steps).round().long()
     for time, then in zip(times, [*times[1:], None], strict=True):
         doubled = torch.cat([x, x]).to(both.dtype)
