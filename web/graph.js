@@ -216,9 +216,7 @@ export const modelFamilies = () => [...new Set(activeNodes().flatMap((node) => f
  * @param {any} node
  */
 export function loadersBehind(node) {
-  const links = node?.outputs?.find((/** @type {any} */ { type }) => type === "COMBO")?.links ?? [];
-  return links
-    .map((/** @type {any} */ id) => (node.graph.getLink?.(id) ?? node.graph.links[id])?.target_id)
-    .map((/** @type {any} */ id) => node.graph.getNodeById(id))
-    .filter((/** @type {any} */ target) => LOADERS.includes(target?.type));
+  const slot = node?.outputs?.findIndex((/** @type {any} */ { type }) => type === "COMBO") ?? -1;
+  if (slot < 0) return [];
+  return (node.getOutputNodes(slot) ?? []).filter((/** @type {any} */ { type }) => LOADERS.includes(type));
 }

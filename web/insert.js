@@ -47,7 +47,7 @@ export function addLoader(file, position) {
 /** The selected node with a model and a text encoder to give, else the graph's only one that makes them. */
 function sourceOf(graph) {
   const gives = (node) => ["MODEL", "CLIP"].every((type) => node.outputs?.some((output) => output.type === type));
-  const selected = Object.values(app.canvas.selected_nodes ?? {}).filter(gives);
+  const selected = [...(app.canvas.selectedItems ?? [])].filter(gives);
   if (selected.length === 1) return selected[0];
   const makers = graph.nodes.filter((node) => gives(node) && !node.inputs?.some((input) => input.type === "MODEL"));
   return makers.length === 1 ? makers[0] : undefined;
@@ -57,7 +57,9 @@ function sourceOf(graph) {
 function wire(graph, source, node, type) {
   const out = source.outputs.findIndex((output) => output.type === type);
   const own = node.outputs.findIndex((output) => output.type === type);
-  const users = [...(source.outputs[out].links ?? [])].map((id) => graph.getLink?.(id) ?? graph.links[id]);
+  const users = [...graph.links.values()].filter(
+    (link) => String(link.origin_id) === String(source.id) && link.origin_slot === out,
+  );
   source.connect(
     out,
     node,

@@ -51,7 +51,7 @@ function origin(node, widget) {
  * @param {string} trigger
  */
 export function insertIntoPrompt(trigger) {
-  const texts = Object.values(app.canvas.selected_nodes ?? {})
+  const texts = [...(app.canvas.selectedItems ?? [])]
     .filter(isPrompt)
     .flatMap((node) => node.widgets.filter(({ type }) => type === "customtext").map((widget) => origin(node, widget)));
   if (texts.length !== 1) return false;
