@@ -19,7 +19,7 @@ from .host.encoder_covariance import (
 )
 from .host.files import COVARIANCES, FOLDER, foreign_names, foreign_path, foreign_stamp, stamp
 from .plots import as_image, spectrum
-from .schema import ADVANCED, EXCHANGE, TRAIN, CovarianceType
+from .schema import ADVANCED, EXCHANGE, NEEDS_MODEL, TRAIN, CovarianceType
 
 _NO_FILE = "none"
 _HOLDS = ("covariance", "inverse")
@@ -85,6 +85,7 @@ class PerfusionCovariance(io.ComfyNode):
                     f"{MAX_MIB} MiB. Used when the field captions is empty. Press R to refresh the list.",
                     **ADVANCED,
                 ),
+                io.Model.Input("model", optional=True, tooltip=NEEDS_MODEL),
             ],
             outputs=_outputs(),
             hidden=[io.Hidden.unique_id],
@@ -97,15 +98,15 @@ class PerfusionCovariance(io.ComfyNode):
         return stamp(map(caption_file_path, names))
 
     @classmethod
-    def execute(cls, clip, captions, count, tokens, ridge, caption_file) -> io.NodeOutput:
+    def execute(cls, clip, captions, count, tokens, ridge, caption_file, model=None) -> io.NodeOutput:
         if clip is None:
             raise ValueError("There is no text encoder: this checkpoint has none. Load one with Load CLIP.")
         node_id = cls.hidden.unique_id
         if own := caption_lines(captions):
-            covariance = measure_covariance(clip, own[:count], node_id, tokens)
+            covariance = measure_covariance(clip, own[:count], node_id, tokens, model=model)
         else:
             chosen = None if caption_file == _NO_FILE else read_captions(caption_file)
-            covariance = cached_covariance(clip, count, node_id, tokens, captions=chosen)
+            covariance = cached_covariance(clip, count, node_id, tokens, captions=chosen, model=model)
         covariance.ridge = ridge  # here only: the kept file serves every ridge
         return io.NodeOutput(covariance, as_image(spectrum(covariance)))
 

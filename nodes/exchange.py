@@ -13,10 +13,11 @@ from ..perfusion_core.captions import captions
 from ..perfusion_core.concept import plain_words
 from ..perfusion_core.concept_file import safetensors_bytes, write_together
 from ..perfusion_core.exchange import load_perfusion_pytorch, rank_one_update
+from .host.families import family_of
 from .host.files import FOLDER, IMPORTS, foreign_names, foreign_path, foreign_stamp, name_of, paths_to_save
 from .host.lora import embedding_tensors, lora_names, projector
 from .host.model import check_fits, cross_attentions
-from .host.text import apply_to_clip, token_labels
+from .host.text import START, apply_to_clip, token_labels
 from .host.uses import ConceptUse, concept_set, stages
 from .schema import EXCHANGE, Concepts
 
@@ -115,6 +116,8 @@ class PerfusionExportLoRA(io.ComfyNode):
                 f"The name {filename!r} contains {found.group()!r}, which prompts cannot have in embedding:name. Use "
                 "letters, digits and - or _, such as my-teddy."
             )
+        if reason := family_of(model).no_export:
+            raise ValueError(reason)
         lora, embedding = paths_to_save(filename, overwrite, ["loras", "embeddings"])
         (use,) = concept
         check_fits(use.concept, model)
@@ -147,7 +150,7 @@ def lora_tensors(model, use: ConceptUse) -> dict[str, Tensor]:
     names, tensors, at_stage = lora_names(model), {}, stages(use.concept.value_deltas)
     for (layer, projection), (up, down) in rank_one_update(use.concept, projector(model)).items():
         strength = use.at(use.start_percent, at_stage[layer]).strength
-        name = f"{names[layer]}_{projection}"
+        name = names[layer, projection]
         tensors[f"{name}.lora_up.weight"] = strength * up
         tensors[f"{name}.lora_down.weight"] = down
         tensors[f"{name}.alpha"] = torch.tensor(1.0)
@@ -178,14 +181,15 @@ def leak_report(clip, use: ConceptUse) -> str:
     for word in (concept.trigger, concept.superclass):
         words, found = shares(f"a photo of a {word}")
         lines.append(f"{word}: {_pair(found[len(words) - 2])}")
-    others = []
+    others, start = [], int(words[0] == START)  # only CLIP's texts begin with a token of their own
     for caption in captions(CAPTIONS):
         words, found = shares(caption)
-        others += zip(found[1 : len(words) - 1], words[1:-1], strict=True)
+        others += zip(found[start : len(words) - 1], words[start:-1], strict=True)
     widest, word = max(others, key=lambda other: abs(other[0][0]))
     average = tuple(sum(abs(share[kind]) for share, _ in others) / len(others) for kind in (0, 1))
     lines.append(f"{len(others)} words of captions: {_pair(average)} on average, at most {_pair(widest)} ({word})")
-    lines.append(f"start of the text: {_pair(found[0])}, its end: {_pair(found[len(words) - 1])}")
+    beginning = f"start of the text: {_pair(found[0])}, its end" if start else "end of the text"
+    lines.append(f"{beginning}: {_pair(found[len(words) - 1])}")
     return "\n".join(lines)
 
 

@@ -37,7 +37,9 @@ class PerfusionLoader(io.ComfyNode):
             search_aliases=["perfusion", "concept", "key-locked rank one editing"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The diffusion model (SD1.x, SD2.x or SDXL) the concept was trained on."
+                    "model",
+                    tooltip="The diffusion model the concept was trained on: SD1.x, SD2.x, SDXL, Anima or "
+                    "Cosmos-Predict2.",
                 ),
                 io.Clip.Input(
                     "clip", tooltip="The text encoder of the same checkpoint. Use the output for your prompts."
@@ -114,7 +116,8 @@ class PerfusionSaveConcept(io.ComfyNode):
         try:
             concept = use.concept.replace(name=path.stem)
             if thumbnail is not None:
-                concept = concept.replace(metadata={**concept.metadata, KEY: encoded(thumbnails(thumbnail[:1])[0])})
+                picture = encoded(thumbnails(thumbnail[:1])[0], concept.base_model)
+                concept = concept.replace(metadata={**concept.metadata, KEY: picture})
             if keep_training and use.training is not None:
                 save_with_training(concept, use.training, path)
             else:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
-from .host.text import concept_uses, token_labels
+from .host.text import concept_uses, encoding_of_layers, token_labels
 from .host.uses import concept_set
 from .pictures import word_map
 from .plots import as_image
-from .schema import INSPECT
+from .schema import INSPECT, NEEDS_MODEL
 
 NOTICED = 0.05  # how open a gate must be to be named
 
@@ -25,16 +25,17 @@ class PerfusionGateMap(io.ComfyNode):
             inputs=[
                 io.Clip.Input("clip", tooltip="From Perfusion Loader or Perfusion Apply."),
                 io.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="The prompt."),
+                io.Model.Input("model", optional=True, tooltip=NEEDS_MODEL),
             ],
             outputs=[io.Image.Output(display_name="map"), io.String.Output(display_name="report")],
         )
 
     @classmethod
-    def execute(cls, clip, text) -> io.NodeOutput:
+    def execute(cls, clip, text, model=None) -> io.NodeOutput:
         uses = concept_uses(clip)
         tokens = clip.tokenize(text)
         with torch.no_grad():
-            encoding = clip.encode_from_tokens(tokens)
+            encoding = encoding_of_layers(clip, tokens, model)
         positions, words = zip(*token_labels(clip, tokens), strict=True)
         gates = concept_set(uses).gates(encoding.float().cpu())[0, list(positions)].T.tolist()  # (concepts, words)
         triggers = [use.concept.trigger for use in uses]

@@ -18,6 +18,8 @@ CovarianceType = io.Custom("PERFUSION_COVARIANCE")  # perfusion_core.Covariance
 # Folded away until asked for, on hosts that can.
 ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input.__init__).parameters else {}
 
+NEEDS_MODEL = "Only for Anima, whose model reads the prompt a second time: the same model as for sampling."
+
 
 def concept_input() -> io.Combo.Input:
     return io.Combo.Input("concept", options=concept_names(), tooltip=f"A concept file from models/{FOLDER}.")
@@ -106,7 +108,7 @@ def sampling_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "resolution", default=0, min=0, max=4096, step=64,
-            tooltip="Pixels on a side. 0 is what the model is made for: 512, SDXL 1024.", **ADVANCED,
+            tooltip="Pixels on a side. 0 is what the model is made for: 512, or 1024 from SDXL on.", **ADVANCED,
         ),
     ]  # fmt: skip
 

@@ -17,6 +17,7 @@ from ..perfusion_core.concept import trigger_problem
 from .host import text, thumbnail
 from .host.encoder_covariance import CAPTIONS, cached_covariance, fingerprint
 from .host.estimate import FAMILIES, Job, learn_speed
+from .host.families import family_of
 from .host.files import concept_stamp
 from .host.memory import is_out_of_memory, release_memory
 from .host.model import base_model, default_resolution, encoding_width
@@ -68,7 +69,7 @@ class PerfusionTrainConcept(io.ComfyNode):
         options = {**_defaults(cls.define_schema()), **{name: values[0] for name, values in lists.items()}}
         if clip is None:
             raise ValueError("There is no text encoder: this checkpoint has none. Load one with Load CLIP.")
-        check_trainable(model, vae)
+        check_trainable(model, clip, vae)
         node_id = cls.hidden.unique_id
         locked = text.locked(clip, options["superclass"])
         if locked.warning:
@@ -82,7 +83,7 @@ class PerfusionTrainConcept(io.ComfyNode):
                 plan.continue_from, model, plan.trigger, locked.superclass, plan.settings.steps
             )
         encoder = fingerprint(clip)
-        covariance = covariance or cached_covariance(clip, CAPTIONS, node_id, bar=False, key=encoder)
+        covariance = covariance or cached_covariance(clip, CAPTIONS, node_id, bar=False, key=encoder, model=model)
         if covariance.dim != encoding_width(model):
             raise ValueError(
                 f"The covariance is {covariance.dim} wide, this model's text encoding {encoding_width(model)}. "
@@ -129,7 +130,7 @@ def _plan(model, clip, images, masks, captions, superclass: str, options: Mappin
     """Raises ValueError for whatever cannot be trained with."""
     trigger = unicodedata.normalize("NFC", options["trigger"].strip())
     _check_trigger(clip, trigger)
-    settings, checkpointing = _settings(options, encoding_width(model) == 2048)
+    settings, checkpointing = _settings(options, family_of(model).large)
     photos, covers = prepare_photos(images, masks, options["resolution"] or default_resolution(model))
     if len(captions) == 1 < len(photos):  # one text with a line per photo
         captions = captions[0].strip().splitlines()
@@ -191,7 +192,7 @@ def _learned(course: Course, checkpoint: Checkpoint, metadata: Mapping[str, str]
     """A checkpoint as an output; the first of its sample pictures becomes the thumbnail."""
     metadata = {**metadata, "steps": str(checkpoint.step)}
     if samples := dict(course.rows).get(checkpoint.step):
-        metadata[thumbnail.KEY] = thumbnail.encoded(samples[0])
+        metadata[thumbnail.KEY] = thumbnail.encoded(samples[0], checkpoint.concept.base_model)
     concept = checkpoint.concept.replace(metadata=metadata)
     return ConceptUse(concept, training=checkpoint.training, course=course.key)
 

@@ -20,7 +20,10 @@ _RARE = {"optional": True, **ADVANCED}
 def training_inputs() -> list[io.Input]:
     settings = TrainingSettings()
     return [
-        io.Model.Input("model", tooltip="The diffusion model to train on: SD1.x, SD2.x or SDXL. It stays as it is."),
+        io.Model.Input(
+            "model",
+            tooltip="The diffusion model to train on: SD1.x, SD2.x, SDXL, Anima or Cosmos-Predict2. It stays as it is.",
+        ),
         io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint. It stays as it is."),
         io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
         io.Image.Input("images", tooltip="Photos of your subject, as a batch or a list of any sizes."),
@@ -83,7 +86,8 @@ def training_inputs() -> list[io.Input]:
         io.Combo.Input(
             "gradient_checkpointing",
             options=["auto", "on", "off"],
-            tooltip="Less memory for some more time: backward computes again what it needs. auto: for SDXL.",
+            tooltip="Less memory for some more time: backward computes again what it needs. auto: for SDXL "
+            "and larger models.",
             **_RARE,
         ),
         io.Combo.Input(
@@ -98,8 +102,8 @@ def training_inputs() -> list[io.Input]:
             min=0,
             max=2048,
             step=64,
-            tooltip="Photos are cropped to a square around the subject and scaled to this. 0: 1024 for SDXL, "
-            "64 for the demo model, else 512.",
+            tooltip="Photos are cropped to a square around the subject and scaled to this. 0: 1024 for SDXL, Anima "
+            "and Cosmos-Predict2, 64 for the demo model, else 512.",
             **_RARE,
         ),
         io.Boolean.Input(

@@ -75,7 +75,8 @@ class EncodedPrompts:
 class Trainee(Protocol):
     """What ``train_concept`` needs of a text-to-image model and the photos: the one adapter to write for a new model.
 
-    Photos are numbered from 0, and so are the templates, the sentences that hold the trigger.
+    Photos are numbered from 0, and so are the templates, the sentences that hold the trigger. A trainee whose encodings
+    end in rows of zeros says so by an attribute, ``zero_padded`` = True (see ConceptSet).
     """
 
     wiring: Wiring  # of the model's cross-attention, open during training
@@ -239,7 +240,9 @@ class Training:
         self.target_input = decay * self.target_input + (1 - decay) * encoding
 
     def _concept_set(self, target: Tensor) -> ConceptSet:
-        return ConceptSet([self._live_concept(target)], self.settings.beta, self.settings.temperature)
+        zero_padded = getattr(self.trainee, "zero_padded", False)
+        concepts = [self._live_concept(target)]
+        return ConceptSet(concepts, self.settings.beta, self.settings.temperature, zero_padded=zero_padded)
 
     def _live_concept(self, target: Tensor) -> Concept:
         return Concept(

@@ -71,7 +71,7 @@ class AttentionMaps:
 
     def _forward(self, attention: CrossAttention, projection: str, foreign: Callable | None) -> Callable:
         """The forward of one projection; ``foreign`` is another patch of it, which then does the projecting."""
-        name, heads = attention.path(projection), attention.heads
+        name = attention.path(projection)
 
         @torch.compiler.disable
         def forward(x: Tensor) -> Tensor:
@@ -81,20 +81,26 @@ class AttentionMaps:
             if projection == "to_q":
                 running.queries = projected
             elif running.rows:
-                self._add(running.queries[running.rows], projected[running.rows], heads)
+                self._add(running, projected[running.rows], attention)
             return projected
 
         return forward
 
-    def _add(self, queries: Tensor, keys: Tensor, heads: int) -> None:
+    def _add(self, running: _Forward, keys: Tensor, attention: CrossAttention) -> None:
         q, k = (
-            rearrange(part.float(), "batch n (heads d) -> batch heads n d", heads=heads) for part in (queries, keys)
+            attention.normed(
+                running.model,
+                projection,
+                rearrange(part, "batch n (heads d) -> batch heads n d", heads=attention.heads),
+            ).float()
+            for projection, part in (("to_q", running.queries[running.rows]), ("to_k", keys))
         )
         scores = einsum(q, k, "batch heads spot d, batch heads token d -> batch heads spot token")
-        attention = (scores * q.shape[-1] ** -0.5).softmax(-1)
-        repeated = range(0, k.shape[2], self._tokens)  # the host repeats a prompt that is shorter than the negative
+        looks = (scores * q.shape[-1] ** -0.5).softmax(-1)
+        # the host repeats a prompt that is shorter than the negative
+        repeated = [0] if attention.family.zero_padded else range(0, k.shape[2], self._tokens)
         shares = torch.stack([
-            reduce(attention[..., [place + start for start in repeated for place in places]].sum(-1),
+            reduce(looks[..., [place + start for start in repeated for place in places]].sum(-1),
                    "batch heads spot -> batch spot", "mean")
             for places in self._places.values()
         ])  # (words, batch, spots)  # fmt: skip

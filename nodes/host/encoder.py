@@ -13,14 +13,20 @@ from torch import Tensor
 
 from .uses import ConceptUse
 
-NAMES = ("l", "h", "g")  # of CLIP encoders, in the order in which the host joins their encodings
+CLIPS = ("l", "h", "g")  # in the order in which the host joins their encodings
+NAMES = (*CLIPS, "qwen3_06b", "t5xxl")
 _MANY_WEIGHTS = 8  # of one text model, as with LoRAs of several strengths, whose digests are kept
 _digests: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # {text model: {(its patches, layer): digest}}
 
 
 def encoders_of(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """{name: encoder} of a text model of the host's."""
-    return {name: getattr(model, f"clip_{name}") for name in NAMES if hasattr(model, f"clip_{name}")}
+    return {name: getattr(model, attribute(model, name)) for name in NAMES if hasattr(model, attribute(model, name))}
+
+
+def attribute(owner, name: str) -> str:
+    """What the host's tokenizers and text models call the part with this name among tokens."""
+    return f"clip_{name}" if hasattr(owner, f"clip_{name}") else name
 
 
 def clip_skip(encoder: torch.nn.Module, layer_idx: int | None) -> int:
@@ -41,8 +47,9 @@ def weights_digest(model: torch.nn.Module, skip: int):
     own = clip_skip(next(iter(encoders.values())), None)
     digest = hashlib.blake2b(str(None if skip == own else -skip).encode(), digest_size=8)
     for name, encoder in encoders.items():
-        # without the projection of the pooled output, which encodings do not see and the host may leave unset
-        for key, tensor in sorted(encoder.transformer.text_model.state_dict().items()):
+        # of CLIP without the projection of the pooled output, which encodings do not see and the host may leave unset
+        weights = getattr(encoder.transformer, "text_model", encoder.transformer).state_dict()
+        for key, tensor in sorted(weights.items()):
             digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             add(digest, tensor)
     return digest

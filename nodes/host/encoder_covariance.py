@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import comfy.model_management
@@ -15,17 +15,18 @@ from torch import Tensor
 from ...perfusion_core import Covariance
 from ...perfusion_core.captions import captions as built_in_captions
 from ..photo_folder import photo_endings
-from .encoder import add, weights_digest
+from .adapter import Receiver, adapter_digest, loaded_receiver
+from .encoder import add, attribute, weights_digest
 from .files import covariance_path, input_path
 from .listing import folders_below
 from .progress import Progress
-from .text import encode_rows, encoders, prepare_encoders, skipped
+from .text import encode_rows, is_adapted, placing, prepare_encoders, skipped, tokenizers
 
 CAPTIONS = 10_000  # built-in captions when the user gives no number
 TOKENS = {"all": "", "up to end": "-up-to-end", "content": "-content"}  # which positions count, and their files' ending
 MAX_MIB = 64  # of a caption file
 _LONGEST = 10_000  # characters of a caption; what is longer was not meant as one
-_BATCH = 32
+_BATCH, _SORTED = 32, 2048  # captions at once
 _SENTENCE = "a photo of a small red cat and a large blue house on the beach at night"
 
 
@@ -37,18 +38,21 @@ def cached_covariance(
     bar: bool = True,
     key: str | None = None,
     captions: Sequence[str] | None = None,
+    model=None,
 ) -> Covariance:
     """C for exactly this CLIP, read from the models folder, or made and kept there.
 
     It is over ``count`` built-in captions, or over the first ``count`` of ``captions``. key: the CLIP's fingerprint,
-    where it is known already. tokens, bar and errors are those of ``measure_covariance``.
+    where it is known already. tokens, bar, model and errors are those of ``measure_covariance``.
     """
     chosen = ""
     if captions is not None:
         captions = captions[:count]
         count = len(captions)
         chosen = "-" + hashlib.blake2b("\n".join(captions).encode(), digest_size=8).hexdigest()
-    path = covariance_path(f"{key or fingerprint(clip)}-{count}{chosen}{TOKENS[tokens]}")
+    received = _receiver(clip, model)
+    adapter = "-" + adapter_digest(model) if received else ""
+    path = covariance_path(f"{key or fingerprint(clip)}{adapter}-{count}{chosen}{TOKENS[tokens]}")
     try:
         if path.is_file():
             return Covariance.load(path)
@@ -56,7 +60,7 @@ def cached_covariance(
         logging.warning("Perfusion: the kept covariance cannot be used and is made anew: %s", error)
     if captions is None:
         captions = list(built_in_captions(count))
-    covariance = measure_covariance(clip, captions, node_id, tokens, bar)
+    covariance = measure_covariance(clip, captions, node_id, tokens, bar, model)
     try:
         covariance.save(path)
     except OSError as error:  # works without, only slower the next time
@@ -65,32 +69,37 @@ def cached_covariance(
 
 
 def measure_covariance(
-    clip, captions: Sequence[str], node_id: str | None, tokens: str = "all", bar: bool = True
+    clip, captions: Sequence[str], node_id: str | None, tokens: str = "all", bar: bool = True, model=None
 ) -> Covariance:
-    """C over the first 77 tokens of these captions. Raises ValueError when nothing counts, and the host's cancel.
+    """C over the encodings of these captions, CLIP's 77 tokens of each. Raises ValueError when nothing counts, and the
+    host's cancel.
 
-    tokens: "all" 77 positions, those from the start "up to end", or the "content" between start and end. Without
-    ``bar`` the progress is a line of text only.
+    tokens: "all" 77 positions, those from the start "up to end", or the "content" between start and end; other encoders
+    have no padding that counts. Without ``bar`` the progress is a line of text only. model: the MODEL, which Anima's
+    CLIP needs.
     """
     if not captions:
         raise ValueError("There are no captions. Write one per line, or leave the field empty for the built-in ones.")
+    received = _receiver(clip, model)
     _load(clip)
     prepare_encoders(clip)
-    progress = Progress(len(captions), node_id, bar)
+    progress, done = Progress(len(captions), node_id, bar), 0
     covariance = None
-    for start in range(0, len(captions), _BATCH):
-        rows = _rows(clip, captions[start : start + _BATCH])
+    for rows in _batches(clip, captions):
         with torch.no_grad():
-            encodings, _ = encode_rows(clip, rows)
+            encodings, _ = encode_rows(clip, rows, received)
         if covariance is None:
             covariance = Covariance(encodings.shape[-1])
-        covariance.update(encodings, None if tokens == "all" else _counted(clip, rows, tokens))
-        progress.update(
-            min(start + _BATCH, len(captions)), "Getting to know this checkpoint's text encoder (only once)"
-        )
+        covariance.update(encodings, None if tokens == "all" else _counted(clip, rows, tokens, encodings.shape[1]))
+        done += len(encodings)
+        progress.update(done, "Getting to know this checkpoint's text encoder (only once)")
     if not covariance.count:
         raise ValueError("The captions hold no words. Write one caption per line.")
     return covariance
+
+
+def _receiver(clip, model) -> Receiver | None:
+    return loaded_receiver(model) if is_adapted(clip.tokenizer.tokenize_with_weights("")) else None
 
 
 def fingerprint(clip) -> str:
@@ -110,10 +119,20 @@ def fingerprint(clip) -> str:
     return digest.hexdigest()
 
 
+def _batches(clip, captions: Sequence[str]) -> Iterator[dict[str, list[list]]]:
+    """As ``_rows``; from many captions those with equally many tokens come together, which can be encoded at once."""
+    for start in range(0, len(captions), _SORTED):
+        rows = _rows(clip, captions[start : start + _SORTED])
+        count = len(next(iter(rows.values())))
+        order = sorted(range(count), key=lambda place: [len(own[place]) for own in rows.values()])
+        for first in range(0, count, _BATCH):
+            yield {name: [own[place] for place in order[first : first + _BATCH]] for name, own in rows.items()}
+
+
 def _rows(clip, captions: Sequence[str]) -> dict[str, list[list]]:
-    """{encoder: the tokens of every caption}, of a long one only the first section."""
+    """{tokenizer: the tokens of every caption}, of a long one only the first section."""
     tokenized = [clip.tokenize(caption) for caption in captions]
-    return {name: [[token[0] for token in prompt[name][0]] for prompt in tokenized] for name in encoders(clip)}
+    return {name: [[token[0] for token in prompt[name][0]] for prompt in tokenized] for name in tokenizers(clip)}
 
 
 def caption_files() -> list[str]:
@@ -159,15 +178,18 @@ def caption_lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _counted(clip, rows: Mapping[str, list[list]], tokens: str) -> Tensor:
-    """Which positions of {encoder: rows of tokens} count, (rows, tokens): those that do in every encoder."""
+def _counted(clip, rows: Mapping[str, list[list]], tokens: str, length: int) -> Tensor:
+    """Which of ``length`` positions count of {tokenizer: rows of tokens}, (rows, tokens): those that do for all."""
     masks = []
-    for name, prompts in rows.items():
-        end = getattr(clip.tokenizer, f"clip_{name}").end_token
+    position = torch.arange(length)
+    for name in [placing(rows)] if "t5xxl" in rows else rows:
+        part = getattr(clip.tokenizer, attribute(clip.tokenizer, name))
         # the first one, because SD1's padding is end tokens too; a token may be an embedding, hence no index()
-        ends = torch.tensor([[[isinstance(t, int) and t == end for t in row].index(True)] for row in prompts])
-        position = torch.arange(len(prompts[0]))
-        masks.append(position <= ends if tokens == "up to end" else (position > 0) & (position < ends))
+        ends = torch.tensor(
+            [[[isinstance(t, int) and t == part.end_token for t in row].index(True)] for row in rows[name]]
+        )
+        after_start = position >= part.tokens_start
+        masks.append(position <= ends if tokens == "up to end" else after_start & (position < ends))
     return torch.stack(masks).all(dim=0)
 
 

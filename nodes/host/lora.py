@@ -41,14 +41,19 @@ def projector(model) -> Callable[[str, str, Tensor], Tensor]:
     return project
 
 
-def lora_names(model) -> dict[str, str]:
-    """{layer: what LoRA files call it}: by diffusers' modules as kohya's trainer does, for SDXL by the checkpoint's."""
+def lora_names(model) -> dict[tuple[str, str], str]:
+    """{(layer, "to_k" or "to_v"): what LoRA files call it}: by diffusers' modules as kohya's trainer does for SD1.x and
+    SD2.x, for others by the checkpoint's."""
     key = ".to_k.weight"
     diffusers = {}
     if base_model(model) != "sdxl":
         names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config).items()
         diffusers = {own.removesuffix(key): name.removesuffix(key) for name, own in names if own.endswith(key)}
-    return {layer: "lora_unet_" + diffusers.get(layer, layer).replace(".", "_") for layer in cross_attentions(model)}
+    return {
+        (layer, name): f"lora_unet_{diffusers.get(layer, layer)}.{attention.family.projections[name]}".replace(".", "_")
+        for layer, attention in cross_attentions(model).items()
+        for name in ("to_k", "to_v")
+    }
 
 
 def embedding_tensors(concept: Concept) -> dict[str, Tensor]:

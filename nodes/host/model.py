@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
+from torch import Tensor
 
 from ...perfusion_core import EditedEncoding
 from .families import FAMILIES, Family, family_of
@@ -88,6 +90,11 @@ class CrossAttention:
     @property
     def heads(self) -> int:
         return getattr(self.module, self.family.heads)
+
+    def normed(self, model: torch.nn.Module, projection: str, projected: Tensor) -> Tensor:
+        """What attention in this BaseModel sees of what "to_q" or "to_k" gave, (..., d of a head)."""
+        norm = self.family.norms.get(projection)
+        return projected if norm is None else comfy.utils.get_attr(model, f"{self.name}.{norm}")(projected)
 
 
 def cross_attentions(model) -> dict[str, CrossAttention]:

@@ -117,7 +117,8 @@ def change_metadata(asked: Mapping[str, Any]) -> dict[str, Any]:
     if "tags" in changes:
         changes[_TAGS] = ", ".join(_tags(changes.pop("tags")))
     if "thumbnail" in changes:
-        changes[thumbnail.KEY] = thumbnail.from_page(changes.pop("thumbnail"))
+        base_model = _entry(file).get("base_model", "")
+        changes[thumbnail.KEY] = thumbnail.from_page(changes.pop("thumbnail"), base_model)
     edit_metadata(path.resolve(), changes)
     return _entry(file)
 

@@ -31,10 +31,10 @@ class Sampling:
             missing, loader = ("text encoder", "Load CLIP") if clip is None else ("VAE", "Load VAE")
             raise ValueError(f"There is no {missing}: this checkpoint has none. Load one with {loader}.")
         conditionings = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in (text, negative)]
-        return vae.decode(self.sample(model, vae, *conditionings, seed, count)).cpu()
+        return decoded(vae, self.sample(model, vae, *conditionings, seed, count)).cpu()
 
     def sample(self, model, vae, positive, negative, seed: int, count: int = 1) -> Tensor:
-        """LATENT samples of the host's conditionings, (count, channels, height, width)."""
+        """LATENT samples of the host's conditionings, (count, channels, height, width), or of one frame each."""
         side = (self.resolution or default_resolution(model)) // vae.spacial_compression_encode()
         empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(count, 4, side, side))
         noise = comfy.sample.prepare_noise(empty, seed)
@@ -42,3 +42,8 @@ class Sampling:
             model, noise, self.steps, self.cfg, self.sampler, self.scheduler, positive, negative, empty,
             disable_pbar=True, seed=seed,
         )  # fmt: skip
+
+
+def decoded(vae, latents: Tensor) -> Tensor:
+    """IMAGE of latents; of those with frames, which follow one another then, as the host's node has it."""
+    return vae.decode(latents).flatten(0, -4)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from comfy.sd1_clip import SDTokenizer
 
 from ...perfusion_core.concept import plain_words
+from .tokenizer import ids_within
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,12 @@ class LockedWord:
 
 
 def locked_word(tokenizer, superclass: str) -> LockedWord:
-    """By a CLIP encoder's Hugging Face tokenizer. Raises ValueError for a superclass without a word."""
+    """By a text encoder's Hugging Face tokenizer. Raises ValueError for a superclass without a word."""
     words = plain_words(superclass)
     if not words:
         found = "is empty" if not superclass.strip() else f"{superclass.strip()!r} holds no word"
         raise ValueError(f"The superclass {found}. Give the plain word your concept is a kind of, such as teddy.")
-    token = tokenizer(words)["input_ids"][-2]
+    token = ids_within(tokenizer, words)[-1]
     locked = tokenizer.decode([token]).strip()
     known = _last_letters(words).lower() == locked.lower()
     return LockedWord(words, token, locked if locked.isprintable() and "\ufffd" not in locked else "", known)

@@ -13,21 +13,27 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ...perfusion_core import Concept
 from ...perfusion_core.concept import plain_words
-from .encoder import NAMES, clip_skip, differences, encoders_of, in_words
+from .adapter import Receiver, loaded_receiver
+from .encoder import CLIPS, attribute, clip_skip, differences, encoders_of, in_words
 from .key_lock import ENCODING, KEYS
 from .locked import with_keys
 from .progress import listener
 from .superclass import LockedWord, locked_word
-from .tokenizer import TRIGGER, knowing, plain_tokenizer
+from .tokenizer import TRIGGER, TriggerToken, ids_within, knowing, plain_tokenizer
 from .uses import KEY, ConceptUse, combine
 
-_SPECIAL = {"<|startoftext|>": "start", "<|endoftext|>": "end"}
+START = "start"  # the label of the token that CLIP's texts begin with
+_SPECIAL = {"<|startoftext|>": START, "<|endoftext|>": "end", "</s>": "end"}
+_BEFORE = ("Ġ", "▁")  # a word, in Qwen's and T5's vocabularies; CLIP's have "</w>" behind it
+_BEYOND_CLIP = ({"qwen3_06b", "t5xxl"}, {"t5xxl"})  # of Anima and of Cosmos-Predict2
 _MOST_SIMILAR = 3  # words that are told for each concept
 
 
@@ -46,15 +52,18 @@ def apply_to_clip(clip, uses: Sequence[ConceptUse]):
     plain = getattr(current, "perfusion_plain", current)
     model, said = getattr(plain, "__self__", None), set()
     watch = _UnlockedReading(locks)
-    embeddings = {use.concept.trigger: use.concept.token_embeddings for use in uses}
-    clip.tokenizer = tokenizer = with_triggers(clip.tokenizer, embeddings, on_read=watch.warn)
+    readings = {
+        use.concept.trigger: reading(clip, use.concept.superclass, use.concept.token_embeddings) for use in uses
+    }
+    clip.tokenizer = tokenizer = with_triggers(clip.tokenizer, readings, on_read=watch.warn)
 
     def encode_token_weights(tokens):
         """As the host's, with what keys see as a third item, which the host copies into the conditioning."""
         with watch.off():
             cond, pooled, *more = plain(tokens)
             keys = _key_encoding(plain, tokens, cond, locks, words)
-        if (tell := listener()) and (similar := similar_words(tokenizer, tokens, cond, uses)):
+        tell = listener()
+        if tell and not is_adapted(tokens) and (similar := similar_words(tokenizer, tokens, cond, uses)):
             tell("perfusion.words", similar)
         if model is not None:
             _tell_differences(model, tokens, uses, said)
@@ -99,14 +108,31 @@ class _UnlockedReading:
             self._locks = {}
 
 
-def encoders(clip) -> dict[str, torch.nn.Module]:
-    """{name: encoder} of a CLIP's text encoders. Raises ValueError when it has others than CLIP's."""
+def tokenizers(clip) -> dict[str, Any]:
+    """{name: Hugging Face's tokenizer, without triggers} of a CLIP. Raises ValueError for one of unknown encoders."""
     names = clip.tokenizer.tokenize_with_weights("").keys()
-    if not names <= set(NAMES):
+    if not names <= set(CLIPS) and names not in _BEYOND_CLIP:
         raise ValueError(
-            f"Perfusion knows the CLIP text encoders of SD1.x, SD2.x and SDXL; this one has {', '.join(sorted(names))}."
+            "Perfusion knows the text encoders of SD1.x, SD2.x, SDXL, Anima and Cosmos-Predict2; this one has "
+            f"{', '.join(sorted(names))}."
         )
+    return {name: plain_tokenizer(getattr(clip.tokenizer, attribute(clip.tokenizer, name))) for name in names}
+
+
+def encoders(clip) -> dict[str, torch.nn.Module]:
+    """{name: encoder} of a CLIP, whose tokenizers may be more. Raises ValueError for unknown ones."""
+    tokenizers(clip)
     return encoders_of(clip.cond_stage_model)
+
+
+def is_adapted(tokens) -> bool:
+    """Whether tokens are Anima's: its adapter, a part of the diffusion model, turns Qwen's encoding into T5's."""
+    return tokens.keys() >= {"qwen3_06b", "t5xxl"}
+
+
+def placing(tokens) -> str:
+    """The tokenizer whose tokens stand where those of the encoding do that layers receive."""
+    return "t5xxl" if "t5xxl" in tokens else next(iter(tokens))
 
 
 def skipped(clip) -> int:
@@ -127,18 +153,33 @@ def concept_uses(clip) -> tuple[ConceptUse, ...]:
 
 
 def superclass_tokens(clip, superclass: str) -> dict[str, int]:
-    """{encoder: the token that is locked}: the last of the superclass's, as in "teddy bear" the bear."""
-    return {name: locked_word(_tokenizer_of(clip, name), superclass).token for name in encoders(clip)}
+    """{tokenizer: the token that is locked}: the last of the superclass's, as in "teddy bear" the bear."""
+    return {name: locked_word(plain, superclass).token for name, plain in tokenizers(clip).items()}
 
 
 def locked(clip, superclass: str) -> LockedWord:
     """What keys are locked to, in the CLIP's first encoder. Raises ValueError for a superclass without a word."""
-    return locked_word(_tokenizer_of(clip, next(iter(encoders(clip)))), superclass)
+    return locked_word(next(iter(tokenizers(clip).values())), superclass)
 
 
 def word_count(clip, text: str) -> int:
     """How many tokens ``text`` has in the CLIP's first encoder."""
-    return len(_word_tokens(clip, next(iter(encoders(clip))), text))
+    return len(ids_within(next(iter(tokenizers(clip).values())), text.strip()))
+
+
+def reading(clip, superclass: str, embeddings: Mapping[str, Tensor]) -> dict[str, Tensor | list[int]]:
+    """{tokenizer: what it reads for a trigger}: the embedding of its encoder, or where there is no encoder behind it,
+    as behind Anima's T5, the superclass's last word."""
+    return {
+        name: embeddings[name] if name in embeddings else _last_word(plain, superclass)
+        for name, plain in tokenizers(clip).items()
+    }
+
+
+def _last_word(plain, superclass: str) -> list[int]:
+    """Its tokens, of which the last is the trigger's."""
+    *first, last = ids_within(plain, plain_words(superclass).split()[-1])
+    return [*first, TriggerToken(last)]
 
 
 def prepare_encoders(clip) -> None:
@@ -149,13 +190,40 @@ def prepare_encoders(clip) -> None:
     clip.cond_stage_model.set_clip_options({"execution_device": clip.patcher.load_device})
 
 
-def encode_rows(clip, rows: Mapping[str, list[list]]) -> tuple[Tensor, Tensor | None]:
-    """Encodes {encoder: rows of tokens}, all of one length, to (rows, tokens, d) and pooled (rows, d_pooled).
+def encode_rows(clip, rows: Mapping[str, list[list]], received: Receiver | None = None) -> tuple[Tensor, Tensor | None]:
+    """Encodes {tokenizer: rows of tokens} to (rows, tokens, d), in zeros where rows are shorter, and pooled
+    (rows, d_pooled). received: what the layers make of it first (see ``adapter``).
 
     Differentiable in tokens that are tensors. The CLIP is loaded and its encoders prepared.
     """
+    alike: dict[tuple, list[int]] = {}  # rows of one length: nothing may be added to others, which would be encoded
+    for place, row in enumerate(zip(*rows.values(), strict=True)):
+        alike.setdefault(tuple(map(len, row)), []).append(place)
+    parts = [
+        _encode_alike(clip, {name: [own[place] for place in places] for name, own in rows.items()}, received)
+        for places in alike.values()
+    ]
+    longest = max(encodings.shape[1] for encodings, _ in parts)
+    encodings = torch.cat([pad(encodings, (0, 0, 0, longest - encodings.shape[1])) for encodings, _ in parts])
+    pooled = None if parts[0][1] is None else torch.cat([pooled for _, pooled in parts])
+    order = torch.tensor([place for places in alike.values() for place in places]).argsort()
+    return encodings[order], pooled if pooled is None else pooled[order]
+
+
+def _encode_alike(clip, rows: Mapping[str, list[list]], received: Receiver | None) -> tuple[Tensor, Tensor | None]:
     outputs = [encoder(rows[name])[:2] for name, encoder in encoders(clip).items()]
-    return torch.cat([encoding for encoding, _ in outputs], dim=-1), outputs[-1][1]
+    encodings = torch.cat([encoding for encoding, _ in outputs], dim=-1)
+    if received is not None and is_adapted(rows):
+        encodings = received(encodings, {"t5xxl_ids": torch.tensor(rows["t5xxl"], dtype=torch.int)})
+    return encodings, outputs[-1][1]
+
+
+def encoding_of_layers(clip, tokens, model=None) -> Tensor:
+    """What layers receive of tokens, (1, tokens, d). Raises ValueError where that takes a MODEL and there is none."""
+    if not is_adapted(tokens):
+        return clip.encode_from_tokens(tokens)
+    conditioning = clip.encode_from_tokens(tokens, return_dict=True)
+    return loaded_receiver(model)(conditioning["cond"], conditioning)
 
 
 def in_superclass_words(clip):
@@ -164,7 +232,8 @@ def in_superclass_words(clip):
     clip = apply_to_clip(clip, [use.replace(strength=0.0) for use in uses])
     words = {
         use.concept.trigger: {
-            name: _word_tokens(clip, name, plain_words(use.concept.superclass)) for name in encoders(clip)
+            name: list(map(TriggerToken, ids_within(plain, plain_words(use.concept.superclass))))
+            for name, plain in tokenizers(clip).items()
         }
         for use in uses
     }
@@ -173,17 +242,18 @@ def in_superclass_words(clip):
 
 
 def with_triggers(tokenizer, embeddings: Mapping[str, Mapping[str, Tensor | Sequence[int]]], **options):
-    """A copy of the host's tokenizer in which {trigger: {encoder: (d_encoder,)}} stand for themselves.
+    """A copy of the host's tokenizer in which {trigger: {tokenizer: (d_encoder,)}} stand for themselves.
 
     In place of an embedding there may be tokens, which are then read where the trigger stands. options: of ``knowing``.
     """
     tokenizer = copy.copy(tokenizer)
     for name in tokenizer.tokenize_with_weights(""):
-        part = copy.copy(getattr(tokenizer, f"clip_{name}"))
+        place = attribute(tokenizer, name)
+        part = copy.copy(getattr(tokenizer, place))
         plain = plain_tokenizer(part)
         own = {trigger: by_encoder[name] for trigger, by_encoder in embeddings.items()}
         part.tokenizer = knowing(plain, own, **options) if own else plain
-        setattr(tokenizer, f"clip_{name}", part)
+        setattr(tokenizer, place, part)
     return tokenizer
 
 
@@ -195,7 +265,7 @@ def trigger_positions(tokens: Sequence[tuple]) -> list[int]:
 def trigger_places(tokens) -> dict[str, list[int]]:
     """{trigger, in lower case: positions in the encoding} of the tokens that a CLIP made of a text."""
     places: dict[str, list[int]] = {}
-    sections = next(iter(tokens.values()))
+    sections = tokens[placing(tokens)]
     for position, (token, *_) in enumerate(token for section in sections for token in section):
         if hasattr(token, TRIGGER):
             places.setdefault(getattr(token, TRIGGER), []).append(position)
@@ -207,15 +277,15 @@ def token_labels(clip, tokens) -> list[tuple[int, str]]:
 
     A trigger's is the trigger, an embedding's "embedding".
     """
-    name = next(iter(encoders(clip)))
-    plain, labels, position = _tokenizer_of(clip, name), [], 0
-    for section in tokens[name]:
+    plain, labels, position = tokenizers(clip)[placing(tokens)], [], 0
+    for section in tokens[placing(tokens)]:
         ended = False
         for token, *_ in section:
             if not ended:
                 label = getattr(token, TRIGGER, "embedding")
-                if isinstance(token, int):
-                    label = plain.convert_ids_to_tokens(token).removesuffix("</w>")
+                if isinstance(token, int) and not hasattr(token, TRIGGER):
+                    label = plain.convert_ids_to_tokens(token)
+                    label = label.removesuffix("</w>").lstrip("".join(_BEFORE)) or label
                     ended = token == plain.eos_token_id
                 labels.append((position, _SPECIAL.get(label, label)))
             position += 1
@@ -227,15 +297,16 @@ def similar_words(tokenizer, tokens, encoding: Tensor, uses: Sequence[ConceptUse
 
     encoding: (1, tokens, d) of ``tokens``. Triggers and punctuation are left out; of a word its likest part counts.
     """
-    name, sections = next(iter(tokens.items()))
-    stream = [token for section in sections for token, *_ in section]
+    name = placing(tokens)
+    stream = [token for section in tokens[name] for token, *_ in section]
     encoding = encoding[:, :: max(encoding.shape[1] // len(stream), 1)]  # NegPip has two for each
     stream = stream[: encoding.shape[1]]
     present = {getattr(token, TRIGGER, None) for token in stream}
     told = [use for use in uses if use.file and use.concept.trigger.lower() in present]
     if not told:
         return {}
-    words, encoding = _words(plain_tokenizer(getattr(tokenizer, f"clip_{name}")), stream), encoding[0].cpu()
+    part = getattr(tokenizer, attribute(tokenizer, name))
+    words, encoding = _words(plain_tokenizer(part), stream), encoding[0].cpu()
     similar = {}
     for use in told:
         similarity = use.concept.similarity(encoding).tolist()
@@ -246,18 +317,22 @@ def similar_words(tokenizer, tokens, encoding: Tensor, uses: Sequence[ConceptUse
 
 def _words(plain, stream: Sequence[int | Tensor]) -> dict[str, list[int]]:
     """{word: positions of all its parts} of tokens."""
-    words: dict[str, list[int]] = {}
-    special, parts = set(plain.all_special_ids), []
+    special, parts = set(plain.all_special_ids), [[]]
     for position, token in enumerate(stream):
         if not isinstance(token, int) or token in special:
-            parts = []
+            parts.append([])
             continue
-        parts.append(token)
-        if plain.convert_ids_to_tokens(token).endswith("</w>"):
-            word = plain.decode(parts).strip()
-            if any(map(str.isalnum, word)):
-                words.setdefault(word, []).extend(range(position + 1 - len(parts), position + 1))
-            parts = []
+        piece = plain.convert_ids_to_tokens(token)
+        if piece.startswith(_BEFORE):
+            parts.append([])
+        parts[-1].append(position)
+        if piece.endswith("</w>"):
+            parts.append([])
+    words: dict[str, list[int]] = {}
+    for positions in parts:
+        word = plain.decode([stream[position] for position in positions]).strip(" ,.;:!?")
+        if any(map(str.isalnum, word)):
+            words.setdefault(word, []).extend(positions)
     return words
 
 
@@ -295,14 +370,6 @@ def _with_superclasses(tokens, words: Mapping[str, Mapping[str, int]], encoder: 
     if isinstance(tokens, (list, tuple)):
         return type(tokens)(_with_superclasses(part, words, encoder) for part in tokens)
     return words[trigger][encoder] if (trigger := getattr(tokens, TRIGGER, None)) in words else tokens
-
-
-def _word_tokens(clip, encoder: str, text: str) -> list[int]:
-    return _tokenizer_of(clip, encoder)(text.strip())["input_ids"][1:-1]
-
-
-def _tokenizer_of(clip, encoder: str):
-    return plain_tokenizer(getattr(clip.tokenizer, f"clip_{encoder}"))
 
 
 def _check_fits(concept: Concept, clip) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
+from comfy import quant_ops
 from comfy.ldm.modules import attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -42,12 +43,16 @@ def trainable_through(*models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def out_of_place_clip(model: nn.Module) -> Iterator[None]:
-    """The host's CLIP layers add in place, which autograd refuses; for a while they do not."""
-    with _forwards(model, ("CLIPLayer",), lambda layer: types.MethodType(_clip_layer, layer)):
+def out_of_place_texts(model: nn.Module) -> Iterator[None]:
+    """The host's CLIP and T5 layers add in place, which autograd refuses; for a while they do not."""
+    with _forwards(model, _OUT_OF_PLACE, lambda layer: types.MethodType(_OUT_OF_PLACE[type(layer).__name__], layer)):
         yield
 
 
+_ROTATIONS = ("rms_rope_split_half",)  # of Cosmos-Predict2's kind
+_BLOCKS = (  # of UNets and CLIP, Cosmos-Predict2, Qwen and Anima's adapter, T5
+    "BasicTransformerBlock", "ResBlock", "CLIPLayer", "Block", "TransformerBlock", "T5Block",
+)  # fmt: skip
 _WITH_BACKWARD = ("attention_basic", "attention_pytorch", "attention_split", "attention_xformers")
 
 
@@ -70,12 +75,36 @@ def attention_with_backward() -> Iterator[None]:
             setattr(attention, name, function)
 
 
+def attention_options() -> dict:
+    """The same for models that hold on to the chosen attention: transformer_options, which they hand to it."""
+    chosen = attention.optimized_attention
+    return {"optimized_attention_override": lambda _, *args, **kwargs: chosen(*args, **kwargs)}
+
+
+@contextmanager
+def rotation_with_backward() -> Iterator[None]:
+    """Comfy Kitchen's rotary embeddings have no backward; for a while the same in plain PyTorch stands in."""
+    kitchen = getattr(quant_ops, "ck", None)
+    names = _ROTATIONS if kitchen is not None else ()
+    before = {name: getattr(kitchen, name) for name in names if hasattr(kitchen, name)}
+    if before:
+        from comfy_kitchen.backends.eager import rope
+
+        for name in before:
+            setattr(kitchen, name, getattr(rope, name))
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(kitchen, name, function)
+
+
 @contextmanager
 def checkpointed(*models: nn.Module) -> Iterator[None]:
-    """Backward computes the blocks of UNets and CLIPs again instead of keeping what is inside of them."""
+    """Backward computes the blocks of the models again instead of keeping what is inside of them."""
     with ExitStack() as stack:
         for model in models:
-            stack.enter_context(_forwards(model, ("BasicTransformerBlock", "ResBlock", "CLIPLayer"), _checkpointed))
+            stack.enter_context(_forwards(model, _BLOCKS, _checkpointed))
         yield
 
 
@@ -118,6 +147,20 @@ def _forwards(model: nn.Module, kinds: Sequence[str], make: Callable[[nn.Module]
 def _clip_layer(self, x: Tensor, mask: Tensor | None = None, optimized_attention=None) -> Tensor:
     x = x + self.self_attn(self.layer_norm1(x), mask, optimized_attention)
     return x + self.mlp(self.layer_norm2(x))
+
+
+def _t5_attention(self, x: Tensor, mask: Tensor | None = None, past_bias=None, optimized_attention=None):
+    output, past_bias = self.SelfAttention(
+        self.layer_norm(x), mask=mask, past_bias=past_bias, optimized_attention=optimized_attention
+    )
+    return x + output, past_bias
+
+
+def _t5_feed_forward(self, x: Tensor) -> Tensor:
+    return x + self.DenseReluDense(self.layer_norm(x))
+
+
+_OUT_OF_PLACE = {"CLIPLayer": _clip_layer, "T5LayerSelfAttention": _t5_attention, "T5LayerFF": _t5_feed_forward}
 
 
 def _alias(tensor: Tensor) -> Tensor:

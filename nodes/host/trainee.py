@@ -15,11 +15,22 @@ from torch import Tensor
 
 from ...perfusion_core import Concept, ConceptSet, EncodedPrompts, Wiring, draw_timesteps, masked_mse
 from . import text
-from .model import cross_attentions, encoding_width, without_concepts
-from .trainable import attention_with_backward, checkpointed, out_of_place_clip, trainable_through
+from .adapter import receiver
+from .families import family_of
+from .model import base_model, cross_attentions, encoding_width, without_concepts
+from .sampling import decoded
+from .tokenizer import TRIGGER
+from .trainable import (
+    attention_options,
+    attention_with_backward,
+    checkpointed,
+    out_of_place_texts,
+    rotation_with_backward,
+    trainable_through,
+)
 
 _PLACE = "<perfusion-trigger>"  # stands for the trigger, whatever it is, while sentences are tokenized
-_SAMPLING_STEPS, _CFG = 20, 7.0  # of previews
+_SAMPLING_STEPS = 20  # of previews
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,10 @@ class ComfyTrainee:
     """``perfusion_core.training.Trainee`` for the host's diffusion models that take CLIP's encodings."""
 
     def __init__(self, model, clip, vae, subject: Subject, latents: Tensor, autocast: torch.dtype | None = None):
-        """latents (photos, 4, h, w) of the subject's photos in the model's own scale; autocast: the network's dtype."""
+        """latents (photos, channels, h, w), or with one frame (photos, channels, 1, h, w), of the subject's photos in
+        the model's own scale; autocast: the network's dtype."""
+        family = family_of(model)
+        self._received, self._cfg, self.zero_padded = receiver(model), family.cfg, family.zero_padded
         self._model, self._clip, self._vae, self._patchers = model.model, clip, vae, (model, clip.patcher)
         self._device, self._autocast = model.load_device, autocast
         self._size = subject.photos.shape[1]
@@ -54,20 +68,24 @@ class ComfyTrainee:
         self._min_timestep = subject.min_timestep
         if subject.masks is not None:
             self._masks = F.interpolate(subject.masks[:, None].clone(), size=latents.shape[-2:], mode="area")
-            self._masks = self._masks.to(self._device)
+            self._masks = self._masks.to(self._device).unflatten(1, (1,) * (latents.ndim - 3))
         sentences = list(dict.fromkeys(sentence for own in subject.sentences for sentence in own))
         self.templates = [[sentences.index(sentence) for sentence in own] for own in subject.sentences]
         layers = cross_attentions(model)
         names = {layer: (attention.path("to_k"), attention.path("to_v")) for layer, attention in layers.items()}
         self.wiring = Wiring(self._model, names)
+        self._superclass_words = subject.superclass
         self._superclass = text.superclass_tokens(clip, subject.superclass)
-        self._tokens = _tokenized(clip, sentences)
+        self._tokens = self._tokenized(sentences)
 
     def superclass_embeddings(self) -> Mapping[str, Tensor]:
         return {
             name: table[self._superclass[name]].detach().float().clone()
             for name, table in text.embedding_tables(self._clip).items()
         }
+
+    def _tokenized(self, sentences: Sequence[str]) -> list[_Tokens]:
+        return _tokenized(self._clip, sentences, self._superclass_words)
 
     def encode(self, templates: Sequence[int], token_embeddings: Mapping[str, Tensor]) -> EncodedPrompts:
         return self._encode([self._tokens[template] for template in templates], token_embeddings)
@@ -95,13 +113,13 @@ class ComfyTrainee:
 
         Every sentence holds {} in the trigger's place and starts from the same noise.
         """
-        self.wiring.concepts = ConceptSet([concept])
+        self.wiring.concepts = ConceptSet([concept], zero_padded=self.zero_padded)
         embeddings = {name: embedding.to(self._device) for name, embedding in concept.token_embeddings.items()}
-        rows = _tokenized(self._clip, [*sentences, ""])
+        rows = self._tokenized([*sentences, ""])
         latents = [self._sample(self._encode([row, rows[-1]], embeddings), seed) for row in rows[:-1]]
         latents = self._model.process_latent_out(torch.cat(latents).float())
         with torch.inference_mode(), _out_of_reach(self._patchers):
-            pictures = self._vae.decode(latents)
+            pictures = decoded(self._vae, latents)
             comfy.model_management.free_memory(1e30, self._device)  # the VAE, not wanted until the next time
         return pictures.float().cpu()
 
@@ -113,8 +131,8 @@ class ComfyTrainee:
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            positive, negative = self._denoised(x.repeat(2, 1, 1, 1), sigma.repeat(2), prompts).float().chunk(2)
-            return negative + _CFG * (positive - negative)
+            positive, negative = self._denoised(torch.cat([x, x]), sigma.repeat(2), prompts).float().chunk(2)
+            return negative + self._cfg * (positive - negative)
 
         start = sampling.noise_scaling(sigmas[:1], noise, torch.zeros_like(noise), max_denoise=True)
         return sample_dpmpp_2m(denoise, start, sigmas, disable=True)
@@ -127,16 +145,20 @@ class ComfyTrainee:
         )
         conditioning = {} if adm is None else {"y": adm}
         with torch.autocast(self._device.type, self._autocast) if self._autocast else nullcontext():
-            return self._model.apply_model(x, sigma, c_crossattn=context, transformer_options={}, **conditioning)
+            return self._model.apply_model(
+                x, sigma, c_crossattn=context, transformer_options=attention_options(), **conditioning
+            )
 
     def _encode(self, rows: Sequence[_Tokens], token_embeddings: Mapping[str, Tensor]) -> EncodedPrompts:
-        tokens: dict[str, list[list]] = {name: [] for name in token_embeddings}
+        """With ``token_embeddings`` where triggers stand; a tokenizer without an encoder has superclass words there."""
+        tokens: dict[str, list[list]] = {name: [] for name in rows[0].tokens}
         for row in rows:
-            for name, plain in row.tokens.items():
-                trigger = [] if row.position is None else [token_embeddings[name]]
-                at = row.position or 0
-                tokens[name].append([*plain[:at], *trigger, *plain[at + len(trigger) :]])
-        encodings, pooled = text.encode_rows(self._clip, tokens)
+            for name, own in row.tokens.items():
+                tokens[name].append([
+                    token_embeddings[name] if name in token_embeddings and hasattr(token, TRIGGER) else token
+                    for token in own
+                ])  # fmt: skip
+        encodings, pooled = text.encode_rows(self._clip, tokens, self._received)
         positions = torch.tensor([row.position or 0 for row in rows])
         pooled = None if pooled is None else pooled.to(self._device)
         return EncodedPrompts(encodings.to(self._device), positions, pooled)
@@ -151,7 +173,7 @@ def open_trainee(
     autocast: bf16 or fp16 for the network's arithmetic, None for the model's own; checkpointing: less memory, more
     time. Raises ValueError for models that cannot be trained on.
     """
-    check_trainable(model, vae)
+    check_trainable(model, clip, vae)
     if subject.flip:
         subject = subject.mirrored()
     latents = torch.cat([vae.encode(photo[None]) for photo in subject.photos])
@@ -166,8 +188,9 @@ def open_trainee(
     text.prepare_encoders(clip)
     with ExitStack() as stack:
         stack.enter_context(trainable_through(model.model, clip.cond_stage_model))
-        stack.enter_context(out_of_place_clip(clip.cond_stage_model))
+        stack.enter_context(out_of_place_texts(clip.cond_stage_model))
         stack.enter_context(attention_with_backward())
+        stack.enter_context(rotation_with_backward())
         if checkpointing:
             stack.enter_context(checkpointed(model.model, clip.cond_stage_model))
         trainee = ComfyTrainee(model, clip, vae, subject, latents.clone(), autocast)  # clones are no inference tensors
@@ -198,9 +221,14 @@ def _static(model, clip):
     return model, clip
 
 
-def check_trainable(model, vae) -> None:
-    """Raises ValueError for models that cannot be trained on."""
+def check_trainable(model, clip, vae) -> None:
+    """Raises ValueError for models that cannot be trained on, or do not belong together."""
     encoding_width(model)  # raises for a model without text cross-attention
+    if foreign := text.encoders(clip).keys() - family_of(model).texts:
+        raise ValueError(
+            f"This text encoder ({', '.join(sorted(foreign))}) is not this model's ({base_model(model)}). Connect the "
+            "one that belongs to it."
+        )
     channels = model.model.model_config.unet_config.get("in_channels")
     expected = model.get_model_object("latent_format").latent_channels
     if model.model.concat_keys or channels != expected:
@@ -214,19 +242,19 @@ def check_trainable(model, vae) -> None:
 
 @dataclass(frozen=True)
 class _Tokens:
-    tokens: Mapping[str, list[int]]  # per encoder
-    position: int | None  # of the trigger
+    tokens: Mapping[str, list]  # per tokenizer
+    position: int | None  # of the trigger, in the encoding
 
 
-def _tokenized(clip, sentences: Sequence[str]) -> list[_Tokens]:
+def _tokenized(clip, sentences: Sequence[str], superclass: str) -> list[_Tokens]:
     """Sentences with {} in the trigger's place, or without a trigger. Raises ValueError where it is out of reach."""
     any_embeddings = {name: table[0] for name, table in text.embedding_tables(clip).items()}
-    tokenizer = text.with_triggers(clip.tokenizer, {_PLACE: any_embeddings})
+    tokenizer = text.with_triggers(clip.tokenizer, {_PLACE: text.reading(clip, superclass, any_embeddings)})
     found = []
     for sentence in sentences:
         weighted = tokenizer.tokenize_with_weights(sentence.replace("{}", _PLACE))
         sections = {name: sections[0] for name, sections in weighted.items()}
-        positions = text.trigger_positions(next(iter(sections.values())))
+        positions = text.trigger_positions(sections[text.placing(sections)])
         if len(positions) != sentence.count("{}"):
             raise ValueError(
                 f"The text encoder takes 75 tokens and does not see the trigger in {sentence!r}. Shorten it."

@@ -3,7 +3,7 @@
 import torch
 from comfyui_perfusion.nodes.host import text, trainings
 from comfyui_perfusion.nodes.host.encoder_covariance import measure_covariance
-from comfyui_perfusion.nodes.host.model import base_model, cross_attentions
+from comfyui_perfusion.nodes.host.model import base_model, cross_attentions, encoding_width
 from comfyui_perfusion.nodes.train import PerfusionTrainConcept
 from comfyui_perfusion.perfusion_core import Concept, Covariance
 from comfyui_perfusion.perfusion_core.captions import captions
@@ -11,11 +11,11 @@ from comfyui_perfusion.perfusion_core.captions import captions
 _inverses = {}
 
 
-def covariance_inverse(clip) -> torch.Tensor:
+def covariance_inverse(model, clip) -> torch.Tensor:
     """C^-1 (d, d) of a random text encoder, from a few captions, once."""
     key = id(clip.cond_stage_model)
     if key not in _inverses:
-        _inverses[key] = measure_covariance(clip, list(captions(24)), None).inverse()
+        _inverses[key] = measure_covariance(clip, list(captions(24)), None, model=model).inverse()
     return _inverses[key]
 
 
@@ -29,7 +29,7 @@ def make_concept(model, clip, trigger: str = "<my-toy>", superclass: str = "tedd
     embeddings = {
         name: vector.cpu() + 0.02 * torch.randn(vector.shape, generator=generator) for name, vector in start.items()
     }
-    target, original = encode_in_sentence(clip, embeddings), encode_in_sentence(clip, start)
+    target, original = (encode_in_sentence(model, clip, own, superclass) for own in (embeddings, start))
     return Concept(
         name=trigger.strip("<>"),
         trigger=trigger,
@@ -37,7 +37,7 @@ def make_concept(model, clip, trigger: str = "<my-toy>", superclass: str = "tedd
         base_model=base_model(model),
         token_embeddings=embeddings,
         target_input=target,
-        target_dual=(covariance_inverse(clip) @ target.double()).float(),
+        target_dual=(covariance_inverse(model, clip) @ target.double()).float(),
         superclass_input=original,
         value_deltas={
             layer: 0.5 * torch.randn(module.to_v.out_features, generator=generator)
@@ -46,13 +46,13 @@ def make_concept(model, clip, trigger: str = "<my-toy>", superclass: str = "tedd
     )
 
 
-def encode_in_sentence(clip, embeddings) -> torch.Tensor:
-    """(d,), the encoding of these token embeddings at the end of "a photo of a"."""
+def encode_in_sentence(model, clip, embeddings, superclass: str) -> torch.Tensor:
+    """(d,), what layers receive of these token embeddings at the end of "a photo of a"."""
     clip = clip.clone()
-    clip.tokenizer = text.with_triggers(clip.tokenizer, {"<x>": embeddings})
+    clip.tokenizer = text.with_triggers(clip.tokenizer, {"<x>": text.reading(clip, superclass, embeddings)})
     tokens = clip.tokenize("a photo of a <x>")
-    (position,) = text.trigger_positions(next(iter(tokens.values()))[0])
-    return clip.encode_from_tokens(tokens)[0, position].float().cpu()
+    (position,) = text.trigger_places(tokens)["<x>"]
+    return text.encoding_of_layers(clip, tokens, model)[0, position].float().cpu()
 
 
 def random_covariance(width: int = 768) -> Covariance:
@@ -73,6 +73,6 @@ def train_node(models, kind: str = "sd1", remembered: bool = False, **changes):
     inputs = {
         "model": [model], "clip": [clip], "vae": [vae], "images": [grey], "trigger": ["<my-toy>"],
         "superclass": ["teddy"], "steps": [2], "seed": [0], "resolution": [64], "batch_size": [1], "accumulation": [1],
-        "flip": [False], "covariance": [random_covariance()], "previews": [""],
+        "flip": [False], "covariance": [random_covariance(encoding_width(model))], "previews": [""],
     }  # fmt: skip
     return PerfusionTrainConcept.execute(**{**inputs, **changes})

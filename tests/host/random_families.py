@@ -1,18 +1,22 @@
-"""Small random MODELs of the families beyond the UNet: the host's own classes, fewer and narrower layers."""
+"""Small random MODELs, CLIPs and VAEs of the families beyond the UNet: the host's own classes, fewer and narrower
+layers, but whole vocabularies."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import comfy.ldm.wan.vae
 import comfy.model_patcher
+import comfy.sd
 import torch
 from comfy import supported_models
 
 from random_checkpoint import initialise
 
+WIDTH = 64  # of encodings
 MINI_TRAIN_DIT = {  # as the host finds it in Cosmos-Predict2's and Anima's files, but for size
     "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16, "out_channels": 16, "patch_spatial": 2,
-    "patch_temporal": 1, "model_channels": 64, "concat_padding_mask": True, "crossattn_emb_channels": 1024,
+    "patch_temporal": 1, "model_channels": 64, "concat_padding_mask": True, "crossattn_emb_channels": WIDTH,
     "pos_emb_cls": "rope3d", "pos_emb_learnable": True, "pos_emb_interpolation": "crop", "min_fps": 1, "max_fps": 30,
     "use_adaln_lora": True, "adaln_lora_dim": 16, "num_blocks": 4, "num_heads": 2, "extra_per_block_abs_pos_emb": False,
     "rope_h_extrapolation_ratio": 4.0, "rope_w_extrapolation_ratio": 4.0, "rope_t_extrapolation_ratio": 1.0,
@@ -23,15 +27,41 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "cosmos-predict2": ("CosmosT2IPredict2", {"image_model": "cosmos_predict2", **MINI_TRAIN_DIT}),
     "anima": ("Anima", {"image_model": "anima", **MINI_TRAIN_DIT}),
 }
+TEXTS = {
+    "qwen3_06b_model_config": {
+        "hidden_size": WIDTH, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    },
+    "t5xxl_model_config": {"num_layers": 2, "d_model": WIDTH, "d_ff": 64, "d_kv": 32, "num_heads": 2},
+}  # fmt: skip
+VAE = {"dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2,
+       "temperal_downsample": [False, True, True]}  # fmt: skip
+
+
+def random_family(family: str, seed: int = 0):
+    """(MODEL, CLIP, VAE) of the family in fp32."""
+    settings, generator = _settings(family), torch.Generator().manual_seed(seed)
+    model = random_model(family, seed)
+    clip = comfy.sd.CLIP(settings.clip_target(), model_options={**TEXTS, "dtype": torch.float32})
+    initialise(clip.cond_stage_model, generator)
+    network = initialise(comfy.ldm.wan.vae.WanVAE(**VAE), generator)
+    return model, clip, comfy.sd.VAE(sd=network.state_dict())
 
 
 def random_model(family: str, seed: int = 0):
     """A MODEL of the family in fp32."""
-    config, unet = CONFIGS[family]
-    settings = getattr(supported_models, config)({**unet, "dtype": torch.float32})
+    settings = _settings(family)
     settings.set_inference_dtype(torch.float32, None)
     model, cpu = settings.get_model({}, device=torch.device("cpu")), torch.device("cpu")
     if family == "anima":
-        del model.diffusion_model.llm_adapter.blocks[1:]
+        from comfy.ldm.anima.model import LLMAdapter
+
+        parts = {"device": cpu, "dtype": torch.float32, "operations": comfy.ops.manual_cast}
+        model.diffusion_model.llm_adapter = LLMAdapter(WIDTH, WIDTH, WIDTH, num_layers=1, num_heads=2, **parts)
     initialise(model.diffusion_model, torch.Generator().manual_seed(seed))
     return comfy.model_patcher.ModelPatcher(model, cpu, cpu)
+
+
+def _settings(family: str):
+    config, unet = CONFIGS[family]
+    return getattr(supported_models, config)({**unet, "dtype": torch.float32})

@@ -25,7 +25,11 @@ def sample_with(concept_file: Path, models) -> torch.Tensor:
 if __name__ == "__main__":
     import conftest  # noqa: F401, starts the host
     from random_checkpoint import load_random
+    from random_families import CONFIGS, random_family
 
+    kind = sys.argv[3] if len(sys.argv) > 3 else "sd1"
     torch.set_num_threads(2)
     with torch.inference_mode():
-        torch.save(sample_with(Path(sys.argv[1]), load_random("sd1")), sys.argv[2])
+        torch.save(
+            sample_with(Path(sys.argv[1]), random_family(kind) if kind in CONFIGS else load_random(kind)), sys.argv[2]
+        )

@@ -152,20 +152,20 @@ def without_text() -> types.SimpleNamespace:
 def test_a_model_without_text_cross_attention_is_refused(models, model_folder):
     model, clip, _ = models("sd1")
     save_concept(concept_for(model), model_folder / "toy.safetensors")
-    with pytest.raises(ValueError, match=r"SD1.x, SD2.x or SDXL. This one is Module"):
+    with pytest.raises(ValueError, match=r"Anima or Cosmos-Predict2. This one is Module"):
         load(without_text(), clip)
-    with pytest.raises(ValueError, match=r"SD1.x, SD2.x or SDXL. This one is Module"):
+    with pytest.raises(ValueError, match=r"Anima or Cosmos-Predict2. This one is Module"):
         train_node(models, model=[without_text()])
 
 
 def test_other_text_encoders_are_refused(models, model_folder):
     model, _, _ = models("sd1")
     save_concept(concept_for(model), model_folder / "toy.safetensors")
-    tokenizer = types.SimpleNamespace(tokenize_with_weights=lambda _: {"t5xxl": [[]]})
+    tokenizer = types.SimpleNamespace(tokenize_with_weights=lambda _: {"llama": [[]]})
     clip = types.SimpleNamespace(tokenizer=tokenizer)
-    with pytest.raises(ValueError, match=r"CLIP text encoders of SD1.x, SD2.x and SDXL; this one has t5xxl"):
+    with pytest.raises(ValueError, match=r"SD1.x, SD2.x, SDXL, Anima and Cosmos-Predict2; this one has llama"):
         load(model, clip)
-    with pytest.raises(ValueError, match="this one has t5xxl"):
+    with pytest.raises(ValueError, match="this one has llama"):
         train_node(models, clip=[clip])
 
 

@@ -51,7 +51,7 @@ def foreign(model, clip, path) -> dict:
             for module in cross_attentions(model).values()
             for _ in range(2)
         ],
-        "C_inv": covariance_inverse(clip).float(),
+        "C_inv": covariance_inverse(model, clip).float(),
     }
     path.parent.mkdir(exist_ok=True)
     torch.save(held, path)
@@ -280,9 +280,9 @@ def outside_a_graph(monkeypatch):
 
 @pytest.mark.usefixtures("outside_a_graph")
 def test_an_imported_covariance_trains_and_is_named_in_the_concept(models, model_folder):
-    _, clip, _ = models("sd1")
+    model, clip, _ = models("sd1")
     (model_folder / COVARIANCES).mkdir()
-    torch.save({"C_inv": covariance_inverse(clip)}, model_folder / COVARIANCES / "mine.pt")
+    torch.save({"C_inv": covariance_inverse(model, clip)}, model_folder / COVARIANCES / "mine.pt")
     covariance, spectrum = PerfusionImportCovariance.execute("mine.pt", "covariance", 0.02).args
     assert covariance.ridge == 0.02 and spectrum.shape[-1] == 3
     ((use,), *_) = train_node(models, covariance=[covariance]).args

@@ -12,11 +12,11 @@ from comfyui_perfusion.nodes.host.uses import ConceptUse, stages
 from comfyui_perfusion.perfusion_core import Concept
 
 import nodes as host_nodes
-from random_families import CONFIGS, random_model
+from random_families import CONFIGS, WIDTH, random_model
 from test_model import record, worst_difference
 
 pytestmark = pytest.mark.skipif(not hasattr(supported_models, "Anima"), reason="this host is older than Anima")
-TOKENS, WIDTH, PADDED = 9, 1024, 512
+TOKENS, PADDED = 9, 512
 each_family = pytest.mark.parametrize("family", CONFIGS)
 
 
@@ -123,7 +123,7 @@ def test_a_concept_of_another_family_with_the_same_layers_is_refused(made):
 def test_models_without_text_cross_attention_are_refused_by_name(made):
     model = made("anima").clone()
     model.model = torch.nn.Module()
-    with pytest.raises(ValueError, match=r"SD1.x, SD2.x or SDXL. This one is Module"):
+    with pytest.raises(ValueError, match=r"SD1.x, SD2.x, SDXL, Anima or Cosmos-Predict2. This one is Module"):
         family_of(model)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .family import Family, made_by
 
 _BLOCKS = re.compile(r"blocks\.\d+\.cross_attn")
+_NORMS = {"to_q": "q_norm", "to_k": "k_norm"}
 _PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj"}
 
 
@@ -19,14 +20,21 @@ def _adapted(diffusion_model: nn.Module, encoding: Tensor, conditioning: Mapping
     ids, weights = conditioning.get("t5xxl_ids"), conditioning.get("t5xxl_weights")
     if ids is None:
         return encoding
+    ids = ids.reshape(-1, ids.shape[-1]).to(encoding.device)  # one row, or one of every encoding
     weights = None if weights is None else weights[None, :, None].to(encoding)
-    return diffusion_model.preprocess_text_embeds(encoding, ids[None].to(encoding.device), t5xxl_weights=weights)
+    return diffusion_model.preprocess_text_embeds(encoding, ids, t5xxl_weights=weights)
 
 
-COSMOS_PREDICT2 = Family(
-    "cosmos-predict2", "", made_by("CosmosPredict2"), _BLOCKS, _PROJECTIONS, "n_heads", 1024,
-    zero_padded=True,
+def _family(name: str, title: str, host_class: str, encoder: str, **more) -> Family:
+    return Family(
+        name, title, made_by(host_class), _BLOCKS, _PROJECTIONS, "n_heads", 1024, frozenset([encoder]),
+        zero_padded=True, norms=_NORMS, large=True, cfg=4.0, **more,
+    )  # fmt: skip
+
+
+COSMOS_PREDICT2 = _family("cosmos-predict2", "Cosmos-Predict2", "CosmosPredict2", "t5xxl")
+ANIMA = _family(
+    "anima", "Anima", "Anima", "qwen3_06b", received=_adapted, adapter="llm_adapter",
+    no_export="Anima reads prompts with two tokenizers, and an embedding can stand among the tokens of only one: no "
+    "file for other programs makes it know your word. Use the concept with Perfusion Loader.",
 )  # fmt: skip
-ANIMA = Family(
-    "anima", "", made_by("Anima"), _BLOCKS, _PROJECTIONS, "n_heads", 1024, zero_padded=True, received=_adapted
-)

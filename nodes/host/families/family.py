@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,10 +24,14 @@ class Family:
     owns: whether one of the host's BaseModels is of the family, which its class and its configuration's tell.
     attention: matches the module paths of the text cross-attentions below ``diffusion_model.``.
     projections: what the family calls to_q, to_k and to_v. heads: the attribute with the number of heads.
-    resolution: pixels on a side of the pictures that the models are made for.
+    resolution: pixels on a side of the pictures that the models are made for. texts: names of their text encoders.
     zero_padded: encodings end in rows of zeros, on which no gate may open (see ConceptSet).
     received: what the layers receive of a text encoder's encoding (batch, tokens, d), where something stands between,
-    from the diffusion model, the encoding and the conditioning's own dict.
+    from the diffusion model, the encoding and the conditioning's own dict. adapter: module path of that, below
+    ``diffusion_model.``, if it is a part of the model.
+    norms: of to_q and to_k, the attributes with what each head's part goes through before attention.
+    large: whether training saves memory by itself. cfg: of sample pictures. no_export: why a concept cannot become a
+    LoRA and an embedding, and what to do.
     """
 
     name: str
@@ -37,8 +41,14 @@ class Family:
     projections: Mapping[str, str]
     heads: str
     resolution: int
+    texts: frozenset[str]
     zero_padded: bool = False
     received: Callable[[nn.Module, Tensor, Mapping[str, Any]], Tensor] = _as_it_is
+    adapter: str = ""
+    norms: Mapping[str, str] = field(default_factory=dict)
+    large: bool = False
+    cfg: float = 7.0
+    no_export: str = ""
 
 
 def made_by(*names: str) -> Callable[[nn.Module], bool]:

@@ -10,6 +10,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import nn
 
 from ..demo_model import DemoConfig
+from ..encoder import CLIPS
 from .family import UNET_PROJECTIONS, Family
 
 _NO_TEXT = (supported_models.SVD_img2vid, supported_models.Stable_Zero123)  # their attn2 looks at a picture
@@ -24,12 +25,13 @@ def _other(base_model: nn.Module) -> bool:
     return isinstance(unet, UNetModel) and not isinstance(base_model.model_config, _NO_TEXT)
 
 
-def _unet(name: str, title: str, owns, resolution: int = 512) -> Family:
-    return Family(name, title, owns, re.compile(r".*\.attn2"), UNET_PROJECTIONS, "heads", resolution)
+def _unet(name: str, title: str, owns, resolution: int = 512, **more) -> Family:
+    attention, texts = re.compile(r".*\.attn2"), frozenset(CLIPS)
+    return Family(name, title, owns, attention, UNET_PROJECTIONS, "heads", resolution, texts, **more)
 
 
 DEMO = _unet("demo", "", partial(_owns, config=DemoConfig), resolution=64)
 SD1 = _unet("sd1", "SD1.x", partial(_owns, config=supported_models.SD15))
 SD2 = _unet("sd2", "SD2.x", partial(_owns, config=supported_models.SD20))
-SDXL = _unet("sdxl", "SDXL", partial(_owns, config=supported_models.SDXL), resolution=1024)
+SDXL = _unet("sdxl", "SDXL", partial(_owns, config=supported_models.SDXL), resolution=1024, large=True)
 OTHER_UNET = _unet("unet", "", _other)  # such as SDXL's refiner
