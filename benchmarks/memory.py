@@ -1,6 +1,6 @@
 """What training a concept needs in memory on a GPU, computed without one.
 
-    bash scripts/env.sh python benchmarks/memory.py
+    bash scripts/env.sh python benchmarks/memory.py [MODEL ...]
 
 The host's true UNets and text encoders are made of meta tensors, which have shapes and types but no contents, in fp16.
 Through them goes the trainee's own micro-batch, from token embedding to gradient, with the edit, once as it is and once
@@ -9,22 +9,28 @@ with gradient checkpointing. Counted are the tensors that exist, weights apart.
 
 from __future__ import annotations
 
+import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from unittest import mock
 
 import torch
-from speed.models import SD15, SD21, SDXL
+from speed.models import ANIMA, SD15, SD21, SDXL
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 GIB = 2**30
 META = torch.device("meta")
+CONFIGS = {
+    "SD1.5": SD15, "SD2.1": SD21, "SDXL": SDXL, "Anima": ANIMA,
+    "Cosmos-Predict2": {**ANIMA, "image_model": "cosmos_predict2"},
+}  # fmt: skip
 SETTINGS = [
-    ("SD1.5", 512, 4), ("SD1.5", 512, 1), ("SD2.1", 768, 1), ("SDXL", 1024, 4), ("SDXL", 1024, 1), ("SDXL", 768, 1)
+    ("SD1.5", 512, 4), ("SD1.5", 512, 1), ("SD2.1", 768, 1), ("SDXL", 1024, 4), ("SDXL", 1024, 1), ("SDXL", 768, 1),
+    ("Anima", 1024, 4), ("Anima", 1024, 1), ("Cosmos-Predict2", 1024, 4), ("Cosmos-Predict2", 1024, 1),
 ]  # fmt: skip
 
 
@@ -38,10 +44,12 @@ class Need:
     peak: int  # the most that exists at any time, weights apart
 
 
-def main() -> None:
+def main(only: Sequence[str]) -> None:
     print("| GiB | weights | kept for backward | the text encoders' part | most at once | with weights |")
     print("|---|---|---|---|---|---|")
     for name, size, batch in SETTINGS:
+        if only and name not in only:
+            continue
         model, clip = on_meta(architecture(name))
         for checkpointing in (False, True):
             need = micro_batch(model, clip, size, batch, checkpointing)
@@ -52,11 +60,11 @@ def main() -> None:
 
 
 def architecture(name: str):
-    """The host's description of SD1.5, SD2.1 or SDXL."""
+    """The host's description of a model."""
     from comfy import supported_models
 
-    kinds = {"SD1.5": supported_models.SD15, "SD2.1": supported_models.SD20, "SDXL": supported_models.SDXL}
-    return kinds[name]({**{"SD1.5": SD15, "SD2.1": SD21, "SDXL": SDXL}[name], "dtype": torch.float16})
+    kinds = {"SD1.5": "SD15", "SD2.1": "SD20", "Cosmos-Predict2": "CosmosT2IPredict2"}
+    return getattr(supported_models, kinds.get(name, name))({**CONFIGS[name], "dtype": torch.float16})
 
 
 def on_meta(config, text_options: dict | None = None):
@@ -77,7 +85,12 @@ def on_meta(config, text_options: dict | None = None):
 def micro_batch(model, clip, size: int, batch: int, checkpointing: bool) -> Need:
     """Of ``batch`` photos of size x size pixels, each with a template of its own."""
     from comfyui_perfusion.nodes.host import text
-    from comfyui_perfusion.nodes.host.trainable import checkpointed, out_of_place_clip, trainable_through
+    from comfyui_perfusion.nodes.host.trainable import (
+        checkpointed,
+        out_of_place_texts,
+        rotation_with_backward,
+        trainable_through,
+    )
     from comfyui_perfusion.nodes.host.trainee import ComfyTrainee, Subject
     from comfyui_perfusion.perfusion_core import Concept, ConceptSet
 
@@ -86,12 +99,16 @@ def micro_batch(model, clip, size: int, batch: int, checkpointing: bool) -> Need
     text.prepare_encoders(clip)
     with ExitStack() as stack:
         stack.enter_context(trainable_through(*networks))
-        stack.enter_context(out_of_place_clip(networks[1]))
+        stack.enter_context(out_of_place_texts(networks[1]))
+        stack.enter_context(rotation_with_backward())
         if checkpointing:
             stack.enter_context(checkpointed(*networks))
         photos = torch.empty(batch, size, size, 3, device=device)
         sentences = [[f"a photo of {{}} number {i}"] for i in range(batch)]
-        latents = torch.empty(batch, 4, size // 8, size // 8, device=device)
+        latent_format = networks[0].latent_format
+        latents = torch.empty(batch, latent_format.latent_channels, size // 8, size // 8, device=device)
+        if latent_format.latent_dimensions == 3:
+            latents = latents[:, :, None]
         trainee = ComfyTrainee(model, clip, None, Subject(photos, None, sentences, "teddy"), latents)
         embeddings = {name: nn.Parameter(row) for name, row in trainee.superclass_embeddings().items()}
         deltas = {
@@ -153,7 +170,8 @@ def attention_as_on_a_gpu() -> Iterator[None]:
         mock.patch.object(attention, "optimized_attention", attention.attention_pytorch),
         mock.patch.object(comfy.model_management, "pytorch_attention_enabled", lambda: True),
         mock.patch.object(comfy.ops, "scaled_dot_product_attention", fused_attention),
-        mock.patch.object(edit, "_full_precision", lambda device: nullcontext()),  # meta tensors know no autocast
+        mock.patch.object(torch, "autocast", lambda *_, **__: nullcontext()),  # meta tensors know none
+        mock.patch.object(edit, "_full_precision", lambda device: nullcontext()),
     ):
         yield
 
@@ -164,6 +182,8 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = 
     That is q, k, v, the output and a number per row, never the matrix of all pairs. The flash kernel takes no masks and
     no fp32, which text encoders have.
     """
+    if k.shape[1] != q.shape[1]:  # heads that share keys
+        k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], 1) for part in (k, v))
     if attn_mask is None:
         return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
     mask = attn_mask.expand(*q.shape[:-1], k.shape[-2])
@@ -171,4 +191,4 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = 
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

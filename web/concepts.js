@@ -11,7 +11,7 @@ import { amount, spoken, text } from "./texts.js";
  * @property {number} [modified] seconds since 1970
  * @property {string} [trigger]
  * @property {string} [superclass]
- * @property {string} [base_model] "sd1", "sd2", "sdxl", "demo" or free text
+ * @property {string} [base_model] "sd1", "sd2", "sdxl", "anima", "cosmos-predict2", "demo" or free text
  * @property {string} [date]
  * @property {string} [notes]
  * @property {string[]} [tags]
@@ -21,7 +21,13 @@ import { amount, spoken, text } from "./texts.js";
  * @property {string} [error] why the file cannot be read
  */
 
-const FAMILIES = { sd1: "SD 1.x", sd2: "SD 2.x", sdxl: "SDXL" };
+const FAMILIES = {
+  sd1: "SD 1.x",
+  sd2: "SD 2.x",
+  sdxl: "SDXL",
+  anima: "Anima",
+  "cosmos-predict2": "Cosmos-Predict2",
+};
 
 /**
  * Names by which checkpoints usually tell their family; the first that is found counts. A version alone tells it only
@@ -29,6 +35,8 @@ const FAMILIES = { sd1: "SD 1.x", sd2: "SD 2.x", sdxl: "SDXL" };
  */
 const FAMILY_OF_NAME = [
   [/xl|illustrious|pony|noob/, "sdxl"],
+  [/(?<![a-z])anima(?![a-z])/, "anima"],
+  [/cosmos[-_. ]?predict2/, "cosmos-predict2"],
   [/(?<![a-z])sd[-_. ]?1|(?<![^/\\])v1[-_.][1-5]|stable-diffusion-v?1/, "sd1"],
   [/(?<![a-z])sd[-_. ]?2|(?<![^/\\])v2[-_.][01]|stable-diffusion-v?2/, "sd2"],
 ];

@@ -2,12 +2,17 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { LOADERS, makerOf, setWidgets, valueOf } from "./graph.js";
+import { LOADERS, makerOf, setWidgets, source, valueOf } from "./graph.js";
 import { concepts, listFilesAgain } from "./server.js";
 import { text } from "./texts.js";
 
 /** The workflow that generates, and the trigger in its prompt, by base_model. */
-const TEMPLATES = { sdxl: { template: "5 Generate SDXL", example: "<my-tiger>" } };
+const ANIMA = { template: "perfusion_anima_generate", example: "<my-teddy>" }; // whose loaders serve Cosmos, too
+const TEMPLATES = {
+  sdxl: { template: "5 Generate SDXL", example: "<my-tiger>" },
+  anima: ANIMA,
+  "cosmos-predict2": ANIMA,
+};
 const OTHERWISE = { template: "3 Generate SD1.5", example: "<my-teddy>" };
 export const OURS = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-2) ?? ""); // this pack's folder
 const DEMO = { CLIPTextEncode: "", KSampler: { steps: 20, cfg: 5, scheduler: "normal" } };
@@ -24,6 +29,7 @@ export async function generateWith(trainer, file, { size }) {
   if (!trigger) throw new Error(text("{file} is not in models/perfusion any more.", { file }));
   const { template, example } = TEMPLATES[base_model] ?? OTHERWISE;
   const maker = copyOf(makerOf(trainer));
+  const others = ["CLIP", "VAE"].map((type) => copyOf(source(trainer, type)));
   const sentence = String(valueOf(trainer, "previews") ?? "")
     .split("\n")
     .find((line) => line.includes("{}"));
@@ -33,6 +39,9 @@ export async function generateWith(trainer, file, { size }) {
   await listFilesAgain(); // or the host misses a file that is new
   await app.loadGraphData(await answer.json(), true, true, `${file.replace(/\.\w+$/, "")} pictures`);
   if (maker) takeMaker(maker);
+  for (const { type, values } of others.filter((other) => other && other.type !== maker?.type)) {
+    for (const node of app.graph.nodes) if (node.type === type) setWidgets(node, values);
+  }
   for (const node of app.graph.nodes) {
     if (LOADERS.includes(node.type)) setWidgets(node, { concept: file });
     if (node.type === "EmptyLatentImage") setWidgets(node, { width: size, height: size });

@@ -20,6 +20,9 @@ ROWS = {  # of the table in docs/memory.md
     "gradient_checkpointing off |": {"base_model": "sdxl", "gradient_checkpointing": "off"},
     "gradient_checkpointing off, batch_size 1": {"base_model": "sdxl", "gradient_checkpointing": "off", **SLOW},
     "low_memory, resolution 768": {"base_model": "sdxl", "low_memory": True, "resolution": 768},
+    "Anima at 1024, batch 4": {"base_model": "anima"},
+    "low_memory, Anima": {"base_model": "anima", "low_memory": True},
+    "Cosmos-Predict2 at 1024, batch 4": {"base_model": "cosmos-predict2"},
     "SD2.1 at 768, batch_size 1": {"base_model": "sd2", "resolution": 768, **SLOW},
 }
 

@@ -86,6 +86,10 @@ test.each([
   ["SD1.5/realisticVision_v2.0.safetensors", "sd1"],
   ["some/v2-1_512-ema-pruned.safetensors", "sd2"],
   ["SSD-1B.safetensors", undefined],
+  ["anima-base-v1.0.safetensors", "anima"],
+  ["animaPencilXL_v500.safetensors", "sdxl"],
+  ["animated_v1.safetensors", undefined],
+  ["cosmos_predict2_2B_t2i.safetensors", "cosmos-predict2"],
 ])("%s looks like %s", (checkpoint, family) => expect(familyOfCheckpoint(checkpoint)).toBe(family));
 
 test.each([
