@@ -7,4 +7,5 @@ test.each([
   [100, "2 min"],
   [89.6 * 60, "90 min"],
   [3 * 3600 + 65, "3 hr 1 min"],
+  [338.5 * 3600, "14 days 2 hr"],
 ])("%f seconds are %s", (seconds, words) => expect(duration(seconds)).toBe(words));
