@@ -2,7 +2,7 @@
 
 bash scripts/env.sh python benchmarks/quality/report.py [FOLDER]
 
-Without a folder only the plot is drawn again, of what is in docs/quality.json.
+Without a folder pages and plot are made again of what is in docs/quality.json.
 """
 
 from __future__ import annotations
@@ -55,28 +55,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?")
     options = parser.parse_args()
-    if options.folder is None:
-        pareto(json.loads((DOCS / "quality.json").read_text()), DOCS / "quality-pareto.png")
-        return
-    sys.path.insert(0, str(REPO))  # only here: ComfyUI has a module of the same name
-    from nodes.pictures import contact_sheet
-
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(options.folder.glob("*.json"))}
-    trained = [record for record in found.values() if isinstance(record, dict) and "curve" in record]
-    figures = summary(found, trained)
-    (DOCS / "quality.json").write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
+    if options.folder:
+        figures = read(options.folder)
+        (DOCS / "quality.json").write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
+    figures = json.loads((DOCS / "quality.json").read_text())
     pareto(figures, DOCS / "quality-pareto.png")
-    for concept in SHOWN:
-        rows = [("photos", cells(options.folder / f"photos - {concept}.png", 0))]
-        for name, curve in figures["curves"].items():
-            best = max(range(len(curve)), key=lambda i: harmonic_mean(curve[i]["image"], curve[i]["text"]))
-            label = f"{name} {curve[best]['setting']:g}"
-            rows.append((label, cells(options.folder / "painted" / f"{name} - {concept} - 0.png", best)))
-        contact_sheet(found["prompts"], rows, CELL).save(DOCS / f"quality-{concept}.jpg", quality=88)
     for template, page in PAGES.items():
         text = document(figures, Path(__file__).with_name(template).read_text(encoding="utf-8"))
         (DOCS / page).write_text(text, encoding="utf-8")
     print(methods_table(figures))
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The figures of what run.py kept in a folder; saves the pictures of some concepts."""
+    sys.path.insert(0, str(REPO))  # only here: ComfyUI has a module of the same name
+    from nodes.pictures import contact_sheet
+
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    trained = [record for record in found.values() if isinstance(record, dict) and "curve" in record]
+    figures = summary(found, trained)
+    for concept in SHOWN:
+        rows = [("photos", cells(folder / f"photos - {concept}.png", 0))]
+        for name, curve in figures["curves"].items():
+            best = max(range(len(curve)), key=lambda i: harmonic_mean(curve[i]["image"], curve[i]["text"]))
+            label = f"{name} {curve[best]['setting']:g}"
+            rows.append((label, cells(folder / "painted" / f"{name} - {concept} - 0.png", best)))
+        contact_sheet(found["prompts"], rows, CELL).save(DOCS / f"quality-{concept}.jpg", quality=88)
+    return figures
 
 
 def summary(found: Mapping[str, Any], trained: Sequence[Record]) -> dict[str, Any]:
