@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from safetensors import safe_open
 from torch import Tensor
 
@@ -52,7 +53,7 @@ class Covariance:
         """Adds encodings (..., d); ``mask`` (...) keeps those where it is true. Raises ValueError for NaN."""
         if encodings.shape[-1] != self.dim:
             raise ValueError(f"These encodings are {encodings.shape[-1]} wide, this covariance is for {self.dim}.")
-        kept = encodings.reshape(-1, self.dim) if mask is None else encodings[mask.bool()]
+        kept = rearrange(encodings, "... d -> (...) d") if mask is None else encodings[mask.bool()]
         kept = kept.detach().to(self.sum.device, torch.float64)
         moment = kept.T @ kept
         if not torch.isfinite(moment).all():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 _CHANNELS = (1, 2, 3, 4)  # grey, grey and alpha, RGB, RGB and alpha
@@ -31,18 +32,18 @@ def _channels_last(batch: Tensor) -> Tensor:
     found = batch
     if batch.ndim == 3:
         if batch.shape[-1] in _CHANNELS:
-            found = batch[None]
+            found = rearrange(batch, "h w c -> 1 h w c")
         elif batch.shape[0] not in (2, 3, 4):  # photos or channels?
-            found = batch[..., None]
+            found = rearrange(batch, "n h w -> n h w 1")
     elif batch.ndim == 4 and batch.shape[-1] not in _CHANNELS and batch.shape[1] in _CHANNELS:
-        found = batch.movedim(1, -1)
+        found = rearrange(batch, "n c h w -> n h w c")
     if found.ndim != 4 or found.shape[-1] not in _CHANNELS or 0 in found.shape[1:]:
         raise ValueError(
             f"An IMAGE has the shape {tuple(batch.shape)}, which can be read in more than one way or in none. Expected "
             "(photos, height, width, 3). Look at the node that makes it."
         )
     if found.shape[-1] < 3:  # grey
-        found = torch.cat([found[..., :1].expand(*found.shape[:3], 3), found[..., 1:]], -1)
+        found = torch.cat([repeat(found[..., 0], "n h w -> n h w 3"), found[..., 1:]], -1)
     return found
 
 
@@ -65,11 +66,11 @@ def _flat(batch: Tensor) -> Tensor:
     """(masks, height, width)"""
     found = batch
     if batch.ndim == 2:
-        found = batch[None]
+        found = rearrange(batch, "h w -> 1 h w")
     elif batch.ndim == 3 and batch.shape[-1] == 1:
-        found = batch[None, ..., 0]
+        found = rearrange(batch, "h w 1 -> 1 h w")
     elif batch.ndim == 4 and batch.shape[1] == 1:
-        found = batch[:, 0]
+        found = rearrange(batch, "n 1 h w -> n h w")
     elif batch.ndim == 4 and (batch.shape[-1] == 1 or (batch.shape[-1] == 3 and (batch == batch[..., :1]).all())):
         found = batch[..., 0]
     if found.ndim != 3 or 0 in found.shape[1:]:

@@ -13,6 +13,7 @@ import folder_paths
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -146,12 +147,14 @@ def prepare_photos(images: Sequence[Tensor], masks: Sequence[Tensor], size: int)
     """
     photos, covers = collected(images, masks)
     places = list(map(_place, covers)) or [0.5] * len(photos)
-    squares = [_square(x.movedim(-1, 0)[None, :3], place, size) for x, place in zip(photos, places, strict=True)]
-    square_photos = torch.cat(squares).movedim(1, -1)
+    pictures = [rearrange(photo[..., :3], "h w c -> 1 c h w") for photo in photos]
+    squares = [_square(picture, place, size) for picture, place in zip(pictures, places, strict=True)]
+    square_photos = rearrange(torch.cat(squares), "n c h w -> n h w c")
     if not covers:
         return square_photos, None
-    squares = [_square(x[None, None], place, size) for x, place in zip(covers, places, strict=True)]
-    square_covers = torch.cat(squares)[:, 0]
+    pictures = [rearrange(cover, "h w -> 1 1 h w") for cover in covers]
+    squares = [_square(picture, place, size) for picture, place in zip(pictures, places, strict=True)]
+    square_covers = rearrange(torch.cat(squares), "n 1 h w -> n h w")
     for i, cover in enumerate(square_covers):
         if not cover.max() >= 0.01:  # NaN included
             raise ValueError(
@@ -204,11 +207,9 @@ def _limited(photo: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """A photo (height, width, 3), with _SHORTER_SIDE if it has more, and its mask, of that size, on the CPU."""
     shrink = min(1, _SHORTER_SIDE / min(photo.shape[:2]))
     size = [round(side * shrink) for side in photo.shape[:2]]
-    photo, mask = (
-        F.interpolate(x[None], size=size, mode="bilinear", antialias=True)[0].cpu()
-        for x in (photo.movedim(-1, 0), mask[None].nan_to_num())
-    )
-    return photo.movedim(0, -1), mask[0]
+    pictures = rearrange(photo, "h w c -> 1 c h w"), rearrange(mask.nan_to_num(), "h w -> 1 1 h w")
+    photo, mask = (F.interpolate(x, size=size, mode="bilinear", antialias=True).cpu() for x in pictures)
+    return rearrange(photo, "1 c h w -> h w c"), rearrange(mask, "1 1 h w -> h w")
 
 
 def _check_shape(mask: Tensor, photo: Tensor, number: int) -> None:
