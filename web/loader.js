@@ -106,7 +106,7 @@ class LoaderPanel {
     const given = this.#node.inputs?.some(({ widget, link }) => widget?.name === "concept" && link != null);
     if (!concept && given) return ""; // by another node, when it runs
     if (!concept) {
-      return concepts.problem || !file ? "" : text("{file} is not in models/perfusion any more.", { file });
+      return concepts.problem || !file ? "" : text("{file} is not in models/perfusion.", { file });
     }
     if (concept.error) return concept.error;
     const later = replacerOf(this.#node);

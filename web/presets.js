@@ -13,16 +13,23 @@ const PAPER = {
   low_memory: false,
 };
 
+// On the demo model four pictures a step are enough, and it bears to learn faster
+const DEMO = { accumulation: 1, learning_rate_values: 0.05 };
+const DEMO_FALLING = { ...DEMO, learning_rate_values: 0.1 };
+
 /** @typedef {{name: string, meaning: string, values: Record<string, number | string | boolean>}} Preset */
 
-/** @returns {Preset[]} */
-export const trainingPresets = () => [
+/**
+ * @param {boolean} demo whether the model is the demo model
+ * @returns {Preset[]}
+ */
+export const trainingPresets = (demo = false) => [
   {
     name: text("Quick look"),
     meaning: text("Rough, in a sixteenth of the time: to see whether photos and words are right"),
     values: { ...PAPER, steps: 100, accumulation: 1, learning_rate_values: 0.05, checkpoint_every: 25 },
   },
-  { name: text("Normal"), meaning: text("What the paper does"), values: PAPER },
+  { name: text("Normal"), meaning: text("What the paper does"), values: { ...PAPER, ...(demo && DEMO) } },
   {
     name: text("Best"),
     meaning: text("Twice the steps, with learning rates that fall to zero"),
@@ -32,12 +39,13 @@ export const trainingPresets = () => [
       learning_rate_values: 0.06,
       learning_rate_schedule: "cosine",
       checkpoint_every: 100,
+      ...(demo && DEMO_FALLING),
     },
   },
   {
     name: text("Low memory"),
     meaning: text("As Normal, one photo at a time: slower, for small cards"),
-    values: { ...PAPER, low_memory: true },
+    values: { ...PAPER, low_memory: true, ...(demo && DEMO) },
   },
 ];
 

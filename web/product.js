@@ -26,22 +26,23 @@ const DEMO = { CLIPTextEncode: "", KSampler: { steps: 20, cfg: 5, scheduler: "no
  */
 export async function generateWith(trainer, file, { size }) {
   const { trigger, base_model } = concepts.find(file) ?? {};
-  if (!trigger) throw new Error(text("{file} is not in models/perfusion any more.", { file }));
+  if (!trigger) throw new Error(text("{file} is not in models/perfusion.", { file }));
   const { template, example } = TEMPLATES[base_model] ?? OTHERWISE;
-  const maker = copyOf(makerOf(trainer));
-  const others = ["CLIP", "VAE"].map((type) => copyOf(source(trainer, type)));
   const sentence = String(valueOf(trainer, "previews") ?? "")
     .split("\n")
     .find((line) => line.includes("{}"));
   const place = [OURS, `${template}.json`].map(encodeURIComponent).join("/");
   const answer = await api.fetchApi(`/workflow_templates/${place}`);
   if (!answer.ok) throw new Error(text("The workflow {name} is not there.", { name: template }));
+  const workflow = await answer.json();
+  const maker = makerOf(trainer);
+  // before it is opened, or the host misses the files there; what a subgraph is made of stays in its own workflow
+  if (maker && !maker.isSubgraphNode?.()) takeMaker(workflow, maker.serialize());
+  const others = ["CLIP", "VAE"].map((type) => source(trainer, type)).filter((other) => other && other !== maker);
+  for (const { type, widgets_values } of others.map((other) => other.serialize()))
+    for (const node of workflow.nodes) if (node.type === type) node.widgets_values = widgets_values;
   await listFilesAgain(); // or the host misses a file that is new
-  await app.loadGraphData(await answer.json(), true, true, `${file.replace(/\.\w+$/, "")} pictures`);
-  if (maker) takeMaker(maker);
-  for (const { type, values } of others.filter((other) => other && other.type !== maker?.type)) {
-    for (const node of app.graph.nodes) if (node.type === type) setWidgets(node, values);
-  }
+  await app.loadGraphData(workflow, true, true, `${file.replace(/\.\w+$/, "")} pictures`);
   for (const node of app.graph.nodes) {
     if (LOADERS.includes(node.type)) setWidgets(node, { concept: file });
     if (node.type === "EmptyLatentImage") setWidgets(node, { width: size, height: size });
@@ -56,32 +57,18 @@ export async function generateWith(trainer, file, { size }) {
   }
 }
 
-/**
- * What is needed to have such a node in another graph.
- * @param {any} node
- */
-function copyOf(node) {
-  if (!node) return undefined;
-  const values = Object.fromEntries((node.widgets ?? []).map(({ name, value }) => [name, value]));
-  return { type: node.type, values, gives: node.outputs.map(({ type }) => type) };
-}
-
 /** Puts the trainer's source of models in the place of the workflow's, where it gives all that this one gives. */
-function takeMaker({ type, values, gives }) {
-  const old = app.graph.nodes.find(
+function takeMaker(workflow, maker) {
+  const old = workflow.nodes.find(
     ({ inputs, outputs }) =>
       outputs?.some((output) => output.type === "MODEL") && !inputs?.some((input) => input.type === "MODEL"),
   );
-  if (!old?.outputs.every((output) => gives.includes(output.type))) return;
-  if (old.type === type) return setWidgets(old, values);
-  const node = window.LiteGraph.createNode(type);
-  node.pos = [...old.pos];
-  app.graph.add(node);
-  setWidgets(node, values);
-  for (const output of old.outputs) {
-    const slot = node.outputs.findIndex((own) => own.type === output.type);
-    const links = [...(output.links ?? [])].map((id) => app.graph.getLink?.(id) ?? app.graph.links[id]);
-    for (const { target_id, target_slot } of links) node.connect(slot, app.graph.getNodeById(target_id), target_slot);
-  }
-  app.graph.remove(old);
+  const slots = old.outputs.map(({ type }) => maker.outputs.findIndex((own) => own.type === type));
+  if (slots.includes(-1)) return;
+  for (const link of workflow.links) if (link[1] === old.id) link[2] = slots[link[2]]; // [id, from, its output, to, ...
+  const linksOf = (/** @type {number} */ slot) => old.outputs[slots.indexOf(slot)]?.links ?? null;
+  const outputs = maker.outputs.map((own, slot) => ({ ...own, links: linksOf(slot) }));
+  const inputs = maker.inputs?.map((own) => ({ ...own, link: null }));
+  const { id, pos, order } = old;
+  Object.assign(old, { ...maker, id, pos, order, inputs, outputs });
 }

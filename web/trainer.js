@@ -32,11 +32,10 @@ const savedFiles = new Map();
 
 class TrainerPanel {
   #node;
-  #offered = trainingPresets();
   #presets = html(
     "div",
     { class: "perfusion-row", role: "group", "aria-label": text("Presets") },
-    ...this.#offered.map((preset) => this.#presetButton(preset)),
+    ...trainingPresets().map(({ name }, at) => html("button", { type: "button", click: () => this.#preset(at) }, name)),
   );
   #estimate = html("p", { class: "perfusion-muted" });
   #estimated = ""; // what was asked last
@@ -92,22 +91,24 @@ class TrainerPanel {
     this.#fit();
   }
 
-  /** @param {import("./presets.js").Preset} preset */
-  #presetButton(preset) {
-    const title = `${preset.meaning}: ${valuesIn(preset)}`;
-    const click = () => {
-      setWidgets(this.#node, preset.values);
-      this.update();
-    };
-    return html("button", { type: "button", title, click }, preset.name);
+  /** @param {number} at which of the presets */
+  #preset(at) {
+    setWidgets(this.#node, this.#offered()[at].values);
+    this.update();
+  }
+
+  #offered() {
+    return trainingPresets(connectedFamily(this.#node)?.base_model === "demo");
   }
 
   /** Looks at how the node is set and wired. */
   update() {
     const value = (/** @type {string} */ name) => valueOf(this.#node, name);
-    [...this.#presets.children].forEach((button, at) =>
-      button.setAttribute("aria-pressed", String(isSet(this.#offered[at], value))),
-    );
+    this.#offered().forEach((preset, at) => {
+      const button = /** @type {HTMLButtonElement} */ (this.#presets.children[at]);
+      button.title = `${preset.meaning}: ${valuesIn(preset)}`;
+      button.setAttribute("aria-pressed", String(isSet(preset, value)));
+    });
     const asked = Object.fromEntries(ESTIMATED.map((name) => [name, String(value(name))]));
     const previews = String(value("previews") ?? "")
       .split("\n")

@@ -4,11 +4,11 @@ import { warningsIn } from "../../web/warnings.js";
 
 const GIB = 2 ** 30;
 
-test("each preset is known again by all of its values, and only that one", () => {
-  for (const preset of trainingPresets()) {
+test.each([false, true])("each preset is known again by all of its values, and only that one", (demo) => {
+  for (const preset of trainingPresets(demo)) {
     const valueOf = (name) => preset.values[name];
     expect(
-      trainingPresets()
+      trainingPresets(demo)
         .filter((other) => isSet(other, valueOf))
         .map(({ name }) => name),
     ).toEqual([preset.name]);
@@ -20,6 +20,11 @@ test("all presets set the same inputs, so that one takes back the other", () => 
   const inputs = trainingPresets().map(({ values }) => Object.keys(values).sort().join());
   expect(new Set(inputs).size).toBe(1);
   expect(ESTIMATED).toContain("steps");
+});
+
+test("on the demo model a step is four pictures, whatever the preset", () => {
+  expect(trainingPresets(true).map(({ values }) => values.accumulation)).toEqual([1, 1, 1, 1]);
+  expect(trainingPresets(true).map(({ name }) => name)).toEqual(trainingPresets().map(({ name }) => name));
 });
 
 test("a preset says what it sets", () => {

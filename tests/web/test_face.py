@@ -123,7 +123,7 @@ def test_a_concept_for_another_model_family_is_told(page):
 
 def test_a_file_that_is_gone_is_told(page):
     choose(page, concept="gone.safetensors")
-    says(panel(page).get_by_role("alert"), "gone.safetensors is not in models/perfusion any more.")
+    says(panel(page).get_by_role("alert"), "gone.safetensors is not in models/perfusion.")
 
 
 @each_renderer

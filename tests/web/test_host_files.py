@@ -28,7 +28,7 @@ def test_a_saved_file_is_no_longer_missing(frontend, page, no_new_files, request
     page.evaluate(LOAD_AGAIN)
     page.evaluate(SAVED_AND_LOADED, new)
     page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 100]; app.canvas.setDirty(true, true) }")
-    gone = panel(page).get_by_text("is not in models/perfusion any more.")
+    gone = panel(page).get_by_text("is not in models/perfusion.")
     gone.first.wait_for()
     page.wait_for_function(f"!app.refreshMissingModels || {OF_LOADER}.has_errors")  # a red frame in newer frontends
     assert page.evaluate(RUN) == ["execution_success", ""]

@@ -5,6 +5,15 @@ from steps import LOADER, ON_DEMO_MODEL, RUN, SET, button, each_renderer, open_w
 
 SEND = "([name, detail]) => app.api.dispatchCustomEvent(name, detail)"
 TRAINER = "app.graph.nodes.find(({ type }) => type === 'PerfusionTrainConcept')"
+# What is opened next, as the host got it, in window.opened
+OPENED = """() => {
+    const load = app.loadGraphData
+    app.loadGraphData = (workflow, ...others) => {
+        window.opened = JSON.stringify(workflow)
+        app.loadGraphData = load
+        return load.call(app, workflow, ...others)
+    }
+}"""
 PICTURE = {"filename": "example.png", "subfolder": "", "type": "input"}
 SAMPLES = "a {} on grass\na {} on sand"
 QUICK = {"steps": 4, "checkpoint_every": 2, "batch_size": 1, "accumulation": 1, "previews": SAMPLES}
@@ -176,6 +185,11 @@ def test_presets_set_the_inputs_and_the_estimate_follows(page, trainer):
     assert page.evaluate(values)["low_memory"] is True and page.evaluate(values)["steps"] == 400
     assert button(trainer, "Quick look").get_attribute("aria-pressed") == "false"
 
+    page.evaluate(ON_DEMO_MODEL)
+    button(trainer, "Normal").click()
+    assert page.evaluate(values)["accumulation"] == 1
+    assert button(trainer, "Normal").get_attribute("aria-pressed") == "true"
+
 
 def test_it_is_known_again_when_the_page_was_loaded_or_the_graph_made_anew(frontend, page, trainer):
     page.reload()  # it has seen no run begin
@@ -190,6 +204,7 @@ def test_it_is_known_again_when_the_page_was_loaded_or_the_graph_made_anew(front
 def test_use_it_opens_the_workflow_with_concept_model_and_prompt(frontend, page, trainer):
     page.evaluate(ON_DEMO_MODEL)
     page.evaluate(SET, {"PerfusionTrainConcept": {"previews": "a photo of {} on snow\na {}"}})
+    page.evaluate(OPENED)
     ended(page)
     button(trainer, "Use it").click()
     page.wait_for_function("app.graph.nodes.some(({ type }) => type === 'PerfusionLoader')")
@@ -201,6 +216,7 @@ def test_use_it_opens_the_workflow_with_concept_model_and_prompt(frontend, page,
     assert found["EmptyLatentImage"][:2] == [64, 64]
     assert "a photo of <my-teddy> on snow" in prompts(page)
     assert "CheckpointLoaderSimple" not in found
+    assert "CheckpointLoaderSimple" not in page.evaluate("() => window.opened")  # or the host misses its file
     links = page.evaluate("() => [...app.graph.links.values()].filter(link => link.type === 'VAE').length")
     assert links == 1
 
