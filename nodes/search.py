@@ -1,4 +1,7 @@
-"""The search for a concept's best settings: a study of Optuna's with two objectives, CLIP-I and CLIP-T."""
+"""The search for a concept's best settings: a study of Optuna's with two objectives, CLIP-I and CLIP-T.
+
+What is chosen in the end is the best harmonic mean of both, so a second study, of that alone, proposes what to try.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from ..perfusion_core.checkpoints import harmonic_mean
 
 Pair = tuple[float, float]  # CLIP-I and CLIP-T of a picture
 RANGES = {"beta": (0.3, 1.0), "key_lock": (0.0, 1.0), "temperature": (0.02, 0.4)}  # without what never serves
-_BETAS = (0.5, 0.6, 0.8, 0.9)  # tried right after the start: beta is the most telling setting
+_FIRST = (  # tried before anything is proposed, each in place of the best settings so far; beta is the most telling one
+    ("beta", 0.4), ("beta", 0.55), ("beta", 0.7), ("beta", 0.85), ("beta", 1.0),
+    ("key_lock", 0.5), ("key_lock", 1.0), ("temperature", 0.06), ("temperature", 0.3),
+)  # fmt: skip
 _AGAIN = 1e-3  # how far the scores of the same pictures may lie apart from run to run
 _REPEATS = 50  # proposals in a row of what is known already, until there is nothing new
 
@@ -83,18 +89,14 @@ def search(
         if not np.allclose(again, first[0].scores, atol=_AGAIN):
             file.unlink()
             study = _study(file)
-    trials, repeats = _trials(study), 0
+    trials, repeats, guide = _trials(study), 0, _guide(study)
     if trials:
         yield trials
     while sum(len(trial.scores) for trial in trials) + pictures <= budget and repeats < _REPEATS:
-        asked, settings = _asked(study, start, seed)
+        asked, settings = _asked(guide, trials, start, seed)
         known = next((trial for trial in trials if trial.settings == settings), None)
-        try:
-            trial = known or _tried(settings, scored(settings), trials, pictures)
-        except BaseException:  # a cancel, too: the next run asks for the same once more
-            study.tell(asked, state=_optuna().trial.TrialState.FAIL)
-            raise
-        _tell(study, asked, trial, trials, again=known is not None)
+        trial = known or _tried(settings, scored(settings), trials, pictures)
+        _tell(study, guide, asked, trial, trials, again=known is not None)
         repeats = repeats + 1 if known else 0
         if not known:
             trials = [*trials, trial]
@@ -141,12 +143,8 @@ def _study(file: Path) -> Any:
     return study
 
 
-def _done(study: Any) -> list[Any]:
-    return study.get_trials(deepcopy=False, states=(_optuna().trial.TrialState.COMPLETE,))
-
-
 def _trials(study: Any) -> list[Trial]:
-    kept = [frozen.user_attrs for frozen in _done(study)]
+    kept = [frozen.user_attrs for frozen in study.get_trials(deepcopy=False)]
     return [
         Trial(it["settings"], [(image, text) for image, text in it["scores"]], it["given_up"])
         for it in kept
@@ -154,18 +152,34 @@ def _trials(study: Any) -> list[Trial]:
     ]
 
 
-def _asked(study: Any, start: Mapping[str, float], seed: int) -> tuple[Any, dict[str, float]]:
+def _guide(study: Any) -> Any:
+    """A study of the harmonic mean, with what the study with two objectives holds."""
+    guide = _optuna().create_study(direction="maximize")
+    for frozen in study.get_trials(deepcopy=False):
+        guide.add_trial(_frozen(frozen.params, value=harmonic_mean(*frozen.values)))
+    return guide
+
+
+def _frozen(params: Mapping[str, float], **told: Any) -> Any:
+    return _optuna().trial.create_trial(params=params, distributions=_space(), **told)
+
+
+def _space() -> dict[str, Any]:
+    kind = _optuna().distributions.FloatDistribution
+    return {name: kind(low, high, log=name == "temperature") for name, (low, high) in RANGES.items()}
+
+
+def _asked(guide: Any, trials: Sequence[Trial], start: Mapping[str, float], seed: int) -> tuple[Any, dict[str, float]]:
     """What Optuna keeps a trial by, and its settings. Which they are depends on the trials before it and the seed."""
-    number = len(_done(study))
-    study.sampler = _sampler(seed + number)
-    if first := [dict(start), *({**start, "beta": beta} for beta in _BETAS)][number : number + 1]:
-        study.enqueue_trial({name: min(max(first[0][name], low), high) for name, (low, high) in RANGES.items()})
-    asked = study.ask()
-    proposed = {
-        name: round(asked.suggest_float(name, low, high, log=name == "temperature"), 2)
-        for name, (low, high) in RANGES.items()
-    }
-    return asked, first[0] if first else proposed
+    number = len(guide.get_trials(deepcopy=False))
+    first = dict(start) if number == 0 else None
+    if 0 < number <= len(_FIRST):
+        first = {**best_of(trials).settings, **dict(_FIRST[number - 1 : number])}
+    if first:
+        guide.enqueue_trial({name: min(max(first[name], low), high) for name, (low, high) in RANGES.items()})
+    guide.sampler = _sampler(seed + number)
+    asked = guide.ask(_space())
+    return asked, first or {name: round(value, 2) for name, value in asked.params.items()}
 
 
 def _sampler(seed: int) -> Any:
@@ -175,13 +189,12 @@ def _sampler(seed: int) -> Any:
         return optuna.samplers.GPSampler(seed=seed, n_startup_trials=1, deterministic_objective=True)
 
 
-def _tell(study: Any, asked: Any, trial: Trial, trials: Sequence[Trial], again: bool) -> None:
-    """Keeps a trial. Optuna neither prunes nor learns from what was pruned where there are two objectives: for one that
-    was given up it is told what it would have come to, if it is as far from the others in all its pictures."""
+def _tell(study: Any, guide: Any, asked: Any, trial: Trial, trials: Sequence[Trial], again: bool) -> None:
+    """Keeps a trial. Optuna learns nothing from what was pruned: of one that was given up it is told what it would have
+    come to, if it is as far from the others in all its pictures."""
     means = np.mean(trial.scores, 0)
     if trial.given_up:
         whole = np.array([other.scores for other in trials if not other.given_up])
         means += whole.mean((0, 1)) - whole[:, : len(trial.scores)].mean((0, 1))
-    for name, value in {**asdict(trial), "again": again}.items():
-        asked.set_user_attr(name, value)
-    study.tell(asked, means.tolist())
+    study.add_trial(_frozen(asked.params, values=means.tolist(), user_attrs={**asdict(trial), "again": again}))
+    guide.tell(asked, harmonic_mean(*means.tolist()))
