@@ -54,11 +54,13 @@ def main() -> None:
     with Server(BASE, options.output) as server:
         for one in (subject, other):
             gather_photos(one.photos, BASE / "input" / one.name)
+            print(f"Teaching {one.trigger} from {len(one.pictures())} photos ...", flush=True)
             prompt = training_prompt(server, one, options.steps)
             trained = server.run(prompt, progress)
             progress.show("")
             print(f"Concept:     {', '.join(texts(prompt, trained, 'PerfusionSaveConcept'))}")
             print(f"Training:    {', '.join(pictures(server, trained))}", flush=True)
+        print("Painting ...", flush=True)
         prompt, rows = painting_prompt(subject, other)
         painted = server.run(prompt, progress)
         progress.show("")
@@ -67,7 +69,7 @@ def main() -> None:
         sheet(subject, other, images).save(path)
         print(f"Pictures:    {path}", flush=True)
         if options.serve:
-            print(f"ComfyUI runs at {server.address} until Ctrl-C.", flush=True)
+            print(f"ComfyUI runs at {server.address} until Ctrl-C. Its input and models are in {BASE}.", flush=True)
             try:
                 server.process.wait()
             except KeyboardInterrupt:
@@ -196,13 +198,9 @@ class ProgressLine:
 
     def __init__(self) -> None:
         self.node, self.start, self.text = "", 0.0, ""
-        self.seen: set[str] = set()
 
     def __call__(self, node: str, value: float, maximum: float, text: str) -> None:
         if node != self.node:
-            if not sys.stdout.isatty() and node not in self.seen:
-                print(node, flush=True)
-            self.seen.add(node)
             self.node, self.start, self.text = node, time.monotonic(), ""
         self.text = text or self.text
         left = f"{(time.monotonic() - self.start) / value * (maximum - value):.0f} s left" if value else ""

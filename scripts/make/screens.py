@@ -1,12 +1,14 @@
-"""Makes docs/screens/*.webp: every node, and what web/ adds to the graph, in both renderers and both themes.
+"""Makes docs/screens/*.webp: an ordinary graph with our Loader, and, in both renderers and both themes, every node, and
+what web/ adds to the graph.
 
-bash scripts/env.sh python scripts/make/screens.py
+bash scripts/env.sh python scripts/make/screens.py [graph | face | nodes ...]
 """
 
 import io
 import itertools
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -21,8 +23,22 @@ SCREENS = REPO / "docs" / "screens"
 QUALITY = 65  # of WebP; text stays sharp, and each is under 110 KB
 PAUSE = 1500  # milliseconds until the page has settled
 GRAPH, NODES = {"width": 1440, "height": 760}, {"width": 1720, "height": 1000}
+SMALL = {"width": 1320, "height": 640}
 COLUMNS, GAP = 4, 60
 
+# The generate workflow without its note, closer together, so that all of it can be read at half size
+ORDINARY = """async () => {
+    app.graph.remove(app.graph.nodes.find(({ type }) => type === 'MarkdownNote'))
+    const places = [
+        [0, 0, 260, 100], [300, 0, 300, 420], [640, 0, 310, 130], [640, 190, 310, 110], [640, 350, 310, 130],
+        [990, 0, 270, 270], [990, 370, 270, 60], [1400, 0, 300, 300],
+    ]
+    for (const [at, [x, y, width, height]] of places.entries())
+        Object.assign(app.graph.nodes[at], { pos: [x, y], size: [width, height] })
+    app.canvas.ds.scale = 1
+    app.canvas.ds.offset = [30, 60]
+    app.canvas.setDirty(true, true)
+}"""
 # All our nodes in columns, each where the columns are shortest
 ALL_NODES = """async ([names, columns, gap]) => {
     for (const node of [...app.graph.nodes]) app.graph.remove(node)  // clear() would give their ids away again
@@ -49,25 +65,39 @@ SIDEBAR = "() => app.extensionManager.sidebarTab.toggleSidebarTab('perfusion')"
 MENUS = "() => app.extensionManager.command.execute('Workspace.ToggleFocusMode')"
 
 
-def main() -> None:
+def main(kinds: Sequence[str]) -> None:
     SCREENS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         add_stand_ins(base)
         with Server(base) as server, open_frontend(server.address) as frontend:
             clear_the_screen(frontend)
+            if "graph" in kinds:
+                show_ordinary_graph(frontend)
+                save(frontend, "graph")
             frontend.run(SIDEBAR)
             names = [name for name in frontend.get("/object_info").json() if name.startswith("Perfusion")]
             for vue, theme in itertools.product((False, True), ("dark", "light")):
                 frontend.set("Comfy.VueNodes.Enabled", vue)
                 frontend.set("Comfy.ColorPalette", theme)
                 suffix = f"{'vue' if vue else 'classic'}-{theme}"
-                frontend.run(MENUS)
-                show_graph(frontend)
-                save(frontend, f"face-{suffix}")
-                frontend.run(MENUS)
-                show_nodes(frontend, names)
-                save(frontend, f"nodes-{suffix}")
+                if "face" in kinds:
+                    frontend.run(MENUS)
+                    show_graph(frontend)
+                    save(frontend, f"face-{suffix}")
+                    frontend.run(MENUS)
+                if "nodes" in kinds:
+                    show_nodes(frontend, names)
+                    save(frontend, f"nodes-{suffix}")
+
+
+def show_ordinary_graph(frontend: Frontend) -> None:
+    frontend.set("Comfy.VueNodes.Enabled", True)
+    frontend.set("Comfy.ColorPalette", "light")
+    frontend.page.set_viewport_size(SMALL)
+    frontend.load("3 Generate SD1.5")
+    frontend.run(ORDINARY)
+    frontend.page.wait_for_timeout(PAUSE)
 
 
 def show_graph(frontend: Frontend) -> None:
@@ -96,4 +126,4 @@ def save(frontend: Frontend, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or ("graph", "face", "nodes"))
