@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +41,15 @@ class ImageTextModelError(ValueError):
     """An image-text model that cannot be used; the message says why and what to do."""
 
 
+@dataclass(frozen=True)
 class ImageTextModel:
-    """An open_clip model with its preprocessing and tokenizer, in float32; ``load_image_text_model`` makes it.
+    """An open_clip model in float32; ``load_image_text_model`` makes it. All results are on the CPU."""
 
-    ``preprocess`` takes a picture (3, height, width) in bytes. All results are on the CPU.
-    """
-
-    def __init__(
-        self, name: str, clip: Any, tokenizer: Any, preprocess: Callable[[Tensor], Tensor], device: torch.device
-    ):
-        self.name, self.clip, self.tokenizer, self.preprocess, self.device = name, clip, tokenizer, preprocess, device
+    name: str
+    clip: Any
+    tokenizer: Any
+    preprocess: Callable[[Tensor], Tensor]  # of a picture (3, height, width) in bytes
+    device: torch.device
 
     @torch.no_grad()
     def embed_images(self, pictures: Tensor) -> Tensor:
@@ -58,11 +59,12 @@ class ImageTextModel:
         if not ((pictures >= -0.01) & (pictures <= 1.01)).all():
             raise ValueError("These pictures hold NaN or numbers beyond 0..1. Look at what makes them.")
         images = rearrange(pictures.clamp(0, 1).mul(255).round().byte().cpu(), "n h w c -> n c h w")
-        return self._unit([self.clip.encode_image(self._prepared(batch)) for batch in images.split(_IMAGES)])
+        batches = (torch.stack(list(map(self.preprocess, batch))).to(self.device) for batch in images.split(_IMAGES))
+        return self._unit(map(self.clip.encode_image, batches))
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """(n, d) unit vectors of texts, each cut to what the model reads. Raises ValueError when there are none."""
-        return self._unit([self.clip.encode_text(batch) for batch in self.tokenize(texts).split(_TEXTS)])
+        return self._unit(map(self.clip.encode_text, self.tokenize(texts).split(_TEXTS)))
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """(n, tokens) ids with start, end and padding. Raises ValueError when there are no texts."""
@@ -73,11 +75,8 @@ class ImageTextModel:
             raise ImageTextModelError(f"The tokenizer in {self.name} is of another model. Get the folder anew.")
         return tokens.to(self.device)
 
-    def _prepared(self, images: Tensor) -> Tensor:
-        return torch.stack([self.preprocess(image) for image in images]).to(self.device)
-
-    def _unit(self, batches: list[Tensor]) -> Tensor:
-        vectors = F.normalize(torch.cat(batches).cpu(), dim=-1)
+    def _unit(self, batches: Iterable[Tensor]) -> Tensor:
+        vectors = F.normalize(torch.cat(list(batches)).cpu(), dim=-1)
         if not torch.isfinite(vectors).all():
             raise ImageTextModelError(f"The model {self.name} gives NaN, so its file is damaged. Get it anew.")
         return vectors
@@ -102,8 +101,9 @@ def load_image_text_model(path: str | os.PathLike[str], device: str | torch.devi
         ) from error
     path, device = Path(path), torch.device(device)
     try:
-        name, options = _folder(open_clip, path) if path.is_dir() else _file(open_clip, path)
-        text = _text_config(open_clip.get_model_config(name), path)
+        _refuse_other_kinds(_weights(path))
+        name, options = (f"local-dir:{path}", {}) if path.is_dir() else _named(open_clip, path)
+        text = _text_config(open_clip, name, path)
         clip, transform = open_clip.create_model_from_pretrained(name, device=device, **options)
         local = {"local_files_only": True, "trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
         tokenizer = open_clip.get_tokenizer(name, **local)
@@ -113,7 +113,8 @@ def load_image_text_model(path: str | os.PathLike[str], device: str | torch.devi
         raise
     except Exception as error:  # a config from outside makes open_clip raise nearly anything
         advice = _ADVICE if path.is_dir() else _NAMING
-        raise ImageTextModelError(f"open_clip cannot make the model {path.name} ({_short(error)}). {advice}") from error
+        reason = textwrap.shorten(str(error), 400)  # it may list every weight of a model
+        raise ImageTextModelError(f"open_clip cannot make the model {path.name} ({reason}). {advice}") from error
     return ImageTextModel(path.name, clip.eval().requires_grad_(False), tokenizer, preprocess, device)
 
 
@@ -164,28 +165,20 @@ def encode_tokens(
     return torch.cat(encodings).cpu()
 
 
-def _folder(open_clip: Any, folder: Path) -> tuple[str, dict[str, Any]]:
-    """(open_clip's name for the model, how to load it) of a folder in open_clip's layout."""
-    name = f"local-dir:{folder}"
-    try:
-        config = open_clip.get_model_config(name)
-        if not all(isinstance(config[tower], dict) for tower in ("vision_cfg", "text_cfg")):
-            raise TypeError("its towers are not as open_clip writes them")
-    except Exception as error:
-        raise ImageTextModelError(f"The folder {folder.name} has no usable {_CONFIG} ({error}). {_ADVICE}") from error
-    weights = [folder / file for file in _FOLDER_WEIGHTS if (folder / file).is_file()]
-    if not weights:
-        raise ImageTextModelError(f"The folder {folder.name} holds no {' or '.join(_FOLDER_WEIGHTS)}. {_ADVICE}")
-    _refuse_other_kinds(weights[0])
-    return name, {}
+def _weights(path: Path) -> Path:
+    """The file that open_clip reads."""
+    if not path.is_dir():
+        return path
+    for name in _FOLDER_WEIGHTS:
+        if (path / name).is_file():
+            return path / name
+    raise ImageTextModelError(f"The folder {path.name} holds no {' or '.join(_FOLDER_WEIGHTS)}. {_ADVICE}")
 
 
-def _file(open_clip: Any, file: Path) -> tuple[str, dict[str, Any]]:
-    """The same of a bare file, whose name says it."""
-    _refuse_other_kinds(file)
-    named = [
-        name for name in open_clip.list_models() if re.match(re.escape(name) + r"(?!\d)", file.stem, re.IGNORECASE)
-    ]
+def _named(open_clip: Any, file: Path) -> tuple[str, dict[str, Any]]:
+    """(open_clip's name for the model, how to load it) of a bare file, whose name says it."""
+    listed = open_clip.list_models()
+    named = [name for name in listed if re.match(re.escape(name) + r"(?!\d)", file.stem, re.IGNORECASE)]
     if not named:
         raise ImageTextModelError(f"The name of {file.name} does not say what the file is. {_NAMING}")
     name = max(named, key=len)
@@ -236,10 +229,13 @@ def other_kind(names: Iterable[str]) -> str | None:
     return "an image encoder alone" if images else "a text encoder alone" if texts else "another kind of file"
 
 
-def _text_config(config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+def _text_config(open_clip: Any, name: str, path: Path) -> Mapping[str, Any]:
     """The text tower's part of a config. Raises ImageTextModelError when a part of the model would be downloaded."""
-    vision: Mapping[str, Any] = config["vision_cfg"]
-    text: Mapping[str, Any] = config["text_cfg"]
+    try:
+        config = open_clip.get_model_config(name)
+        vision, text = ({**config[tower]} for tower in ("vision_cfg", "text_cfg"))
+    except Exception as error:
+        raise ImageTextModelError(f"{path.name} has no usable {_CONFIG} ({error}). {_ADVICE}") from error
     if text.get("hf_model_name") or "multimodal_cfg" in config:
         raise ImageTextModelError(f"{path.name} has a text tower that is not open_clip's own. {_ADVICE}")
     if not re.fullmatch(r"[\w.-]*", str(vision.get("timm_model_name") or "")):
@@ -252,9 +248,3 @@ def _text_config(config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     if unknown := (text.get("tokenizer_kwargs") or {}).keys() - {"clean", "strip_sep_token"}:
         raise ImageTextModelError(f"{path.name} asks for the tokenizer setting {min(unknown)!r}. {_ADVICE}")
     return text
-
-
-def _short(error: Exception) -> str:
-    """The first lines of a message, which may list every weight of a model."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:3]) + (f" and {len(lines) - 3} more" if len(lines) > 3 else "")

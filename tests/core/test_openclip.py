@@ -394,8 +394,11 @@ def test_a_path_that_holds_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageTextModelError, match="no model"):
         load_image_text_model("a null\0")
     refused(tmp_path / "model.ckpt", "neither .safetensors nor .pt")
-    refused(tmp_path / "folder", "no usable open_clip_config.json")
+    refused(tmp_path / "folder", "holds no open_clip_model.safetensors or.*Take .* and open_clip_config.json")
     write_folder(tmp_path / "folder", MODELS["vit"])
+    config = (tmp_path / "folder" / "open_clip_config.json").rename(tmp_path / "config.json")
+    refused(tmp_path / "folder", "no usable open_clip_config.json")
+    config.rename(tmp_path / "folder" / "open_clip_config.json")
     (tmp_path / "folder" / "open_clip_model.safetensors").unlink()
     refused(tmp_path / "folder", "holds no open_clip_model.safetensors or")
     (tmp_path / "folder" / "model.safetensors").touch()  # as transformers calls its own
