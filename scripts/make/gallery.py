@@ -1,11 +1,12 @@
 """Makes the pictures of docs/gallery.md: what two concepts of the demo can do, in a real ComfyUI.
 
-    bash scripts/env.sh python scripts/make/gallery.py
+    bash scripts/env.sh python scripts/make/gallery.py [PICTURE ...]
 
 It takes the concepts that scripts/demo.sh trained, or trains them first.
 """
 
 import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ a photo of a <my-teddy> and a <my-tiger> on snow
 a photo of a <my-tiger> and a <my-teddy> on pink"""
 
 
-def main() -> None:
+def main(names: Sequence[str]) -> None:
     progress = ProgressLine()
     with Server(BASE) as server:
         for subject in (TEDDY, TIGER):
@@ -34,12 +35,18 @@ def main() -> None:
                 gather_photos(subject.photos, BASE / "input" / subject.name)
                 server.run(training_prompt(server, subject, TRAINING["steps"]), progress)
         prompt, shown = everything()
-        outputs = server.run(prompt, progress)
+        shown = {name: node for name, node in shown.items() if name in names or not names}
+        outputs = server.run(only(prompt, shown.values()), progress)
         progress.show("")
         for name, node in shown.items():
             path = REPO / "docs" / f"gallery-{name}.jpg"
             opened(server, outputs[node]).save(path, quality=88, optimize=True)
             print(path)
+
+
+def only(prompt: dict[str, Any], previews: Collection[str]) -> dict[str, Any]:
+    """A prompt with these of its preview nodes."""
+    return {id: node for id, node in prompt.items() if id in previews or node["class_type"] != "PreviewImage"}
 
 
 def everything() -> tuple[dict[str, Any], dict[str, str]]:
@@ -87,4 +94,4 @@ def everything() -> tuple[dict[str, Any], dict[str, str]]:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

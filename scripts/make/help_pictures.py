@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from browser import Frontend, add_stand_ins, open_frontend
 from comfyui import REPO, Server
 from demo import BASE, ProgressLine, opened
-from gallery import everything
+from gallery import everything, only
 from template_pictures import clear_the_screen
 
 HELP = REPO / "web" / "docs"
@@ -73,11 +73,7 @@ def show_what_is_made(made: Mapping[str, str]) -> None:
     """made: of MADE."""
     with Server(BASE) as server:
         nodes, shown = everything()
-        wanted = {shown[key] for key in made.values()}
-        outputs = server.run(
-            {id: node for id, node in nodes.items() if id in wanted or node["class_type"] != "PreviewImage"},
-            ProgressLine(),
-        )
+        outputs = server.run(only(nodes, {shown[key] for key in made.values()}), ProgressLine())
         for name, key in made.items():
             save(name, opened(server, outputs[shown[key]]))
 
