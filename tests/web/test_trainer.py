@@ -1,7 +1,7 @@
 """The trainer's panel: presets and estimate before, time and samples meanwhile, and what to do with the outcome."""
 
 import pytest
-from steps import LOADER, ON_DEMO_MODEL, RUN, SET, button, each_renderer, open_workflow, prompts, says
+from steps import ON_DEMO_MODEL, RUN, SET, button, each_renderer, open_workflow, prompts, says
 
 SEND = "([name, detail]) => app.api.dispatchCustomEvent(name, detail)"
 TRAINER = "app.graph.nodes.find(({ type }) => type === 'PerfusionTrainConcept')"
@@ -207,8 +207,7 @@ def test_use_it_opens_the_workflow_with_concept_model_and_prompt(frontend, page,
     page.evaluate(OPENED)
     ended(page)
     button(trainer, "Use it").click()
-    page.wait_for_function("app.graph.nodes.some(({ type }) => type === 'PerfusionLoader')")
-    page.wait_for_function("app.graph.nodes.some(({ type }) => type === 'PerfusionDemoModel')")
+    page.wait_for_function("app.graph.nodes.find(({ type }) => type === 'EmptyLatentImage')?.widgets[0].value === 64")
     found = dict(
         page.evaluate("() => app.graph.nodes.map(node => [node.type, node.widgets?.map(({ value }) => value)])")
     )
@@ -226,11 +225,11 @@ def test_use_it_opens_the_workflow_of_the_concepts_base_model(frontend, page, tr
     page.evaluate(SET, {"CheckpointLoaderSimple": {"ckpt_name": "my-own-xl.safetensors"}})
     ended(page, "my-tiger.safetensors", size=896)
     button(trainer, "Use it").click()
-    page.wait_for_function("app.graph.nodes.some(({ type }) => type === 'PerfusionLoader')")
-    page.wait_for_function(f"{LOADER}.widgets[0].value === 'my-tiger.safetensors'")
+    page.wait_for_function("app.graph.nodes.find(({ type }) => type === 'EmptyLatentImage')?.widgets[0].value === 896")
     found = dict(
         page.evaluate("() => app.graph.nodes.map(node => [node.type, node.widgets?.map(({ value }) => value)])")
     )
+    assert found["PerfusionLoader"][0] == "my-tiger.safetensors"
     assert found["SaveImage"] == ["perfusion/concept_sdxl"]
     assert found["CheckpointLoaderSimple"] == ["my-own-xl.safetensors"]
     assert found["EmptyLatentImage"][:2] == [896, 896]
