@@ -48,7 +48,7 @@ NARROW = {"sd1": {"model_channels": 32, "context_dim": 8}, "sdxl": {"model_chann
           "anima": {"model_channels": 64, "num_heads": 2, "crossattn_emb_channels": 8}}  # fmt: skip
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["forward", "text", "python", "growth", "training", "loading"])
     parser.add_argument("--model", choices=KINDS, default="sd1")
@@ -58,11 +58,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32", help="such as float16")
     parser.add_argument("--compile", metavar="BACKEND", help="of torch.compile, such as inductor")
+    parser.add_argument("--streamed", action="store_true", help="weights stay beside the GPU, as with --novram")
     parser.add_argument("--concepts", type=int, nargs="+", default=CONCEPTS)
     parser.add_argument("--ours", action="store_true", help="nothing but ours and the unpatched model")
     parser.add_argument("--tiny", action="store_true", help="networks of a few channels, to try the benchmark itself")
     parser.add_argument("--json", type=Path, help="a file that the figures are added to, a line for each")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     torch.manual_seed(0)
     for row in globals()[f"{options.what}_rows"](options):
         row = {"what": options.what, "model": options.model, "dtype": options.dtype, "machine": machine(), **row}
@@ -84,12 +89,13 @@ def _short(value: Any) -> str:
 
 def forward_rows(options, **kind: Any) -> Iterator[dict[str, Any]]:
     changes = NARROW[options.model] if options.tiny else {}
-    model, times = clocked(random_model(options.model, getattr(torch, options.dtype), **{**changes, **kind}))
+    dtype = getattr(torch, options.dtype)
+    model, times = clocked(random_model(options.model, dtype, streamed=options.streamed, **{**changes, **kind}))
     with torch.inference_mode():
         found = ways(model, options.concepts, options.compile, others=not options.ours)
         prompts = Prompts.of(model, TOKENS[options.model])
         measure(found, times, prompts, options.size, options.batch, options.steps, options.rounds)
-    given = {"size": options.size, "batch": options.batch, "compile": options.compile}
+    given = {name: getattr(options, name) for name in ("size", "batch", "compile", "streamed")}
     for row in table(found, clock=0 if torch.cuda.is_available() else 1):
         yield {**given, **row}
 
@@ -116,7 +122,7 @@ def growth_rows(options) -> Iterator[dict[str, Any]]:
     axes = {"concepts": (1, 4, 16, 64), "tokens": (77, 154, 308, 770), "prompts": (1, 4, 16), "layers": (16, 48, 144)}
     usual = {"concepts": 1, "tokens": 77, "prompts": 1, "layers": 16}
     for axis, values in axes.items():
-        for value in values:
+        for value in values[:2] if options.tiny else values:
             at = {**usual, axis: value}
             times = at["layers"] // 16
             deep = {"transformer_depth": [times * n for n in SD15["transformer_depth"]],

@@ -14,6 +14,7 @@ if "comfyui_perfusion" not in sys.modules:
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = not torch.cuda.is_available()
+    comfy.cli_args.args.novram = "--streamed" in sys.argv  # read when the host is imported
     spec = importlib.util.spec_from_file_location("comfyui_perfusion", REPO / "__init__.py")
     sys.modules["comfyui_perfusion"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["comfyui_perfusion"])

@@ -34,22 +34,28 @@ KINDS = {"sd1": ("SD15", SD15), "sdxl": ("SDXL", SDXL), "anima": ("Anima", ANIMA
 TOKENS = {"sd1": 77, "sdxl": 77, "anima": 512}
 
 
-def random_model(kind: str, dtype: torch.dtype = torch.float32, text_only: bool = False, **changes: Any):
-    """A MODEL on the device that the host would use. text_only: see ``_keep_text``; changes: of the configuration."""
+def random_model(
+    kind: str, dtype: torch.dtype = torch.float32, text_only: bool = False, streamed: bool = False, **changes: Any
+):
+    """A MODEL on the device that the host would use.
+
+    text_only: see ``_keep_text``; streamed: its weights on the CPU; changes: of the configuration.
+    """
     import comfy.model_management
     import comfy.model_patcher
     from comfy import supported_models
 
     device = comfy.model_management.get_torch_device()
+    home = torch.device("cpu") if streamed else device
     name, config = KINDS[kind]
     settings = getattr(supported_models, name)({**config, **changes, "dtype": dtype})
     settings.set_inference_dtype(dtype, None)
-    model = settings.get_model({}, device=torch.device("meta") if text_only else device)
+    model = settings.get_model({}, device=torch.device("meta") if text_only else home)
     if text_only:
         _keep_text(model)
-        model.diffusion_model.to(device)
+        model.diffusion_model.to(home)
     _fill(model.diffusion_model)
-    return comfy.model_patcher.ModelPatcher(model, device, device)
+    return comfy.model_patcher.ModelPatcher(model, device, home)
 
 
 def _keep_text(model) -> None:
