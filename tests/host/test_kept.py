@@ -19,11 +19,11 @@ import nodes as host_nodes
 from random_checkpoint import KINDS, UNET, initialise
 from random_families import CONFIGS, random_model
 from test_conditionings import WAYS
-from test_families import concept, conditioning, uses_of
+from test_families import WIDTH, concept, conditioning, uses_of
 from test_model import sample
 from test_together import in_frames, in_tiles, lora_weights, row_by_row
 
-TOKENS, WIDTH = 7, 1024
+TOKENS = 7
 STEPS = 3
 
 
