@@ -55,11 +55,11 @@ def test_an_end_that_was_never_told_is_asked_for(monkeypatch):
 
 
 def test_a_run_may_last_longer_than_any_answer(monkeypatch):
-    monkeypatch.setattr(comfyui, "TIMEOUT", aiohttp.ClientTimeout(total=0.3))
+    monkeypatch.setattr(comfyui, "TIMEOUT", aiohttp.ClientTimeout(total=2))
 
     async def play(fake, prompt_id):
         for value in range(5):
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.5)
             await fake.progress(prompt_id, value)
         await fake.finish(prompt_id)
 
@@ -126,4 +126,4 @@ def test_nobody_at_an_address_is_a_connection_error():
         Client(address).object_info()
     with pytest.raises(ConnectionError, match=f"ComfyUI at {address} does not answer"):
         Client(address).run(WORKFLOW)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # of the 300 that an answer may take

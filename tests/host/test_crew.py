@@ -3,7 +3,6 @@
 import asyncio
 import os
 import sys
-import time
 
 import pytest
 import ray
@@ -119,7 +118,7 @@ def test_what_runs_is_stopped_when_the_crew_is_left(machines, tmp_path):
         async def work(self, task):
             try:
                 yield Progress("slow", 0, 1, "")
-                await asyncio.sleep(60)
+                await asyncio.sleep(3600)
             finally:
                 (tmp_path / task).touch()
             yield Done(task)
@@ -127,12 +126,10 @@ def test_what_runs_is_stopped_when_the_crew_is_left(machines, tmp_path):
         async def leave(self):
             (tmp_path / "tidy").touch()
 
-    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt), Crew([Slow.remote()], print) as crew:
         for _, event in crew.run(["a"], plain, 0):
             if isinstance(event, Progress):
                 raise KeyboardInterrupt
-    assert time.monotonic() - start < 50
     assert {path.name for path in tmp_path.iterdir()} == {"a", "tidy"}
 
 

@@ -79,9 +79,14 @@ def test_a_killed_machine_loses_nothing_and_every_file_arrives(tmp_path, scratch
             killed.append(concept.name)
 
     monkeypatch.setattr(train_many, "note_down", kill_when_one_trains)
+    workflow = json.loads((REPO / "workflows" / "2 Train SD1.5.json").read_text(encoding="utf-8"))
+    (covariance,) = (node for node in workflow["nodes"] if node["type"] == "PerfusionCovariance")
+    covariance["widgets_values"][1] = 100  # captions; each machine would encode ten thousand
+    (tmp_path / "workflow.json").write_text(json.dumps(workflow), encoding="utf-8")
+    given = ["--workflow", str(tmp_path / "workflow.json"), "--cpus", "1", *QUICK]
     with Machines() as machines:
         two = [machines.add(), machines.add()]
-        code = train_many.main([str(folder), "--address", machines.address, "--cpus", "1", *QUICK])
+        code = train_many.main([str(folder), "--address", machines.address, *given])
     printed = capsys.readouterr().out
     assert killed and code == 1
     table = rows(printed)
@@ -113,17 +118,23 @@ def test_ctrl_c_leaves_no_process_and_no_files_behind(tmp_path, scratch):
     concept_folder(tmp_path / "x", "one", steps=5000)
     concept_folder(tmp_path / "x", "two")
     mark = f"PERFUSION_TEST={uuid.uuid4()}"
-    command = [sys.executable, REPO / "scripts" / "train_many.py", tmp_path / "x", *QUICK, "--cpus", os.cpu_count()]
+    taking_ctrl_c = "env", "--default-signal=INT"  # also where the tests run in the background
+    command = [*taking_ctrl_c, sys.executable, REPO / "scripts" / "train_many.py", tmp_path / "x", *QUICK]
     environment = dict([*os.environ.items(), mark.split("="), ("TMPDIR", scratch)])
     with subprocess.Popen(
-        [*map(str, command)], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as running:
-        for line in running.stdout:
-            if line.startswith("one: to "):
-                break
-        assert processes(mark), "this test sees nothing"
-        os.killpg(running.pid, signal.SIGINT)  # as a terminal does
-        printed = running.stdout.read()
+        [*map(str, command), "--cpus", str(os.cpu_count())],
+        env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    ) as running:  # fmt: skip
+        try:
+            for line in running.stdout:
+                if line.startswith("one: to "):
+                    break
+            assert processes(mark), "this test sees nothing"
+            os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+            printed = running.stdout.read()
+        except BaseException:
+            running.kill()
+            raise
     assert running.returncode == 1 and "Stopped." in printed
     assert [row[1] for row in rows(printed).values()] == ["stopped", "not started"]
     limit = time.monotonic() + 20
@@ -149,9 +160,8 @@ def processes(mark: str) -> list[str]:
 
 
 @pytest.fixture
-def fakes(tmp_path, machines, monkeypatch, capsys):
+def fakes(tmp_path, machines, capsys):
     """fakes(*servers, names=…) -> (exit code, what it printed), with the servers running."""
-    monkeypatch.setattr(crew, "PATIENCE", 1)
     save_workflow(tmp_path / "workflow.json")
 
     def call(*fakes: FakeComfyUI, names=("a", "b"), options=()) -> tuple[int, str]:
@@ -210,7 +220,9 @@ def test_what_is_on_a_server_or_here_is_not_trained_again(fakes, tmp_path):
         assert sorted(post["filename"] for post in replaced if post["overwrite"]) == ["a", "b"]
 
 
-def test_a_server_that_stays_away_is_given_up_and_the_rest_is_told(fakes):
+def test_a_server_that_stays_away_is_given_up_and_the_rest_is_told(fakes, monkeypatch):
+    monkeypatch.setattr(crew, "PATIENCE", 1)
+
     async def die(fake, prompt_id):
         for path in ("/queue", "/prompt", "/upload/image", "/interrupt"):
             fake.answers[path] = 503
