@@ -5,7 +5,7 @@
 # All parts run even when an earlier one fails; the exit status is 0 only when all passed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PYTHONDONTWRITEBYTECODE=1
+unset PYTHONDONTWRITEBYTECODE  # or every process that a test starts compiles the whole of ComfyUI
 
 web=true
 for argument in "$@"; do
@@ -35,9 +35,12 @@ bash scripts/env.sh mypy perfusion_core || failed=1
 ! $web || bash scripts/check_web.sh || failed=1
 if [ $# -gt 0 ]; then
     bash scripts/env.sh python -m pytest "$@" || failed=1
-else  # files in parallel, but for those of the browser, which share a server; each process takes up to 3 GB
-    bash scripts/env.sh python -m pytest tests/core tests/host -n auto --maxprocesses 4 --dist loadfile || failed=1
-    bash scripts/env.sh python -m pytest tests/web || failed=1
+else  # files in parallel, the longest first (tests/host/conftest.py); a core and up to 3 GB for each process
+    export OMP_NUM_THREADS=1  # of what the tests start
+    files=(--dist loadfile --no-loadscope-reorder -n auto --maxprocesses)
+    bash scripts/env.sh python -m pytest tests/core tests/host "${files[@]}" 4 || failed=1
+    bash scripts/env.sh python -m pytest tests/web "${files[@]}" 2 || failed=1
+    [ -n "${COMFYUI_PATH:-}" ] ||
+        bash scripts/host.sh 0.30.0 newest python -m pytest tests/web "${files[@]}" 2 || failed=1
 fi
-[ $# -gt 0 ] || [ -n "${COMFYUI_PATH:-}" ] || bash scripts/host.sh 0.30.0 newest || failed=1
 exit $failed

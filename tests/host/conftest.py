@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -27,11 +28,16 @@ def _start_host() -> None:
 
 
 _start_host()
+torch.set_num_threads(1)  # the models are too small for more
+hypothesis.settings.register_profile("host", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("host")
+
+LONG = ["test_train_many.py", "test_training_node.py", "test_server.py"]
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _quiet_cpu():
-    torch.set_num_threads(2)
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no process is left with one when the others are done."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")

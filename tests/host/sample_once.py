@@ -28,7 +28,7 @@ if __name__ == "__main__":
     from random_families import CONFIGS, random_family
 
     kind = sys.argv[3] if len(sys.argv) > 3 else "sd1"
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     with torch.inference_mode():
         torch.save(
             sample_with(Path(sys.argv[1]), random_family(kind) if kind in CONFIGS else load_random(kind)), sys.argv[2]
