@@ -137,7 +137,7 @@ class TrainerPanel {
     if (String(asked) === this.#estimated) return;
     this.#estimated = String(asked);
     /** @type {any} */
-    const found = await get("estimate", asked).catch(() => undefined);
+    const found = asked.get("base_model") && (await get("estimate", asked).catch(() => undefined));
     if (String(asked) !== this.#estimated) return;
     this.#estimate.textContent = found ? estimateIn(found) : "";
     if (this.#run === undefined) this.#showWarnings(found?.warnings ?? {});

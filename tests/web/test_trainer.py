@@ -191,6 +191,16 @@ def test_presets_set_the_inputs_and_the_estimate_follows(page, trainer):
     assert button(trainer, "Normal").get_attribute("aria-pressed") == "true"
 
 
+def test_nothing_is_asked_about_an_unknown_model(frontend, page, trainer):
+    estimate = trainer.get_by_text("of memory")
+    estimate.wait_for()
+    frontend.requests.clear()
+    page.evaluate("() => app.graph.remove(app.graph.nodes.find(({ type }) => type === 'CheckpointLoaderSimple'))")
+    page.evaluate("() => app.api.dispatchCustomEvent('graphChanged')")
+    estimate.wait_for(state="hidden")
+    assert not any("/perfusion/estimate" in request for request in frontend.requests)
+
+
 def test_it_is_known_again_when_the_page_was_loaded_or_the_graph_made_anew(frontend, page, trainer):
     page.reload()  # it has seen no run begin
     page.wait_for_function("window.app?.vueAppReady && app.graph?.nodes.length")
