@@ -45,7 +45,11 @@ ALL_NODES = """async ([names, columns, gap]) => {
     const nodes = names.map(name => LiteGraph.createNode(name))
     for (const node of nodes) app.graph.add(node)
     app.canvas.ds.scale = 1
-    await new Promise(done => setTimeout(done, 1500))
+    const pause = () => new Promise(done => setTimeout(done, 1500))
+    const drawn = () => document.querySelectorAll('[data-node-id]').length >= nodes.length
+    const sizes = () => JSON.stringify(nodes.map(node => [...node.boundingRect]))
+    let before
+    do { before = sizes(); await pause() } while (sizes() !== before || LiteGraph.vueNodesMode && !drawn())
     const heights = Array(columns).fill(0)
     for (const node of nodes.sort((a, b) => b.boundingRect[3] - a.boundingRect[3])) {
         const column = heights.indexOf(Math.min(...heights))
