@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import safetensors.torch
 import torch
@@ -74,6 +75,8 @@ SHALLOW_TEXT = {
     f"{name}_model_config": {"num_hidden_layers": 3, "intermediate_size": 1024}
     for name in ("clip_l", "clip_g", "clip_h")
 }
+# And tests that train many times are quick with a UNet and a VAE of a fifth and a quarter of the width.
+NARROW, NARROW_VAE = {"model_channels": 64}, {**VAE_ENCODER, "ch": 32}
 
 
 @torch.no_grad()
@@ -91,16 +94,20 @@ def initialise(module: nn.Module, generator: torch.Generator) -> nn.Module:
     return module
 
 
-def random_state_dict(kind: str, seed: int = 0, text_options: dict[str, Any] | None = None) -> dict[str, torch.Tensor]:
+def random_state_dict(
+    kind: str, seed: int = 0, text_options: dict[str, Any] | None = None, narrow: bool = False
+) -> dict[str, torch.Tensor]:
     """A whole checkpoint in its usual layout, fp16. `text_options` are the text encoders' model_options."""
     generator = torch.Generator().manual_seed(seed)
-    config = KINDS[kind].host_config({**UNET, "adm_in_channels": None, **KINDS[kind].unet})
+    width = NARROW if narrow else {}
+    config = KINDS[kind].host_config({**UNET, "adm_in_channels": None, **KINDS[kind].unet, **width})
     unet = initialise(UNetModel(**config.unet_config, operations=comfy.ops.disable_weight_init), generator).state_dict()
     if KINDS[kind].v_prediction:
         unet[LAYER_TELLING_V_PREDICTION].normal_(std=0.3, generator=generator)
     text_class = config.clip_target().clip
     text = initialise(text_class(dtype=torch.float16, model_options=text_options or {}), generator).state_dict()
-    vae = initialise(AutoencoderKL(ddconfig=VAE_ENCODER, decoder_ddconfig=VAE_DECODER, embed_dim=4), generator)
+    encoder = NARROW_VAE if narrow else VAE_ENCODER
+    vae = initialise(AutoencoderKL(ddconfig=encoder, decoder_ddconfig=VAE_DECODER, embed_dim=4), generator)
     vae.quant_conv.weight.data[:4] /= config.latent_format.scale_factor  # latents of std about 1, as trained ones have
     return {
         **config.process_unet_state_dict_for_saving(unet),
@@ -113,6 +120,18 @@ def load_random(kind: str, seed: int = 0) -> tuple[Any, Any, Any]:
     """(MODEL, CLIP, VAE) loaded in this process without a file, the text encoders three layers deep."""
     state_dict = random_state_dict(kind, seed, SHALLOW_TEXT)
     model, clip, vae, _ = comfy.sd.load_state_dict_guess_config(state_dict, te_model_options=SHALLOW_TEXT)
+    return model, clip, vae
+
+
+def load_narrow(kind: str, seed: int = 0) -> tuple[Any, Any, Any]:
+    """The same with narrow networks, which the host has to be told of."""
+    text = {name: {**options, "intermediate_size": 256} for name, options in SHALLOW_TEXT.items()}
+    state_dict = random_state_dict(kind, seed, text, narrow=True)
+    with mock.patch.dict(KINDS[kind].host_config.unet_config, NARROW):
+        model, clip, *_ = comfy.sd.load_state_dict_guess_config(state_dict, output_vae=False, te_model_options=text)
+    prefix = "first_stage_model."
+    weights = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name.startswith(prefix)}
+    vae = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": NARROW_VAE, "embed_dim": 4}})
     return model, clip, vae
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 import hypothesis
@@ -45,14 +46,15 @@ def models():
     """models(kind) -> (MODEL, CLIP, VAE): small random ones of the real architectures, each made once."""
     from random_checkpoint import load_random
 
-    made = {}
+    return cache(load_random)
 
-    def of(kind: str):
-        if kind not in made:
-            made[kind] = load_random(kind)
-        return made[kind]
 
-    return of
+@pytest.fixture(scope="session")
+def narrow_models():
+    """The same with narrow networks, for tests that train many times."""
+    from random_checkpoint import load_narrow
+
+    return cache(load_narrow)
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,17 @@
 """Concepts for the random models, untrained but with everything a trained one has."""
 
+from functools import cache
+from unittest import mock
+
 import torch
 from comfyui_perfusion.nodes.host import text, trainings
 from comfyui_perfusion.nodes.host.encoder_covariance import measure_covariance
 from comfyui_perfusion.nodes.host.model import base_model, cross_attentions, encoding_width
 from comfyui_perfusion.nodes.train import PerfusionTrainConcept
 from comfyui_perfusion.perfusion_core import Concept, Covariance
-from comfyui_perfusion.perfusion_core.captions import captions
+from comfyui_perfusion.perfusion_core.captions import TEMPLATES, captions
 
+FEW_TEMPLATES = TEMPLATES[:4]  # every training encodes all of them before its first step
 _inverses = {}
 
 
@@ -55,6 +59,7 @@ def encode_in_sentence(model, clip, embeddings, superclass: str) -> torch.Tensor
     return text.encoding_of_layers(clip, tokens, model)[0, position].float().cpu()
 
 
+@cache
 def random_covariance(width: int = 768) -> Covariance:
     covariance = Covariance(width)
     covariance.update(torch.randn(100, width, generator=torch.Generator().manual_seed(0)))
@@ -75,4 +80,5 @@ def train_node(models, kind: str = "sd1", remembered: bool = False, **changes):
         "superclass": ["teddy"], "steps": [2], "seed": [0], "resolution": [64], "batch_size": [1], "accumulation": [1],
         "flip": [False], "covariance": [random_covariance(encoding_width(model))], "previews": [""],
     }  # fmt: skip
-    return PerfusionTrainConcept.execute(**{**inputs, **changes})
+    with mock.patch("comfyui_perfusion.nodes.train.TEMPLATES", FEW_TEMPLATES):
+        return PerfusionTrainConcept.execute(**{**inputs, **changes})

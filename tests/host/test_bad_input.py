@@ -23,6 +23,11 @@ from makers import random_covariance, train_node
 CANCEL = comfy.model_management.InterruptProcessingException
 
 
+@pytest.fixture(scope="module")
+def models(narrow_models):
+    return narrow_models
+
+
 @pytest.fixture(autouse=True)
 def _outside_a_graph(monkeypatch, model_folder):
     for node in (PerfusionTrainConcept, PerfusionCovariance):
@@ -113,13 +118,13 @@ def other_layers(concept: Concept, change) -> Concept:
         ),
         (
             lambda model: other_layers(concept_for(model), lambda deltas, name: deltas.update({name: torch.ones(8)})),
-            "value output for input_blocks.* has 8 numbers, the layer has 320",
+            "value output for input_blocks.* has 8 numbers, the layer has 64",
         ),
         (
             lambda model: (c := concept_for(model)).replace(
                 key_outputs={layer: torch.ones(len(delta) + 1) for layer, delta in c.value_deltas.items()}
             ),
-            "key output for input_blocks.* has 321 numbers, the layer has 320",
+            "key output for input_blocks.* has 65 numbers, the layer has 64",
         ),
         (lambda model: concept_for(model, 768, [("h", 768)]), r"encoders h \(768 wide\).*this CLIP has l \(768 wide\)"),
         (lambda model: concept_for(model, 768, [("l", 700)]), r"encoders l \(700 wide\).*Connect the CLIP of a sd1"),

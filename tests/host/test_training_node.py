@@ -21,7 +21,7 @@ from comfyui_perfusion.nodes.host.thumbnail import decoded
 from comfyui_perfusion.nodes.host.uses import ConceptUse
 from comfyui_perfusion.nodes.load import PerfusionSaveConcept
 from comfyui_perfusion.nodes.train import PerfusionTrainConcept, _settings
-from comfyui_perfusion.perfusion_core import load_concept, load_training, save_concept
+from comfyui_perfusion.perfusion_core import Training, load_concept, load_training, save_concept
 from comfyui_perfusion.perfusion_core.concept_file import edit_metadata
 from comfyui_perfusion.perfusion_core.training_file import digest
 from PIL import Image
@@ -31,6 +31,11 @@ from makers import make_concept, train_node
 
 CANCEL = comfy.model_management.InterruptProcessingException
 PHOTOS = [torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))]
+
+
+@pytest.fixture(scope="module")
+def models(narrow_models):
+    return narrow_models
 
 
 @pytest.fixture(autouse=True)
@@ -182,11 +187,11 @@ def test_a_cancelled_training_goes_on_as_if_it_had_never_stopped(models, model_f
     assert sorted(path.name for path in model_folder.glob("*.safetensors")) == [unfinished.name]
 
 
-def test_the_best_checkpoint_survives_a_pause(models, model_folder):
-    """With a learning rate at which more training only harms."""
-    inputs = {"images": PHOTOS, "checkpoint_every": [1], "learning_rate_values": [1.0], "seed": [1]}
+def test_the_best_checkpoint_survives_a_pause(models, model_folder, monkeypatch):
+    monkeypatch.setattr(Training, "evaluate", lambda training: abs(len(training.losses) - 2) + 1.0)  # best after two
+    inputs = {"images": PHOTOS, "checkpoint_every": [1]}
     whole = train_node(models, steps=[5], **inputs).args[0][0].concept
-    assert int(whole.metadata["steps"]) < 4, "the test needs another seed or learning rate"
+    assert whole.metadata["steps"] == "2"
     saved(train_node(models, steps=[4], **inputs), "toy")
     resumed = train_node(models, steps=[5], continue_from=["toy.safetensors"], **inputs).args[0][0].concept
     assert same(resumed, whole)
