@@ -57,6 +57,7 @@ def record(model, positive, negative, **settings):
 
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "watch", watch)
     sample(model, positive, negative, **settings)
+    comfy.model_management.unload_all_models()  # while this clone lives, which alone can take its patches away
     return seen, forwards
 
 
