@@ -35,7 +35,7 @@ bash scripts/env.sh mypy perfusion_core || failed=1
 ! $web || bash scripts/check_web.sh || failed=1
 if [ $# -gt 0 ]; then
     bash scripts/env.sh python -m pytest "$@" || failed=1
-else  # files in parallel, the longest first (tests/host/conftest.py); a core and up to 3 GB for each process
+else  # files in parallel, the longest first (tests/host/conftest.py); a core and up to 6.5 GB for each process
     export OMP_NUM_THREADS=1  # of what the tests start
     files=(--dist loadfile --no-loadscope-reorder -n auto --maxprocesses)
     bash scripts/env.sh python -m pytest tests/core tests/host "${files[@]}" 4 || failed=1
