@@ -18,6 +18,7 @@ PAIRS = [  # the frontends of the older two are those that belong to them
     ("0.30.0", "1.58.1"), ("0.30.0", "1.55.18"), ("0.30.0", "1.51.10"), ("0.30.0", "1.47.12"),
     ("0.18.2", "1.41.21"), ("0.16.3", "1.39.19"),
 ]  # fmt: skip
+IN_PARALLEL = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]  # as scripts/test.sh does
 RENDERERS = {"classic": "classic canvas", "vue": "Vue nodes"}
 HEAD = """# ComfyUI and frontends
 
@@ -35,7 +36,7 @@ def run(host: str, frontend: str) -> list[tuple[str, str]]:
     """(test, "passed", "failed" or "skipped") of each."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [host, frontend, "python", "-m", "pytest", "tests/web", f"--junitxml={report}"]
+        command = [host, frontend, "python", "-m", "pytest", "tests/web", f"--junitxml={report}", *IN_PARALLEL]
         subprocess.run(["bash", "scripts/host.sh", *command], cwd=REPO)
         if not report.exists():
             sys.exit(f"The tests did not run with ComfyUI {host} and frontend {frontend}.")
