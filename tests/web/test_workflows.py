@@ -161,7 +161,7 @@ def test_the_blueprint_is_found_and_is_a_whole_training(frontend, our_nodes):
     frontend.page.mouse.click(600, 400)  # it hangs on the pointer until then
     frontend.page.wait_for_function("app.graph.nodes.every(node => !node.flags.ghost)")
     shown = frontend.run(
-        """() => app.graph.nodes[0].widgets.filter(({ serialize }) => serialize !== false)
+        """() => app.graph.nodes[0].widgets.filter(({ name }) => name !== "perfusion_training")
             .map(({ name, value }) => [name, value])"""
     )
     prompt = frontend.run("async () => (await app.graphToPrompt()).output")
