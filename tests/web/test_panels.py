@@ -34,6 +34,7 @@ def test_a_new_node_does_not_grow_for_its_folded_inputs(frontend, our_nodes):
 def test_the_properties_leave_the_panel_where_it_is(frontend, page):
     open_workflow(frontend, "2 Train SD1.5")
     page.evaluate("() => app.canvas.selectNode(app.graph.nodes.find(({ type }) => type === 'PerfusionTrainConcept'))")
+    page.evaluate("() => { app.canvas.ds.offset[1] += 60; app.canvas.setDirty(true, true) }")  # off the Run button
     width = panel(page).bounding_box()["width"]
     page.get_by_role("button", name="Node Info").click()
     properties = page.get_by_test_id("properties-panel")
