@@ -143,8 +143,13 @@ def _study(file: Path) -> Any:
     return study
 
 
+def _done(study: Any) -> list[Any]:
+    """Without trials that were cut short, which earlier versions kept."""
+    return study.get_trials(deepcopy=False, states=(_optuna().trial.TrialState.COMPLETE,))
+
+
 def _trials(study: Any) -> list[Trial]:
-    kept = [frozen.user_attrs for frozen in study.get_trials(deepcopy=False)]
+    kept = [frozen.user_attrs for frozen in _done(study)]
     return [
         Trial(it["settings"], [(image, text) for image, text in it["scores"]], it["given_up"])
         for it in kept
@@ -155,7 +160,7 @@ def _trials(study: Any) -> list[Trial]:
 def _guide(study: Any) -> Any:
     """A study of the harmonic mean, with what the study with two objectives holds."""
     guide = _optuna().create_study(direction="maximize")
-    for frozen in study.get_trials(deepcopy=False):
+    for frozen in _done(study):
         guide.add_trial(_frozen(frozen.params, value=harmonic_mean(*frozen.values)))
     return guide
 

@@ -124,6 +124,17 @@ def test_what_was_cut_short_is_asked_for_again(tmp_path, by_chance, whole):
     assert searched(Painter(hill(OPTIMA[0])), tmp_path / "a.log", 12) == at_once
 
 
+def test_a_study_with_trials_cut_short_as_earlier_versions_kept_them_goes_on(tmp_path, by_chance):
+    painter, file = Painter(hill(OPTIMA[0])), tmp_path / "a.log"
+    searched(painter, file, 4)
+    study = search_module._study(file)
+    study.tell(study.ask(), state=optuna.trial.TrialState.FAIL)
+    study.ask()
+    at_once = Painter(hill(OPTIMA[0]))
+    assert searched(painter, file, 8) == searched(at_once, tmp_path / "whole.log", 8)
+    assert painter.painted == at_once.painted + 4  # the start again, and nothing else
+
+
 def test_only_what_cannot_reach_the_front_is_given_up_and_it_costs_less(tmp_path, by_chance):
     painter = Painter(hill(OPTIMA[0]))
     trials = searched(painter, tmp_path / "a.log", 40)
