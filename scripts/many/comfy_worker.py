@@ -66,6 +66,7 @@ class ComfyWorker:
         self.server: Server | None = None
         self.prompt: dict[str, Any] = {}  # the workflow as this ComfyUI takes it
         self.unfinished = ""  # id of a prompt that may still run, or wait
+        self.taking_back = asyncio.Lock()
 
     async def ready(self) -> Offer:
         """Once ComfyUI answers. Raises RuntimeError when it cannot be started, ValueError when it lacks nodes."""
@@ -73,9 +74,7 @@ class ComfyWorker:
             if self.starts_its_own and not (self.server and self.server.is_running()):
                 await asyncio.to_thread(self._start)
             try:
-                if self.unfinished:
-                    await self.client.cancel(self.unfinished)
-                    self.unfinished = ""
+                await self._take_back()
                 return await self._offer()
             except ConnectionError:
                 await asyncio.sleep(2)
@@ -112,8 +111,17 @@ class ComfyWorker:
             raise ValueError(f"{self.client.address}: {error} Install or update what it comes with.") from error
         return Offer(self.where, self.prompt, checkpoints, concepts, self.starts_its_own)
 
+    async def _take_back(self) -> None:
+        """What is unfinished."""
+        async with self.taking_back:
+            if self.unfinished:
+                await self.client.cancel(self.unfinished)
+                self.unfinished = ""
+
     async def leave(self) -> None:
         """Leaves nothing on its machine."""
+        with contextlib.suppress(ConnectionError, RunError):
+            await self._take_back()  # where Ray has dropped work() at a yield, nobody has done it yet
         if self.server:
             await asyncio.to_thread(self.server.__exit__)
 
@@ -147,7 +155,7 @@ class ComfyWorker:
         finally:
             if run.cancel():
                 with contextlib.suppress(ConnectionError, RunError):
-                    await self.client.cancel(task.prompt_id)
+                    await self._take_back()
         self.unfinished = ""
         yield event
 

@@ -1,6 +1,7 @@
 """scripts/train_many.py on Ray: ComfyUIs of its own on a cluster of two machines, and servers that misbehave."""
 
 import argparse
+import asyncio
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from comfyui import REPO
 from draw_photos import draw_photos
 from fake_comfyui import WORKFLOW, FakeComfyUI, save_workflow
 from many import comfyuis, concept_folders, crew
-from many.comfy_worker import Offer
+from many.comfy_worker import ComfyWorker, Offer, Task
 from many.crew import Progress
 from ray_machines import Machines
 
@@ -265,6 +266,21 @@ def test_ctrl_c_takes_our_prompt_off_a_server_and_no_other(fakes):
             assert fake.posted("/interrupt") == [{"prompt_id": post["prompt_id"]}]
     finally:
         signal.signal(signal.SIGINT, usual)
+
+
+def test_what_is_dropped_at_a_yield_is_taken_off_the_server_too():
+    """Ray may cancel while it fetches what was yielded; work() goes no further then."""
+
+    async def drop() -> None:
+        worker = ComfyWorker.__ray_metadata__.modified_class(fake.address, "", WORKFLOW)
+        work = worker.work(Task(WORKFLOW, "the id"))
+        assert isinstance(await anext(work), Progress)
+        await worker.leave()
+
+    with FakeComfyUI(lambda fake, prompt_id: fake.progress(prompt_id, 1)) as fake:
+        asyncio.run(drop())
+        assert fake.posted("/queue") == [{"delete": ["the id"]}]
+        assert fake.posted("/interrupt") == [{"prompt_id": "the id"}]
 
 
 def test_captions_are_carried_where_the_server_takes_them(fakes, tmp_path):
