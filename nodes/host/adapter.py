@@ -8,12 +8,18 @@ from functools import partial
 from typing import Any
 
 import comfy.model_management
+import torch
 from torch import Tensor
 
 from .encoder import add
 from .families import family_of
 
 Receiver = Callable[[Tensor, Mapping[str, Any]], Tensor]
+
+
+def network_dtype(base_model: torch.nn.Module) -> torch.dtype:
+    """In which the network of one of the host's BaseModels computes, and gets its encodings."""
+    return getattr(base_model, "manual_cast_dtype", None) or base_model.get_dtype()
 
 
 def receiver(model) -> Receiver | None:
@@ -44,7 +50,5 @@ def adapter_digest(model) -> str:
 
 
 def _received(model, encoding: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
-    base_model = model.model
-    dtype = getattr(base_model, "manual_cast_dtype", None) or base_model.get_dtype()
-    encoding = encoding.to(model.load_device, dtype)
-    return family_of(model).received(base_model.diffusion_model, encoding, conditioning).float()
+    encoding = encoding.to(model.load_device, network_dtype(model.model))
+    return family_of(model).received(model.model.diffusion_model, encoding, conditioning).float()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...perfusion_core import Concept
+from .adapter import network_dtype
 from .model import base_model, cross_attentions
 
 
@@ -28,7 +29,7 @@ def projector(model) -> Callable[[str, str, Tensor], Tensor]:
         if module.weight.is_meta:  # the checkpoint lacked it; the host would make zeros of it
             raise _unusable(*place)
     comfy.model_management.load_models_gpu([model])
-    dtype = getattr(model.model, "manual_cast_dtype", None) or model.model.get_dtype()
+    dtype = network_dtype(model.model)
 
     def project(layer: str, projection: str, x: Tensor) -> Tensor:
         module = modules[layer, projection]

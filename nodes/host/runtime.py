@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...perfusion_core import ConceptSet, EditedEncoding
+from .adapter import network_dtype
 from .families import family_of
 from .kept import Run
 from .key_lock import KeyLock, found_keys, key_context, with_key_lock
@@ -75,8 +76,7 @@ class Runtime:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         model = executor.class_obj
         # cast here, as the model would: then the layers get this very tensor, unless another node changes it
-        dtype = getattr(model, "manual_cast_dtype", None) or model.get_dtype()
-        context = comfy.model_management.cast_to_device(c_crossattn, x.device, dtype)
+        context = comfy.model_management.cast_to_device(c_crossattn, x.device, network_dtype(model))
         percent = _percent(model, t) if self._scheduled else 0.0
         for lock in locks or []:
             lock.receive(self._family, model.diffusion_model, context)

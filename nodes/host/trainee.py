@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...perfusion_core import Concept, ConceptSet, EncodedPrompts, Wiring, draw_timesteps, masked_mse
 from . import text
-from .adapter import receiver
+from .adapter import network_dtype, receiver
 from .families import family_of
 from .model import base_model, cross_attentions, encoding_width, without_concepts
 from .sampling import decoded
@@ -138,7 +138,7 @@ class ComfyTrainee:
         return sample_dpmpp_2m(denoise, start, sigmas, disable=True)
 
     def _denoised(self, x: Tensor, sigma: Tensor, prompts: EncodedPrompts) -> Tensor:
-        context = prompts.encodings.to(getattr(self._model, "manual_cast_dtype", None) or self._model.get_dtype())
+        context = prompts.encodings.to(network_dtype(self._model))
         self.wiring.prepare(context)
         adm = self._model.encode_adm(
             device=self._device, pooled_output=prompts.pooled, width=self._size, height=self._size

@@ -58,6 +58,14 @@ def narrow_models():
 
 
 @pytest.fixture(scope="session")
+def made():
+    """made(family) -> (MODEL, CLIP, VAE): small random ones of a family beyond the UNet, each made once."""
+    from random_families import random_family
+
+    return cache(random_family)
+
+
+@pytest.fixture(scope="session")
 def reference_model():
     """Another sd1 MODEL with the weights of ``models``."""
     from random_checkpoint import load_random

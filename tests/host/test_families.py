@@ -12,25 +12,12 @@ from comfyui_perfusion.nodes.host.uses import ConceptUse, stages
 from comfyui_perfusion.perfusion_core import Concept
 
 import nodes as host_nodes
-from random_families import CONFIGS, WIDTH, random_model
+from random_families import CONFIGS, WIDTH
 from test_model import record, worst_difference
 
 pytestmark = pytest.mark.skipif(not hasattr(supported_models, "Anima"), reason="this host is older than Anima")
 TOKENS, PADDED = 9, 512
 each_family = pytest.mark.parametrize("family", CONFIGS)
-
-
-@pytest.fixture(scope="module")
-def made():
-    """made(family) -> its small random MODEL, each made once."""
-    models = {}
-
-    def of(family: str):
-        if family not in models:
-            models[family] = random_model(family)
-        return models[family]
-
-    return of
 
 
 def concept(model, seed: int) -> Concept:
@@ -76,7 +63,7 @@ def uses_of(model):
 @each_family
 @pytest.mark.parametrize("lock", [False, True])
 def test_keys_and_values_are_the_papers_at_every_layer_and_padding_stays_as_it_is(made, family, lock):
-    model = made(family)
+    model, *_ = made(family)
     uses = uses_of(model)
     positive, (encoding, keys) = conditioning(model, uses, 3, lock)
     negative, (blank, _) = conditioning(model, [], 4)
@@ -93,7 +80,7 @@ def test_keys_and_values_are_the_papers_at_every_layer_and_padding_stays_as_it_i
 
 @each_family
 def test_a_bypassed_model_gives_the_same_bits(made, family):
-    model = made(family)
+    model, *_ = made(family)
     uses = uses_of(model)
     positive, negative = conditioning(model, uses, 3)[0], conditioning(model, [], 4)[0]
     paint = lambda model: host_nodes.common_ksampler(  # noqa: E731
@@ -110,18 +97,18 @@ def test_a_bypassed_model_gives_the_same_bits(made, family):
 def test_a_family_is_told_by_the_hosts_class_not_by_its_width(made, models):
     kinds = {"sd1": "sd1", "sd2": "sd2", "sd2v": "sd2", "sdxl": "sdxl"}
     assert {kind: base_model(models(kind)[0]) for kind in kinds} == kinds
-    assert all(base_model(made(family)) == family for family in CONFIGS)
+    assert all(base_model(made(family)[0]) == family for family in CONFIGS)
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
 
 
 def test_a_concept_of_another_family_with_the_same_layers_is_refused(made):
-    cosmos, anima = made("cosmos-predict2"), made("anima")
+    (cosmos, *_), (anima, *_) = made("cosmos-predict2"), made("anima")
     with pytest.raises(ValueError, match=r"trained for cosmos-predict2.*this model is anima"):
         apply_to_model(anima, [ConceptUse(concept(cosmos, 1))])
 
 
 def test_models_without_text_cross_attention_are_refused_by_name(made):
-    model = made("anima").clone()
+    model = made("anima")[0].clone()
     model.model = torch.nn.Module()
     with pytest.raises(ValueError, match=r"SD1.x, SD2.x, SDXL, Anima or Cosmos-Predict2. This one is Module"):
         family_of(model)

@@ -39,7 +39,7 @@ from safetensors.torch import save_file
 import nodes as host_nodes
 from comfyui import FRONTEND_ONLY, REPO, to_prompt
 from makers import make_concept, train_node
-from random_families import CONFIGS, random_family
+from random_families import CONFIGS
 from test_model import encode, record, sample, worst_difference
 
 pytestmark = pytest.mark.skipif(not hasattr(supported_models, "Anima"), reason="this host is older than Anima")
@@ -49,19 +49,6 @@ NEGATIVE = "a photo of a cat beside a tree, on the beach"
 SETTINGS = {"steps": 1, "cfg": 3.0, "sampler": "euler", "scheduler": "simple", "resolution": 64}
 OF_TEMPLATES = (PerfusionLoadPhotos, PerfusionTrainConcept, PerfusionSaveConcept, PerfusionLoader)
 each_family = pytest.mark.parametrize("family", CONFIGS)
-
-
-@pytest.fixture(scope="module")
-def made():
-    """made(family) -> its small random (MODEL, CLIP, VAE), each made once."""
-    found = {}
-
-    def of(family: str):
-        if family not in found:
-            found[family] = random_family(family)
-        return found[family]
-
-    return of
 
 
 @pytest.fixture(autouse=True)
