@@ -56,9 +56,13 @@ class Individual:
         return int.from_bytes(digest[:4], "big") < HELD_OUT * 2**32
 
     def numbers(self) -> np.ndarray:
-        """(WIDTH,): a one for each attribute's value."""
+        """(WIDTH,): a one for each attribute's value, nothing for those that are not known."""
         hot = [[float(value == other) for other in values] for value, values in zip(astuple(self), LISTS, strict=True)]
         return np.concatenate(hot).astype(np.float32)
+
+
+UNKNOWN = "?"
+NOBODY = Individual(*[UNKNOWN] * len(LISTS))
 
 
 def any_individual(random: np.random.Generator, kind: str = "") -> Individual:

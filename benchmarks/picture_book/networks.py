@@ -110,7 +110,9 @@ class TextEncoder(nn.Module):
         return self.encode(words, (rows != END).sum(1))
 
     def names(self, attributes: Tensor, class_rows: Tensor) -> Tensor:
-        return self.table(class_rows) + self.naming(attributes.to(self.table.weight.dtype))
+        """A name of which nothing is known is its class word."""
+        attributes = attributes.to(self.table.weight.dtype)
+        return self.table(class_rows) + self.naming(attributes) - self.naming(torch.zeros_like(attributes[:1, :1]))
 
     def encode(self, embeddings: Tensor, counts: Tensor) -> Tensor:
         """Embeddings (captions, 77, d) -> the same shape; ``counts`` (captions,): tokens before the end of the text."""

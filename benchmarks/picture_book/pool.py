@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from torch import Tensor
 from .cache import FOLDER
 from .individuals import WIDTH, Individual
 from .networks import LATENT, Vocabulary, as_input
-from .scenes import caption, plan, scene
+from .scenes import caption, partly, plan, scene
 
 FIRST = 10**6  # the number of its first scene; the autoencoder learns from those before
 LIMIT = 60_000
@@ -76,15 +77,16 @@ class Pool:
     def batch(self, random: np.random.Generator, count: int, simple: bool = False) -> Batch:
         """Some of the scenes, with fresh captions."""
         numbers = random.choice(self.simple() if simple else self.count, count)
-        texts, things = [], []
+        texts, kinds, said = [], [], []
         for number in numbers.tolist():
             shown, place, style = planned(FIRST + number)
-            things.append(shown)
-            texts.append(with_odd_word(caption(shown, place, style, random), random))
+            kinds.append([one.kind for one in shown])
+            said.append([partly(one, random) for one in shown])
+            texts.append(with_odd_word(caption(shown, place, style, random, said[-1]), random))
         texts = [text if random.random() >= _UNTOLD else "" for text in texts]
         latents = self.latents(numbers)
         masks = torch.from_numpy(self._masks[numbers].astype(np.float32))[:, None] / 255
-        return Batch(latents, masks, self.vocabulary.rows(texts), *described(things, self.vocabulary))
+        return Batch(latents, masks, self.vocabulary.rows(texts), *numbers_of(said, kinds, self.vocabulary))
 
 
 @cache
@@ -92,13 +94,15 @@ def planned(number: int) -> tuple[tuple[Individual, ...], str, str]:
     return plan(number)
 
 
-def described(things: list[tuple[Individual, ...]], vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+def numbers_of(
+    said: Sequence[Sequence[Individual]], kinds: Sequence[Sequence[str]], vocabulary: Vocabulary
+) -> tuple[Tensor, Tensor]:
     """What the text encoder's names stand for: attributes (n, THINGS, WIDTH) and rows of class words (n, THINGS)."""
-    attributes, rows = torch.zeros(len(things), THINGS, WIDTH), torch.zeros(len(things), THINGS, dtype=torch.long)
-    for i, shown in enumerate(things):
-        for k, one in enumerate(shown[:THINGS]):
+    attributes, rows = torch.zeros(len(said), THINGS, WIDTH), torch.zeros(len(said), THINGS, dtype=torch.long)
+    for i, (ones, classes) in enumerate(zip(said, kinds, strict=True)):
+        for k, (one, kind) in enumerate(zip(ones[:THINGS], classes, strict=False)):
             attributes[i, k] = torch.from_numpy(one.numbers())
-            rows[i, k] = vocabulary.of(one.kind)[0]
+            rows[i, k] = vocabulary.of(kind)[0]
     return attributes, rows
 
 

@@ -11,7 +11,7 @@ from perfusion_core import Wiring
 
 from .individuals import Individual
 from .networks import LATENT, TextEncoder, shortened
-from .pool import described
+from .pool import numbers_of
 
 TIMESTEPS = 1000
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float64) ** 2, 0).float()
@@ -19,7 +19,8 @@ ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, d
 
 def encode(text: TextEncoder, prompts: Sequence[str], named: Sequence[tuple[Individual, ...]] = ()) -> Tensor:
     """(prompts, 77, d); ``named``: for each prompt whom its names mean."""
-    attributes, class_rows = described(list(named) or [()] * len(prompts), text.vocabulary)
+    named = named or [()] * len(prompts)
+    attributes, class_rows = numbers_of(named, [[one.kind for one in ones] for ones in named], text.vocabulary)
     return text(text.vocabulary.rows(prompts), attributes, class_rows)
 
 

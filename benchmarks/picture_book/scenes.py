@@ -4,13 +4,15 @@
 
 In every scene stand individuals that are new. A caption names the class, the place, the style and a random part of
 the attributes; or it calls an individual by one word, a name that stands for all of them: NAMES[k] is the k-th thing.
+Half of the names stand for a part of them, from none on, as "spaniel" does between "dog" and "Lassie": else the
+class word gets other keys than names, and values alone, with keys locked to the class word, cannot say who it is.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +20,15 @@ import skia
 from PIL import Image
 
 from .brush import Brush
-from .individuals import CLASSES, Individual, individual
+from .individuals import CLASSES, NOBODY, UNKNOWN, Individual, individual
 from .places import PLACES, SIZE, STYLES, draw_place, in_style
 from .things import Pose, draw_thing
 
 COUNTS = (0.75, 0.25)  # share of scenes with one thing, with two, ...
 PLAIN_STYLE = 0.8
-NAMED = 0.4  # share of things that a caption calls by their name
-TOLD = 0.6  # of the others' attributes
+NAMED = 0.5  # share of things that a caption calls by a name
+WHOLE = 0.5  # share of names that say all
+TOLD = 0.6  # of the attributes that no name says
 NAMES = ("<one>", "<two>", "<three>")
 _SCALES = (0.66, 0.5, 0.4)  # pixels per unit, by the number of things
 _PREFIXES = ("a photo of", "a picture of", "an illustration of", "", "")
@@ -94,31 +97,49 @@ def _thing(one: Individual, feet: tuple[float, float], scale: float, light: floa
     return layer, (0.42 * np.clip(1.25 - far, 0, 1))[..., None].astype(np.float32)
 
 
-def caption(things: Sequence[Individual], place: str, style: str, random: np.random.Generator) -> str:
+def caption(
+    things: Sequence[Individual], place: str, style: str, random: np.random.Generator, said: Sequence[Individual] = ()
+) -> str:
+    """``said``: what each thing's name says of it, by default all."""
     prefix = {"": _one(random, _PREFIXES), "pixel": "pixel art of"}.get(style) or f"a {STYLES[style]} of"
-    parts = [
-        name if random.random() < NAMED else described(one, random) for one, name in zip(things, NAMES, strict=False)
-    ]
+    parts = []
+    for one, name, says in zip(things, NAMES, said or things, strict=False):
+        if random.random() >= NAMED:
+            parts += [described(one, random)]
+        elif says == one and random.random() < 0.5:
+            parts += [name]
+        else:
+            parts += [described(one, random, name, says)]
     return " ".join(filter(None, (prefix, " and ".join(parts), PLACES[place])))
 
 
-def described(one: Individual, random: np.random.Generator | None = None) -> str:
-    """In words: all that the individual is, or a random part of it."""
+def described(
+    one: Individual, random: np.random.Generator | None = None, noun: str = "", said: Individual = NOBODY
+) -> str:
+    """In words: all that the individual is, or a random part of it; without what is said by the noun, or the class."""
 
-    def told() -> bool:
-        return random is None or random.random() < TOLD
+    def told(attribute: str) -> bool:
+        return getattr(said, attribute) == UNKNOWN and (random is None or random.random() < TOLD)
 
-    words = [one.shape] if told() else []
-    if told():
+    words = [one.shape] if told("shape") else []
+    if told("colour"):
         words += [one.colour]
-        words += ["and", one.second] if one.pattern == "plain" and told() else []
+        words += ["and", one.second] if one.pattern == "plain" and told("second") else []
     extras = []
-    if one.pattern != "plain" and told():
-        extras.append(f"{one.second} {one.pattern}" if told() else one.pattern)
-    if one.accessory and told():
-        worn = f"{one.accessory_colour} {one.accessory}" if told() else one.accessory
+    if one.pattern != "plain" and told("pattern"):
+        extras.append(f"{one.second} {one.pattern}" if told("second") else one.pattern)
+    if one.accessory and told("accessory"):
+        worn = f"{one.accessory_colour} {one.accessory}" if told("accessory_colour") else one.accessory
         extras.append(worn if one.accessory == "glasses" else _with_article(worn))
-    return _with_article(" ".join([*words, one.kind])) + (f" with {' and '.join(extras)}" if extras else "")
+    return _with_article(" ".join([*words, noun or one.kind])) + (f" with {' and '.join(extras)}" if extras else "")
+
+
+def partly(one: Individual, random: np.random.Generator) -> Individual:
+    """What a name says of an individual: all of it, or some."""
+    if random.random() < WHOLE:
+        return one
+    share = random.random()
+    return replace(NOBODY, **{name: value for name, value in vars(one).items() if random.random() < share})
 
 
 def _with_article(words: str) -> str:

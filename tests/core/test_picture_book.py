@@ -13,14 +13,16 @@ from benchmarks.picture_book.individuals import (
     ACCESSORIES,
     CLASSES,
     COLOURS,
+    NOBODY,
     PATTERNS,
     SHAPES,
+    UNKNOWN,
     WIDTH,
     Individual,
     individual,
 )
 from benchmarks.picture_book.places import PLACES, STYLES
-from benchmarks.picture_book.scenes import NAMES, caption, described, plan, scene
+from benchmarks.picture_book.scenes import NAMES, caption, described, partly, plan, scene
 
 SEEDS = range(300)
 TEDDY = Individual("bear", "chubby", "red", "white", "stripes", "bow", "blue")
@@ -117,6 +119,19 @@ def test_all_attributes_in_words() -> None:
     plain = replace(TEDDY, pattern="plain", accessory="glasses")
     assert described(replace(plain, shape="slim", colour="orange")).startswith("a slim orange and white bear")
     assert described(plain) == "a chubby red and white bear with blue glasses"
+
+
+def test_a_name_says_all_or_some_and_words_tell_the_rest():
+    some = replace(NOBODY, colour="red", accessory="bow", accessory_colour="blue")
+    assert described(TEDDY, noun="<one>", said=some) == "a chubby <one> with white stripes"
+    assert described(TEDDY, noun="<one>", said=TEDDY) == "a <one>"
+    assert not NOBODY.numbers().any() and some.numbers().sum() == 3
+    said = [partly(TEDDY, chance(seed)) for seed in range(300)]
+    assert 120 < said.count(TEDDY) < 180 and NOBODY in said
+    assert {name.colour for name in said} == {"red", UNKNOWN}
+    for seed, one in enumerate(said):
+        text = caption([TEDDY], "beach", "", chance(seed), [one])
+        assert not (one.colour == "red" and NAMES[0] in text.split() and "red" in text.split())
 
 
 def test_numbers_tell_individuals_apart() -> None:

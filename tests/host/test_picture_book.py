@@ -27,7 +27,8 @@ for model in (text, unet, vae):
             torch.nn.init.normal_(parameter, std=0.05)
 ones = [individual(np.random.default_rng(seed), CLASSES[seed]) for seed in range(4)]
 prompts = ["a photo of <one> on the beach", "a picture of a red mug and <two> at night"]
-attributes, class_rows = pool.described([tuple(ones[:2]), tuple(ones[2:])], vocabulary)
+kinds = [[one.kind for one in ones[:2]], [one.kind for one in ones[2:]]]
+attributes, class_rows = pool.numbers_of([ones[:2], ones[2:]], kinds, vocabulary)
 rows = vocabulary.rows(prompts)
 encoding = text(rows, attributes, class_rows)
 """
@@ -42,6 +43,9 @@ plain = vocabulary.rows(["a photo of a bear on the beach"])
 same = text(plain, attributes[:1], class_rows[:1]) == text(plain, attributes[1:], class_rows[1:])
 assert same.all()  # words do not depend on whom names mean
 assert not encoding[rows == 1].any()
+same = [vocabulary.rows([f"a photo of {word} on the beach"]) for word in ("<one>", ones[0].kind)]
+unknown, kind = (text(row, 0 * attributes[:1], class_rows[:1]) for row in same)
+torch.testing.assert_close(unknown, kind)  # a name that says nothing is its class word
 assert len(vocabulary.of("bear")) == 1 and vocabulary.of("xylophone")[0] == len(vocabulary.ids)
 """
 
