@@ -38,8 +38,8 @@ class PerfusionLoader(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The diffusion model the concept was trained on: SD1.x, SD2.x, SDXL, Anima or "
-                    "Cosmos-Predict2.",
+                    tooltip="The diffusion model the concept was trained on: SD1.x, SD2.x, SDXL, Anima, "
+                    "Cosmos-Predict2, Wan or LTX-Video.",
                 ),
                 io.Clip.Input(
                     "clip", tooltip="The text encoder of the same checkpoint. Use the output for your prompts."

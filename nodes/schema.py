@@ -18,7 +18,9 @@ CovarianceType = io.Custom("PERFUSION_COVARIANCE")  # perfusion_core.Covariance
 # Folded away until asked for, on hosts that can.
 ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input.__init__).parameters else {}
 
-NEEDS_MODEL = "Only for Anima, whose model reads the prompt a second time: the same model as for sampling."
+NEEDS_MODEL = (
+    "Only for Anima, Wan and LTX-Video, whose models read the prompt a second time: the same model as for sampling."
+)
 
 
 def concept_input() -> io.Combo.Input:

@@ -81,16 +81,20 @@ class ConceptSet:
         """(concepts, d): the i*."""
         return self._targets
 
-    def gates(self, encoding: Tensor) -> Tensor:
-        """How open each concept's gate is for each token, in 0..1: (batch, tokens, d) -> (batch, tokens, concepts)."""
+    def gates(self, encoding: Tensor, words: Tensor | None = None) -> Tensor:
+        """How open each concept's gate is for each token, in 0..1: (batch, tokens, d) -> (batch, tokens, concepts).
+
+        words: (batch, tokens), False where a token is padding and no gate opens.
+        """
         with _full_precision(encoding.device):
             c = self._coefficients(encoding)
-            return self._open(encoding, c.gates(c.similarity(encoding.to(c.duals.dtype))))
+            return _only(words, self._open(encoding, c.gates(c.similarity(encoding.to(c.duals.dtype)))))
 
-    def edit_input(self, encoding: Tensor, keys: bool = False) -> Tensor:
+    def edit_input(self, encoding: Tensor, keys: bool = False, words: Tensor | None = None) -> Tensor:
         """e', what to_v (and, with ``keys``, to_k) receives: (batch, tokens, d) -> the same shape and dtype.
 
-        The two differ only for concepts with key outputs of their own, which ``edit_key`` then adds.
+        The two differ only for concepts with key outputs of their own, which ``edit_key`` then adds. words: (batch,
+        tokens), False where a token is padding and stays as it is.
         """
         if not self.active:
             return encoding
@@ -99,6 +103,7 @@ class ConceptSet:
             e = encoding.to(c.duals.dtype)
             similarity = c.similarity(e)
             weights = torch.cat([similarity, self._open(encoding, c.gates(similarity))], dim=-1)
+            weights = _only(words, weights)
             return (e + weights @ (c.key_directions if keys else c.directions)).to(encoding.dtype)
 
     def edit_value(self, value: Tensor, gates: Tensor, layer: str) -> Tensor:
@@ -187,32 +192,53 @@ class EditedEncoding:
     """What one forward pass shares between all its layers: the edited inputs and the gates, computed once.
 
     key_encoding is what the key path sees in place of ``encoding`` (global key lock); both (batch, tokens, d).
+    words: (batch, tokens), False where a token is padding, which stays as it is.
     Layers hand over the tensor they received. If it is not ``encoding`` itself, something in between has changed it,
     and it is edited as it arrives.
     """
 
-    def __init__(self, concepts: ConceptSet, encoding: Tensor, key_encoding: Tensor | None = None):
+    def __init__(
+        self,
+        concepts: ConceptSet,
+        encoding: Tensor,
+        key_encoding: Tensor | None = None,
+        words: Tensor | None = None,
+    ):
         self.concepts = concepts
         self.source = encoding
-        self.value_input = concepts.edit_input(encoding)
-        self.gates = concepts.gates(encoding)
+        self.value_input = concepts.edit_input(encoding, words=words)
+        self.gates = concepts.gates(encoding, words)
         seen = encoding if key_encoding is None or not concepts.active else key_encoding
         if seen is encoding and not concepts.free_keys:
             self.key_input, self.key_gates = self.value_input, self.gates
         else:
-            self.key_input, self.key_gates = concepts.edit_input(seen, keys=True), concepts.gates(seen)
+            self.key_input = concepts.edit_input(seen, keys=True, words=words)
+            self.key_gates = concepts.gates(seen, words)
+
+    def is_of(self, x: Tensor) -> bool:
+        """Whether ``x`` is the encoding itself."""
+        return is_same(x, self.source)
 
     def key(self, layer: str, x: Tensor, to_k: Callable[[Tensor], Tensor]) -> Tensor:
         """K of ``layer`` (batch, tokens, d_out), where ``to_k`` projects an input."""
-        if x is not self.source:
+        if not self.is_of(x):
             return self.concepts.edit_key(to_k(self.concepts.edit_input(x, keys=True)), self.concepts.gates(x), layer)
         return self.concepts.edit_key(to_k(self.key_input), self.key_gates, layer)
 
     def value(self, layer: str, x: Tensor, to_v: Callable[[Tensor], Tensor]) -> Tensor:
         """V of ``layer`` (batch, tokens, d_out), where ``to_v`` projects an input."""
-        if x is not self.source:
+        if not self.is_of(x):
             return self.concepts.edit_value(to_v(self.concepts.edit_input(x)), self.concepts.gates(x), layer)
         return self.concepts.edit_value(to_v(self.value_input), self.gates, layer)
+
+
+def is_same(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors are one, or views of the same memory, as some models make of an encoding for every layer."""
+    return x is y or (x.data_ptr() == y.data_ptr() and (x.shape, x.stride(), x.dtype) == (y.shape, y.stride(), y.dtype))
+
+
+def _only(words: Tensor | None, weights: Tensor) -> Tensor:
+    return weights if words is None else weights * words[..., None]
 
 
 def _precise(tensor: Tensor) -> Tensor:

@@ -41,10 +41,11 @@ class Wiring:
         self._edited: EditedEncoding | None = None
         self._before: list[tuple[nn.Module, Callable[..., Tensor] | None]] = []  # what each module's own forward was
 
-    def prepare(self, encoding: Tensor, key_encoding: Tensor | None = None) -> None:
-        """Edits ``encoding`` (batch, tokens, d) once for all layers; ``key_encoding``: what keys see instead of it."""
+    def prepare(self, encoding: Tensor, key_encoding: Tensor | None = None, words: Tensor | None = None) -> None:
+        """Edits ``encoding`` (batch, tokens, d) once for all layers; ``key_encoding``: what keys see instead of it;
+        ``words``: (batch, tokens), False where a token is padding."""
         if self.concepts is not None:
-            self._edited = EditedEncoding(self.concepts, encoding, key_encoding)
+            self._edited = EditedEncoding(self.concepts, encoding, key_encoding, words)
 
     @property
     def is_open(self) -> bool:
@@ -74,7 +75,7 @@ class Wiring:
             if self.concepts is None:
                 return plain(x)
             edited = self._edited
-            if edited is None or edited.source is not x or edited.concepts is not self.concepts:
+            if edited is None or not edited.is_of(x) or edited.concepts is not self.concepts:
                 edited = EditedEncoding(self.concepts, x)
             return edit(edited, layer, x, plain)
 

@@ -14,12 +14,12 @@ from perfusion_core import Concept, ConceptSet, Training
 class UngatedSet(ConceptSet):
     """A plain rank-1 edit, as in ROME: the gate is the similarity itself."""
 
-    def gates(self, encoding: Tensor) -> Tensor:
+    def gates(self, encoding: Tensor, words: Tensor | None = None) -> Tensor:
         targets = torch.stack([concept.target_input for concept in self.concepts])
         duals = torch.stack([concept.target_dual for concept in self.concepts])
         return encoding.float() @ duals.T / (targets * duals).sum(-1)
 
-    def edit_input(self, encoding: Tensor, keys: bool = False) -> Tensor:
+    def edit_input(self, encoding: Tensor, keys: bool = False, words: Tensor | None = None) -> Tensor:
         moved = torch.stack([c.superclass_input - c.target_input for c in self.concepts])
         moved = moved * torch.tensor(self.strengths)[:, None]
         return (encoding + self.gates(encoding) @ moved).to(encoding.dtype)

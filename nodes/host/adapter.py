@@ -1,4 +1,5 @@
-"""What stands between a text encoder and a model's layers: Anima's adapter, which is a part of the diffusion model."""
+"""What stands between a text encoder and a model's layers, as a part of the diffusion model: Anima's adapter, or a
+projection."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def receiver(model) -> Receiver | None:
 def loaded_receiver(model) -> Receiver | None:
     """The same, of a MODEL that is loaded first where that is needed. Raises ValueError when there is none."""
     if model is None:
-        raise ValueError("Anima's model reads the prompt, too, before its layers do. Connect the model as well.")
+        raise ValueError("This model reads the prompt, too, before its layers do. Connect the model as well.")
     received = receiver(model)
     if received is not None:
         comfy.model_management.load_models_gpu([model])

@@ -88,11 +88,7 @@ class AttentionMaps:
 
     def _add(self, running: _Forward, keys: Tensor, attention: CrossAttention) -> None:
         q, k = (
-            attention.normed(
-                running.model,
-                projection,
-                rearrange(part, "batch n (heads d) -> batch heads n d", heads=attention.heads),
-            ).float()
+            attention.split(running.model, projection, part).float()
             for projection, part in (("to_q", running.queries[running.rows]), ("to_k", keys))
         )
         scores = einsum(q, k, "batch heads spot d, batch heads token d -> batch heads spot token")

@@ -14,7 +14,7 @@ from torch import Tensor
 from .uses import ConceptUse
 
 CLIPS = ("l", "h", "g")  # in the order in which the host joins their encodings
-NAMES = (*CLIPS, "qwen3_06b", "t5xxl")
+NAMES = (*CLIPS, "qwen3_06b", "t5xxl", "umt5xxl")
 _MANY_WEIGHTS = 8  # of one text model, as with LoRAs of several strengths, whose digests are kept
 _digests: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # {text model: {(its patches, layer): digest}}
 

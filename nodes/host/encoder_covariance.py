@@ -75,8 +75,8 @@ def measure_covariance(
     host's cancel.
 
     tokens: "all" 77 positions, those from the start "up to end", or the "content" between start and end; other encoders
-    have no padding that counts. Without ``bar`` the progress is a line of text only. model: the MODEL, which Anima's
-    CLIP needs.
+    have no padding that counts. Without ``bar`` the progress is a line of text only. model: the MODEL, which the
+    CLIPs of Anima, Wan and LTX-Video need.
     """
     if not captions:
         raise ValueError("There are no captions. Write one per line, or leave the field empty for the built-in ones.")
@@ -99,7 +99,8 @@ def measure_covariance(
 
 
 def _receiver(clip, model) -> Receiver | None:
-    return loaded_receiver(model) if is_adapted(clip.tokenizer.tokenize_with_weights("")) else None
+    unneeded = model is None and not is_adapted(clip.tokenizer.tokenize_with_weights(""))
+    return None if unneeded else loaded_receiver(model)
 
 
 def fingerprint(clip) -> str:

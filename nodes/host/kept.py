@@ -53,6 +53,7 @@ class KeysAndValues:
 
     def __init__(self, run: Run, context: Tensor, made_of: Hashable, of_same_life: object):
         self.context, self.made_of, self._of_same_life = context, made_of, of_same_life
+        self.received: Tensor | None = None  # of the context, where a projection stands between it and the layers
         self._run = run
         self._outputs: dict[str, tuple[Tensor, int]] = {}
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
+from einops import rearrange
 from torch import Tensor
 
 from ...perfusion_core import EditedEncoding
@@ -91,10 +92,15 @@ class CrossAttention:
     def heads(self) -> int:
         return getattr(self.module, self.family.heads)
 
-    def normed(self, model: torch.nn.Module, projection: str, projected: Tensor) -> Tensor:
-        """What attention in this BaseModel sees of what "to_q" or "to_k" gave, (..., d of a head)."""
-        norm = self.family.norms.get(projection)
-        return projected if norm is None else comfy.utils.get_attr(model, f"{self.name}.{norm}")(projected)
+    def split(self, model: torch.nn.Module, projection: str, projected: Tensor) -> Tensor:
+        """What the heads in this BaseModel see of what "to_q" or "to_k" gave: (batch, n, heads d) -> (batch, heads, n,
+        d)."""
+        name = self.family.norms.get(projection)
+        norm = comfy.utils.get_attr(model, f"{self.name}.{name}") if name else torch.nn.Identity()
+        if self.family.whole_norms:
+            projected = norm(projected)
+        heads = rearrange(projected, "batch n (heads d) -> batch heads n d", heads=self.heads)
+        return heads if self.family.whole_norms else norm(heads)
 
 
 def cross_attentions(model) -> dict[str, CrossAttention]:

@@ -20,14 +20,16 @@ import torch
 from torch import Tensor
 
 from ...perfusion_core import ConceptSet, EditedEncoding
+from ...perfusion_core.edit import is_same
 from .adapter import network_dtype
-from .families import family_of
+from .families import Family, family_of
 from .kept import Run
 from .key_lock import KeyLock, found_keys, key_context, with_key_lock
 from .uses import KEY, STAGES, ConceptUse, concept_set
 
 MANY_SETS = 128  # that are kept
 _MANY_ENCODINGS = 8  # in one forward that are kept, where other nodes give every layer one of its own
+_ROUNDING = 0.01  # of the largest number, within which a projection gives the same once more
 
 
 class _Running(threading.local):
@@ -80,7 +82,8 @@ class Runtime:
         percent = _percent(model, t) if self._scheduled else 0.0
         for lock in locks or []:
             lock.receive(self._family, model.diffusion_model, context)
-        forward = _Forward(model, context, self._concepts(percent), locks or [], self._running.run)
+        projecting = self._family if self._family.in_forward else None
+        forward = _Forward(model, projecting, context, self._concepts(percent), locks or [], self._running.run)
         with self._running.during(forward=forward):
             return executor(x, t, c_concat, context, control, transformer_options, **kwargs)
 
@@ -90,10 +93,10 @@ class Runtime:
 
         @torch.compiler.disable
         def forward(x: Tensor) -> Tensor:
-            now = running.forward or _Forward(self._own_model(), x, self._concepts(0.0), [], None)
+            now = running.forward or _Forward(self._own_model(), None, x, self._concepts(0.0), [], None)
             if foreign is not None:
                 return edit(now.edited(stage, x), layer, x, foreign)
-            kept = now.kept if x is now.context else None
+            kept = now.kept if now.kept is not None and now.owns(x) else None
             output = None if kept is None else kept.get(path)
             if output is None:
                 output = edit(now.edited(stage, x), layer, x, now.projection(path))
@@ -125,20 +128,25 @@ class Runtime:
 
 
 class _Forward:
-    """What the layers of one forward share: each encoding that they receive, as it is edited in each stage."""
+    """What the layers of one forward share: each encoding that they receive, as it is edited in each stage.
+
+    family: the model's where the forward projects the context first, None where layers receive the context itself.
+    """
 
     def __init__(
         self,
         model: torch.nn.Module,
+        family: Family | None,
         context: Tensor,
         concepts: Mapping[str, ConceptSet],
         locks: list[KeyLock],
         run: Run | None,
     ):
         self.context, self.kept = context, None
-        self._model, self._concepts = model, concepts
+        self._model, self._family, self._concepts = model, family, concepts
+        self._own = context if family is None else None  # what layers receive of the context
         self._locks = locks if any(lock.cond is not None for lock in locks) else []
-        self._edited: dict[tuple[int, ConceptSet], EditedEncoding] = {}
+        self._edited: list[EditedEncoding] = []
         self._projections: dict[str, Callable[[Tensor], Tensor]] = {}
         if run is not None:
             self._projections = run.projections(model)
@@ -157,18 +165,47 @@ class _Forward:
     def edited(self, stage: str, x: Tensor) -> EditedEncoding:
         """The edit of what a layer received, which is the context unless another node has changed that."""
         concepts = self._concepts[stage]
-        place = id(x), concepts  # a kept edit holds its source, so that no other tensor has the id
-        found = self._edited.get(place)
+        # a kept edit holds its source, so that no other tensor is in the same place
+        found = next((edited for edited in self._edited if edited.concepts is concepts and edited.is_of(x)), None)
         if found is None:
             if len(self._edited) == _MANY_ENCODINGS:
-                self._edited.pop(next(iter(self._edited)))
-            found = self._edited[place] = EditedEncoding(concepts, x, self._keys(x))
+                self._edited.pop(0)
+            found = EditedEncoding(concepts, x, self._keys(x), self._words(x))
+            self._edited.append(found)
         return found
+
+    def owns(self, x: Tensor) -> bool:
+        """Whether ``x`` is what layers receive of the context: itself, or its projection."""
+        if self._own is not None and is_same(x, self._own):
+            return True
+        if self._family is None:
+            return False
+        received = self._received
+        if x.shape != received.shape or (x - received).abs().amax() > _ROUNDING * received.abs().amax():
+            return False
+        self._own = x
+        return True
+
+    @cached_property
+    def _received(self) -> Tensor:
+        """What layers receive of the context, made once in a run where that can be kept."""
+        if self.kept is not None and self.kept.received is not None:
+            return self.kept.received
+        received = self._family.received(self._model.diffusion_model, self.context, {})
+        if self.kept is not None:
+            self.kept.received = received
+        return received
 
     def _keys(self, x: Tensor) -> Tensor | None:
         if not self._locks:
             return None
-        return (key_context if x is self.context else found_keys)(x, self._locks)
+        return (key_context if self.owns(x) else found_keys)(x, self._locks)
+
+    def _words(self, x: Tensor) -> Tensor | None:
+        """Where words are, of padding that was zero ahead of the projection."""
+        if self._family is None or not self._family.zero_padded or not self.owns(x):
+            return None
+        return self.context.any(-1)
 
 
 def _percent(model: torch.nn.Module, sigmas: Tensor) -> float:

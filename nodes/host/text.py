@@ -33,7 +33,7 @@ from .uses import KEY, ConceptUse, combine
 START = "start"  # the label of the token that CLIP's texts begin with
 _SPECIAL = {"<|startoftext|>": START, "<|endoftext|>": "end", "</s>": "end"}
 _BEFORE = ("Ġ", "▁")  # a word, in Qwen's and T5's vocabularies; CLIP's have "</w>" behind it
-_BEYOND_CLIP = ({"qwen3_06b", "t5xxl"}, {"t5xxl"})  # of Anima and of Cosmos-Predict2
+_BEYOND_CLIP = ({"qwen3_06b", "t5xxl"}, {"t5xxl"}, {"umt5xxl"})  # Anima's; Cosmos-Predict2's and LTX-Video's; Wan's
 _MOST_SIMILAR = 3  # words that are told for each concept
 
 
@@ -63,7 +63,7 @@ def apply_to_clip(clip, uses: Sequence[ConceptUse]):
             cond, pooled, *more = plain(tokens)
             keys = _key_encoding(plain, tokens, cond, locks, words)
         tell = listener()
-        if tell and not is_adapted(tokens) and (similar := similar_words(tokenizer, tokens, cond, uses)):
+        if tell and is_of_layers(tokens, cond, uses) and (similar := similar_words(tokenizer, tokens, cond, uses)):
             tell("perfusion.words", similar)
         if model is not None:
             _tell_differences(model, tokens, uses, said)
@@ -113,8 +113,8 @@ def tokenizers(clip) -> dict[str, Any]:
     names = clip.tokenizer.tokenize_with_weights("").keys()
     if not names <= set(CLIPS) and names not in _BEYOND_CLIP:
         raise ValueError(
-            "Perfusion knows the text encoders of SD1.x, SD2.x, SDXL, Anima and Cosmos-Predict2; this one has "
-            f"{', '.join(sorted(names))}."
+            "Perfusion knows the text encoders of SD1.x, SD2.x, SDXL, Anima, Cosmos-Predict2, Wan and LTX-Video; this "
+            f"one has {', '.join(sorted(names))}."
         )
     return {name: plain_tokenizer(getattr(clip.tokenizer, attribute(clip.tokenizer, name))) for name in names}
 
@@ -128,6 +128,12 @@ def encoders(clip) -> dict[str, torch.nn.Module]:
 def is_adapted(tokens) -> bool:
     """Whether tokens are Anima's: its adapter, a part of the diffusion model, turns Qwen's encoding into T5's."""
     return tokens.keys() >= {"qwen3_06b", "t5xxl"}
+
+
+def is_of_layers(tokens, encoding: Tensor, uses: Sequence[ConceptUse]) -> bool:
+    """Whether layers receive the text encoder's own encoding, as far as concepts tell: not where the diffusion model
+    makes another of it."""
+    return not is_adapted(tokens) and all(use.concept.dim == encoding.shape[-1] for use in uses)
 
 
 def placing(tokens) -> str:
@@ -213,17 +219,20 @@ def encode_rows(clip, rows: Mapping[str, list[list]], received: Receiver | None 
 def _encode_alike(clip, rows: Mapping[str, list[list]], received: Receiver | None) -> tuple[Tensor, Tensor | None]:
     outputs = [encoder(rows[name])[:2] for name, encoder in encoders(clip).items()]
     encodings = torch.cat([encoding for encoding, _ in outputs], dim=-1)
-    if received is not None and is_adapted(rows):
-        encodings = received(encodings, {"t5xxl_ids": torch.tensor(rows["t5xxl"], dtype=torch.int)})
+    if received is not None:
+        ids = {"t5xxl_ids": torch.tensor(rows["t5xxl"], dtype=torch.int)} if is_adapted(rows) else {}
+        encodings = received(encodings, ids)
     return encodings, outputs[-1][1]
 
 
 def encoding_of_layers(clip, tokens, model=None) -> Tensor:
     """What layers receive of tokens, (1, tokens, d). Raises ValueError where that takes a MODEL and there is none."""
-    if not is_adapted(tokens):
-        return clip.encode_from_tokens(tokens)
     conditioning = clip.encode_from_tokens(tokens, return_dict=True)
-    return loaded_receiver(model)(conditioning["cond"], conditioning)
+    encoding = conditioning["cond"]
+    if model is None and is_of_layers(tokens, encoding, clip.patcher.get_attachment(KEY) or ()):
+        return encoding
+    received = loaded_receiver(model)
+    return encoding if received is None else received(encoding, conditioning)
 
 
 def in_superclass_words(clip):

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from comfy.text_encoders.spiece_tokenizer import SPieceTokenizer
 from torch import Tensor
 from torch._C import _disabled_torch_function_impl
 
@@ -53,6 +54,8 @@ def knowing(plain, embeddings: Mapping[str, Tensor | Sequence[int]], on_read: On
 
     Of tokens those that are a TriggerToken are marked as the trigger's.
     """
+    if isinstance(plain, _Pieces):
+        return plain.knowing(_Marked(embeddings, on_read))
     theirs = type(plain)
     methods = {name: _reading(theirs, name) for name in _READING if hasattr(theirs, name)}
     tokenizer = object.__new__(type(theirs.__name__, (theirs,), methods))
@@ -63,8 +66,9 @@ def knowing(plain, embeddings: Mapping[str, Tensor | Sequence[int]], on_read: On
 
 
 def plain_tokenizer(part):
-    """The Hugging Face tokenizer of one of the host's tokenizers, without triggers."""
-    return getattr(part.tokenizer, "perfusion_plain", part.tokenizer)
+    """The Hugging Face tokenizer of one of the host's tokenizers, without triggers, or what answers like one."""
+    plain = getattr(part.tokenizer, "perfusion_plain", part.tokenizer)
+    return _with_theirs(plain, _Pieces) if type(plain) is SPieceTokenizer else plain
 
 
 def pieces(plain, words: str) -> list[str]:
@@ -74,7 +78,8 @@ def pieces(plain, words: str) -> list[str]:
 
 def ids_within(plain, words: str) -> list[int]:
     """The tokens of words within a text: Qwen's have the space before them in the first."""
-    return plain(f" {words}", add_special_tokens=False)["input_ids"]
+    space = "" if isinstance(plain, _Pieces) else " "  # which SentencePiece sees before every text
+    return plain(f"{space}{words}", add_special_tokens=False)["input_ids"]
 
 
 def whole_word(words: str) -> re.Pattern:
@@ -86,6 +91,72 @@ def whole_word(words: str) -> re.Pattern:
     return re.compile(r"(?!\B\w)" + r"\s+".join(map(re.escape, words.split())) + r"(?<!\w\B)", re.IGNORECASE)
 
 
+class _Marked:
+    """Triggers, longest first, a pattern for each, and the tokens to read in its place."""
+
+    def __init__(self, embeddings: Mapping[str, Tensor | Sequence[int]], on_read: OnRead):
+        triggers = sorted(embeddings, key=len, reverse=True)
+        self.patterns = [whole_word(trigger).pattern for trigger in triggers]
+        self.tokens = [_marked(trigger, embeddings[trigger], on_read) for trigger in triggers]
+
+
+class _Pieces:
+    """By Hugging Face's names, what is asked here of the host's SentencePiece tokenizers, such as umT5's."""
+
+    tokenizer: Any
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list]:
+        ids = self.tokenizer.encode(text, add_bos=False, add_eos=False)
+        return {"input_ids": [*ids, *([self.eos_token_id] if add_special_tokens and self.add_eos else [])]}
+
+    @property
+    def eos_token_id(self) -> int:
+        return self.tokenizer.eos_id()
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        return [self.tokenizer.pad_id(), self.tokenizer.bos_id(), self.eos_token_id, self.tokenizer.unk_id()]
+
+    def convert_ids_to_tokens(self, ids):
+        return self.tokenizer.id_to_piece(ids)
+
+    def knowing(self, marked: _Marked) -> _PiecesWithTriggers:
+        tokenizer = _with_theirs(self, _PiecesWithTriggers)
+        tokenizer.perfusion_plain, tokenizer.perfusion_triggers = self, marked
+        return tokenizer
+
+
+class _PiecesWithTriggers(_Pieces):
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list]:
+        """What is between triggers is read by itself: no piece goes beyond a space, and triggers begin a word."""
+        text, ids, start = unicodedata.normalize("NFC", text), [], 0
+        pattern = "|".join(f"({pattern})" for pattern in self.perfusion_triggers.patterns)
+        for match in re.finditer(pattern, text, re.IGNORECASE):
+            ids += self._between(text[start : match.start()], start)
+            ids += self.perfusion_triggers.tokens[match.lastindex - 1]
+            start = match.end()
+        ids += self._between(text[start:], start)
+        return {"input_ids": [*ids, *super().__call__("", add_special_tokens)["input_ids"]]}
+
+    def _between(self, text: str, start: int) -> list[int]:
+        """The tokens of what begins at ``start``; behind a trigger without a space it begins no word."""
+        ids = super().__call__(text.strip(), add_special_tokens=False)["input_ids"]
+        if not ids or not start or text[0].isspace():
+            return ids
+        piece = self.tokenizer.id_to_piece(ids[0]).removeprefix(_GAP)
+        if not piece:
+            return ids[1:]
+        within = self.tokenizer.piece_to_id(piece)
+        return ids if within == self.tokenizer.unk_id() else [within, *ids[1:]]
+
+
+def _with_theirs(plain, ours: type):
+    """A copy of one of the host's tokenizers that answers as a class of ours has it."""
+    tokenizer = object.__new__(type(type(plain).__name__, (ours, type(plain)), {}))
+    tokenizer.__dict__.update(plain.__dict__)
+    return tokenizer
+
+
 class _Triggers:
     """Finds triggers in texts and puts their tokens into ids. Start tokens, words of their own, keep their places."""
 
@@ -95,10 +166,10 @@ class _Triggers:
         self._starts = plain.bos_token == self._mark
         gap = plain.convert_tokens_to_ids(_GAP)
         self._gap = None if gap == plain.unk_token_id else gap
-        longest_first = sorted(embeddings, key=len, reverse=True)
-        self._tokens = [_marked(trigger, embeddings[trigger], on_read) for trigger in longest_first]
+        marked = _Marked(embeddings, on_read)
+        self._tokens = marked.tokens
         space = " ?" if pieces(plain, "a")[0].startswith(_SPACE) else ""  # which then is a part of the word
-        patterns = [re.escape(self._mark), *(f"{space}({whole_word(trigger).pattern})" for trigger in longest_first)]
+        patterns = [re.escape(self._mark), *(f"{space}({pattern})" for pattern in marked.patterns)]
         self._pattern = re.compile("|".join(patterns), re.IGNORECASE)
 
     def placed(self, text: str) -> tuple[str, list[tuple[Any, bool]]]:

@@ -224,6 +224,8 @@ def _static(model, clip):
 def check_trainable(model, clip, vae) -> None:
     """Raises ValueError for models that cannot be trained on, or do not belong together."""
     encoding_width(model)  # raises for a model without text cross-attention
+    if reason := family_of(model).no_training:
+        raise ValueError(reason)
     if foreign := text.encoders(clip).keys() - family_of(model).texts:
         raise ValueError(
             f"This text encoder ({', '.join(sorted(foreign))}) is not this model's ({base_model(model)}). Connect the "

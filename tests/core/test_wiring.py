@@ -149,9 +149,9 @@ def test_preparing_edits_once_for_all_layers(
     calls = []
     edit_input = ConceptSet.edit_input
 
-    def counted(self: ConceptSet, encoding: Tensor, keys: bool = False) -> Tensor:
+    def counted(self: ConceptSet, encoding: Tensor, keys: bool = False, **more: object) -> Tensor:
         calls.append(keys)
-        return edit_input(self, encoding, keys)
+        return edit_input(self, encoding, keys, **more)
 
     monkeypatch.setattr(ConceptSet, "edit_input", counted)
     with wired(net, concept(10)) as wiring:

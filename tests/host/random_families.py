@@ -3,6 +3,7 @@ layers, but whole vocabularies."""
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import comfy.ldm.wan.vae
@@ -10,10 +11,13 @@ import comfy.model_patcher
 import comfy.sd
 import torch
 from comfy import supported_models
+from comfyui_perfusion.perfusion_core.captions import captions
+from sentencepiece import SentencePieceTrainer
 
 from random_checkpoint import initialise
 
 WIDTH = 64  # of encodings
+PIECES = 350  # in umT5's vocabulary
 MINI_TRAIN_DIT = {  # as the host finds it in Cosmos-Predict2's and Anima's files, but for size
     "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16, "out_channels": 16, "patch_spatial": 2,
     "patch_temporal": 1, "model_channels": 64, "concat_padding_mask": True, "crossattn_emb_channels": WIDTH,
@@ -23,9 +27,20 @@ MINI_TRAIN_DIT = {  # as the host finds it in Cosmos-Predict2's and Anima's file
     "extra_h_extrapolation_ratio": 1.0, "extra_w_extrapolation_ratio": 1.0, "extra_t_extrapolation_ratio": 1.0,
     "rope_enable_fps_modulation": False,
 }  # fmt: skip
+WAN = {
+    "model_type": "t2v", "patch_size": (1, 2, 2), "text_dim": WIDTH, "dim": 96, "ffn_dim": 64, "freq_dim": 32,
+    "num_heads": 3, "num_layers": 4, "cross_attn_norm": True,
+}  # fmt: skip
+LTX = {
+    "in_channels": 128, "cross_attention_dim": 96, "attention_head_dim": 32, "num_attention_heads": 3,
+    "caption_channels": WIDTH, "num_layers": 4,
+}  # fmt: skip
+VIDEO = ("wan", "ltx-video")
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "cosmos-predict2": ("CosmosT2IPredict2", {"image_model": "cosmos_predict2", **MINI_TRAIN_DIT}),
     "anima": ("Anima", {"image_model": "anima", **MINI_TRAIN_DIT}),
+    "wan": ("WAN21_T2V", {"image_model": "wan2.1", "in_dim": 16, "out_dim": 16, **WAN}),
+    "ltx-video": ("LTXV", {"image_model": "ltxv", **LTX}),
 }
 TEXTS = {
     "qwen3_06b_model_config": {
@@ -33,6 +48,9 @@ TEXTS = {
         "num_key_value_heads": 1,
     },
     "t5xxl_model_config": {"num_layers": 2, "d_model": WIDTH, "d_ff": 64, "d_kv": 32, "num_heads": 2},
+    "umt5xxl_model_config": {
+        "num_layers": 2, "d_model": WIDTH, "d_ff": 64, "d_kv": 32, "num_heads": 2, "vocab_size": PIECES,
+    },
 }  # fmt: skip
 VAE = {"dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2,
        "temperal_downsample": [False, True, True]}  # fmt: skip
@@ -42,7 +60,9 @@ def random_family(family: str, seed: int = 0):
     """(MODEL, CLIP, VAE) of the family in fp32."""
     settings, generator = _settings(family), torch.Generator().manual_seed(seed)
     model = random_model(family, seed)
-    clip = comfy.sd.CLIP(settings.clip_target(), model_options={**TEXTS, "dtype": torch.float32})
+    tokenizer = {"spiece_model": _pieces()} if family == "wan" else {}
+    options = {**TEXTS, "dtype": torch.float32}
+    clip = comfy.sd.CLIP(settings.clip_target(), tokenizer_data=tokenizer, model_options=options)
     initialise(clip.cond_stage_model, generator)
     network = initialise(comfy.ldm.wan.vae.WanVAE(**VAE), generator)
     return model, clip, comfy.sd.VAE(sd=network.state_dict())
@@ -58,8 +78,23 @@ def random_model(family: str, seed: int = 0):
 
         parts = {"device": cpu, "dtype": torch.float32, "operations": comfy.ops.manual_cast}
         model.diffusion_model.llm_adapter = LLMAdapter(WIDTH, WIDTH, WIDTH, num_layers=1, num_heads=2, **parts)
-    initialise(model.diffusion_model, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    initialise(model.diffusion_model, generator)
+    if family in VIDEO:
+        for name, parameter in model.diffusion_model.named_parameters():
+            if not name.endswith("weight"):  # biases, and what videos are shifted by
+                parameter.normal_(std=0.1, generator=generator)
     return comfy.model_patcher.ModelPatcher(model, cpu, cpu)
+
+
+def _pieces() -> torch.Tensor:
+    """A SentencePiece model of umT5's kind, which files of umT5 bring along."""
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(captions(400)), model_writer=model, vocab_size=PIECES, pad_id=0, eos_id=1, unk_id=2,
+        bos_id=-1, user_defined_symbols=["▁dog", "▁cup", "▁cat", "▁tree"], minloglevel=2,
+    )  # fmt: skip
+    return torch.frombuffer(bytearray(model.getvalue()), dtype=torch.uint8)
 
 
 def _settings(family: str):

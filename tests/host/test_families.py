@@ -6,7 +6,7 @@ import pytest
 import torch
 from comfy import supported_models
 from comfyui_perfusion.nodes.host.families import FAMILIES, family_of
-from comfyui_perfusion.nodes.host.model import apply_to_model, base_model, cross_attentions
+from comfyui_perfusion.nodes.host.model import apply_to_model, base_model, cross_attentions, encoding_width
 from comfyui_perfusion.nodes.host.text import ENCODING, KEYS
 from comfyui_perfusion.nodes.host.uses import ConceptUse, stages
 from comfyui_perfusion.perfusion_core import Concept
@@ -21,15 +21,19 @@ each_family = pytest.mark.parametrize("family", CONFIGS)
 
 
 def concept(model, seed: int) -> Concept:
+    """Its token embedding is what a text encoder would give for the trigger, which may be all that layers receive."""
     generator = torch.Generator().manual_seed(seed)
-    target, superclass, embedding = torch.randn(3, WIDTH, generator=generator)
+    encodings, family = torch.randn(2, WIDTH, generator=generator), family_of(model)
+    if family.in_forward:
+        received = family.received(model.model.diffusion_model, encodings, {})
+    target, superclass = received if family.in_forward else encodings
     deltas = {
         layer: 0.5 * torch.randn(attention.to_v.out_features, generator=generator)
         for layer, attention in cross_attentions(model).items()
     }
     dual = target / target.square().sum()
     return Concept(
-        f"c{seed}", f"<c{seed}>", "thing", base_model(model), {"x": embedding}, target, dual, superclass, deltas
+        f"c{seed}", f"<c{seed}>", "thing", base_model(model), {"x": encodings[0]}, target, dual, superclass, deltas
     )
 
 
@@ -43,8 +47,11 @@ def conditioning(model, uses, seed: int, lock: bool = False):
         more["t5xxl_weights"] = torch.linspace(1, 1.2, TOKENS)
     else:
         for place, use in enumerate(uses):
-            encoding[:, 3 + place] = use.concept.target_input
-        encoding = torch.nn.functional.pad(encoding, (0, 0, 0, PADDED - TOKENS))
+            encoding[:, 3 + place] = use.concept.token_embeddings["x"]
+        if family.name == "ltx-video":
+            more["attention_mask"] = torch.ones(1, TOKENS, dtype=torch.int)
+        else:
+            encoding = torch.nn.functional.pad(encoding, (0, 0, 0, PADDED - TOKENS))
     keys = (
         encoding
         if not lock
@@ -70,12 +77,14 @@ def test_keys_and_values_are_the_papers_at_every_layer_and_padding_stays_as_it_i
     seen, forwards = record(apply_to_model(model, uses), positive, negative)
     assert sorted(forwards[0][1]) == [0, 1]  # cond and uncond together
     assert len(seen) == 2 * len(cross_attentions(model)) == 8
-    assert encoding.shape == (1, PADDED, WIDTH) and not encoding[:, TOKENS:].any()
+    assert encoding.shape == (1, TOKENS if family == "ltx-video" else PADDED, encoding_width(model))
     words = {0: encoding[:, :TOKENS], 1: blank[:, :TOKENS]}
     key_words = {0: keys[:, :TOKENS], 1: blank[:, :TOKENS]}
     outputs = {place: output[:, :TOKENS] for place, output in seen.items()}
     assert worst_difference(model, outputs, forwards, words, key_words, uses) < 1e-4
-    assert not any(output[:, TOKENS:].any() for output in seen.values())  # W 0 = 0: no concept in the padding
+    for (layer, projection), output in seen.items():  # no concept in the padding
+        module = getattr(cross_attentions(model)[layer], projection)
+        torch.testing.assert_close(output[:1, TOKENS:], type(module).forward(module, encoding)[:, TOKENS:])
 
 
 @each_family
@@ -110,7 +119,9 @@ def test_a_concept_of_another_family_with_the_same_layers_is_refused(made):
 def test_models_without_text_cross_attention_are_refused_by_name(made):
     model = made("anima")[0].clone()
     model.model = torch.nn.Module()
-    with pytest.raises(ValueError, match=r"SD1.x, SD2.x, SDXL, Anima or Cosmos-Predict2. This one is Module"):
+    with pytest.raises(
+        ValueError, match=r"SD1.x, SD2.x, SDXL, Anima, Cosmos-Predict2, Wan or LTX-Video. This one is Module"
+    ):
         family_of(model)
 
 

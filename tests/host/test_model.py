@@ -62,7 +62,8 @@ def record(model, positive, negative, **settings):
 
 
 def expected(encoding, keys_encoding, weights_k, weights_v, uses, layer):
-    """K and V in float64 from the paper's output-space form: h = W e_perp + sum of gated outputs, W read explicitly."""
+    """K and V in float64, without bias, from the paper's output-space form: h = W e_perp + sum of gated outputs, W read
+    explicitly."""
 
     def edit(e, weight, outputs):
         e, weight = e.double(), weight.double()
@@ -95,9 +96,10 @@ def worst_difference(model, seen, forwards, encodings, key_encodings, uses, weig
     worst = 0.0
     for layer, module in cross_attentions(model).items():
         to_k, to_v = (weight(layer, p, getattr(module, p).weight.float()) for p in ("to_k", "to_v"))
-        for got, want in zip(
-            (seen[layer, "to_k"], seen[layer, "to_v"]), expected(rows, key_rows, to_k, to_v, uses, layer), strict=True
-        ):
+        wanted = expected(rows, key_rows, to_k, to_v, uses, layer)
+        for projection, want in zip(("to_k", "to_v"), wanted, strict=True):
+            got, bias = seen[layer, projection], getattr(module, projection).bias
+            want = want if bias is None else want + bias
             worst = max(worst, ((got - want).abs().max() / want.abs().max()).item())
     return worst
 

@@ -20,8 +20,9 @@ from comfyui_perfusion.nodes.attention import PerfusionAttentionMap
 from comfyui_perfusion.nodes.covariance import PerfusionCovariance
 from comfyui_perfusion.nodes.exchange import PerfusionExportLoRA
 from comfyui_perfusion.nodes.host import text
+from comfyui_perfusion.nodes.host.adapter import loaded_receiver
 from comfyui_perfusion.nodes.host.encoder_covariance import measure_covariance
-from comfyui_perfusion.nodes.host.model import PREFIX, apply_to_model, cross_attentions
+from comfyui_perfusion.nodes.host.model import apply_to_model, concepts_on, cross_attentions
 from comfyui_perfusion.nodes.host.text import apply_to_clip
 from comfyui_perfusion.nodes.host.trainee import Subject, open_trainee
 from comfyui_perfusion.nodes.host.uses import ConceptUse
@@ -39,7 +40,7 @@ from safetensors.torch import save_file
 import nodes as host_nodes
 from comfyui import FRONTEND_ONLY, REPO, to_prompt
 from makers import make_concept, train_node
-from random_families import CONFIGS
+from random_families import CONFIGS, VIDEO, random_model
 from test_model import encode, record, sample, worst_difference
 
 pytestmark = pytest.mark.skipif(not hasattr(supported_models, "Anima"), reason="this host is older than Anima")
@@ -49,6 +50,7 @@ NEGATIVE = "a photo of a cat beside a tree, on the beach"
 SETTINGS = {"steps": 1, "cfg": 3.0, "sampler": "euler", "scheduler": "simple", "resolution": 64}
 OF_TEMPLATES = (PerfusionLoadPhotos, PerfusionTrainConcept, PerfusionSaveConcept, PerfusionLoader)
 each_family = pytest.mark.parametrize("family", CONFIGS)
+each_trained = pytest.mark.parametrize("family", [family for family in CONFIGS if family not in VIDEO])
 
 
 @pytest.fixture(autouse=True)
@@ -65,8 +67,20 @@ def two_uses(model, clip, **settings):
 
 def of_layers(model, clip, prompt: str) -> torch.Tensor:
     """What the layers receive of a prompt's words, without padding."""
-    encoding = text.encoding_of_layers(clip, clip.tokenize(prompt), model)
-    return encoding[:, : int(encoding[0].any(-1).nonzero().max()) + 1]
+    tokens = clip.tokenize(prompt)
+    words = max(position for position, _ in text.token_labels(clip, tokens)) + 1
+    return text.encoding_of_layers(clip, tokens, model)[:, :words]
+
+
+def half_way(model, known, clip, key_lock: float) -> torch.Tensor:
+    """What the layers receive of what keys see of PROMPT: where something makes another encoding of a text encoder's,
+    it makes that of the mixture."""
+    own, plain = (
+        it.encode_from_tokens(it.tokenize(prompt), return_dict=True) for it, prompt in ((known, PROMPT), (clip, PLAIN))
+    )
+    mixture = own["cond"].as_subclass(torch.Tensor).lerp(plain["cond"], key_lock)
+    received = loaded_receiver(model)
+    return mixture if received is None else received(mixture, plain)
 
 
 @each_family
@@ -98,12 +112,13 @@ def test_of_a_superclass_in_parts_only_the_last_is_the_triggers(made, family):
     known = apply_to_clip(clip, [ConceptUse(make_concept(model, clip, "<my-toy>", "brown teddy"))])
     tokens = known.tokenize("a <my-toy>")
     labels = [label for _, label in text.token_labels(known, tokens)]
-    assert labels == ["▁", "a", *(["▁", "t", "e"] if family == "anima" else []), "<my-toy>", "end"]
+    first = {"anima": ["▁", "a", "▁", "t", "e"], "wan": ["a"]}.get(family, ["▁", "a"])
+    assert labels == [*first, "<my-toy>", "end"]
     assert text.locked(clip, "brown teddy").warning
 
 
 @each_family
-@pytest.mark.parametrize("key_lock", [0.0, 1.0])
+@pytest.mark.parametrize("key_lock", [0.0, 0.5, 1.0])
 def test_prompts_with_two_concepts_give_the_papers_keys_and_values(made, family, key_lock):
     model, clip, _ = made(family)
     uses = two_uses(model, clip, key_lock=key_lock)
@@ -112,11 +127,12 @@ def test_prompts_with_two_concepts_give_the_papers_keys_and_values(made, family,
     seen, forwards = record(apply_to_model(model, uses), positive, negative)
     assert sorted(forwards[0][1]) == [0, 1]  # cond and uncond together
     words, blank = of_layers(model, known, PROMPT), of_layers(model, clip, NEGATIVE)
-    keys = of_layers(model, clip, PLAIN) if key_lock else words
     length = words.shape[1]
+    keys = half_way(model, known, clip, key_lock)[:, :length]
     outputs = {place: output[:, :length] for place, output in seen.items()}
     assert worst_difference(model, outputs, forwards, {0: words, 1: blank}, {0: keys, 1: blank}, uses) < 1e-4
-    assert not any(output[:, length:].any() for output in (forwards[0][0], *seen.values()))  # padding
+    if family not in VIDEO:  # Wan's padding is a projection of zeros (see test_families), LTX-Video's is not looked at
+        assert not any(output[:, length:].any() for output in (forwards[0][0], *seen.values()))
 
 
 @each_family
@@ -128,7 +144,7 @@ def test_a_lora_beside_concepts_and_clones_in_turn(made, family):
     positive, negative = encode(known, PROMPT), encode(known, "")
     first, single = sample(both, positive, negative), sample(other, positive, negative)
     assert not torch.equal(first, single)
-    name = f"{PREFIX}{min(cross_attentions(model))}.{'k_proj'}.weight"
+    name = min(cross_attentions(model).items())[1].path("to_k") + ".weight"
     change = torch.randn(model.model.get_parameter(name).shape, generator=torch.Generator().manual_seed(1))
     before, after = model.clone(), both.clone()
     for patched in (before, after):
@@ -140,7 +156,7 @@ def test_a_lora_beside_concepts_and_clones_in_turn(made, family):
     )
 
 
-@each_family
+@each_trained
 def test_thirty_steps_lower_the_loss_and_leave_the_model_as_it_was(made, family):
     model, clip, vae = made(family)
     generator = torch.Generator().manual_seed(0)
@@ -166,7 +182,7 @@ def test_thirty_steps_lower_the_loss_and_leave_the_model_as_it_was(made, family)
         assert all(getattr(m.forward, "__func__", None) is type(m).forward for m in network.modules())
 
 
-@each_family
+@each_trained
 def test_checkpointing_learns_the_same(made, family):
     model, clip, vae = made(family)
     subject = Subject(
@@ -184,7 +200,7 @@ def test_checkpointing_learns_the_same(made, family):
         torch.testing.assert_close(tensor, learned[1][name], rtol=1e-3, atol=1e-5, msg=name)
 
 
-@each_family
+@each_trained
 def test_a_concept_goes_through_all_nodes(made, family, model_folder, tmp_path, monkeypatch):
     model, clip, vae = made(family)
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
@@ -218,6 +234,51 @@ def test_a_concept_goes_through_all_nodes(made, family, model_folder, tmp_path, 
     inputs = {name: [value] for name, value in {**models, **search}.items()}
     (best,), *_ = PerfusionTune.execute([torch.rand(1, 64, 64, 3)], **inputs).args
     assert best.concept is use.concept
+
+
+def test_one_file_serves_both_models_of_wan_2_2(made, model_folder):
+    """Which share the steps between them: each finds the concept in its own weights."""
+    high, clip, _ = made("wan")
+    low = random_model("wan", seed=1)
+    concept = make_concept(high, clip, "<my-dog>", "dog")
+    PerfusionSaveConcept.execute((ConceptUse(concept),), "dog", False)
+    for model in (high, low):
+        patched, known = PerfusionLoader.execute(model, clip, "dog.safetensors").args
+        seen, forwards = record(patched, encode(known, PROMPT), encode(known, PROMPT))
+        words = of_layers(model, known, PROMPT)
+        outputs = {place: output[:, : words.shape[1]] for place, output in seen.items()}
+        encodings = {0: words, 1: words}
+        assert worst_difference(model, outputs, forwards, encodings, encodings, concepts_on(patched)) < 1e-4
+
+
+@pytest.mark.parametrize("family", VIDEO)
+def test_videos_follow_the_concept_in_all_frames(made, family):
+    model, clip, _ = made(family)
+    uses = two_uses(model, clip)
+    known, patched = apply_to_clip(clip, uses), apply_to_model(model, uses)
+    channels = model.get_model_object("latent_format").latent_channels
+    video = {"samples": torch.zeros(1, channels, 3, 4, 4)}
+    paint = lambda model: host_nodes.common_ksampler(  # noqa: E731
+        model, 7, 1, 3.0, "euler", "simple", encode(known, PROMPT), encode(known, ""), video
+    )[0]["samples"]
+    painted, plain = paint(patched), paint(model)
+    assert painted.shape == (1, channels, 3, 4, 4) and painted.isfinite().all()
+    assert ((painted - plain).abs().amax((0, 1, 3, 4)) > 0.001).all()
+
+
+@pytest.mark.parametrize("family", VIDEO)
+def test_what_cannot_be_done_with_a_video_model_says_why(made, family, model_folder):
+    model, clip, vae = made(family)
+    use = ConceptUse(make_concept(model, clip, "<my-dog>", "dog"))
+    known = apply_to_clip(clip, [use])
+    with pytest.raises(ValueError, match="cannot be trained on yet"):
+        train_node(lambda _: (model, clip, vae), superclass=["dog"])
+    with pytest.raises(ValueError, match="Use the concept with Perfusion Loader"):
+        PerfusionExportLoRA.execute(model, clip, (use,), "dog", False)
+    with pytest.raises(ValueError, match="Connect the model as well"):
+        PerfusionGateMap.execute(known, "a <my-dog>")
+    _, report = PerfusionGateMap.execute(known, "a photo of a <my-dog>", model).args
+    assert report.startswith("<my-dog> acts on <my-dog>")
 
 
 def test_a_training_goes_on_from_its_file_and_that_paints_alike_in_a_new_process(made, model_folder, tmp_path):

@@ -3,8 +3,9 @@
 from .cosmos import ANIMA, COSMOS_PREDICT2
 from .family import Family
 from .unet import DEMO, OTHER_UNET, SD1, SD2, SDXL
+from .video import LTX_VIDEO, WAN
 
-FAMILIES = (DEMO, SD1, SD2, SDXL, OTHER_UNET, ANIMA, COSMOS_PREDICT2)
+FAMILIES = (DEMO, SD1, SD2, SDXL, OTHER_UNET, ANIMA, COSMOS_PREDICT2, WAN, LTX_VIDEO)
 
 __all__ = ["FAMILIES", "Family", "family_of"]
 

@@ -12,8 +12,20 @@ from torch import Tensor, nn
 UNET_PROJECTIONS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v"}
 
 
+Received = Callable[[nn.Module, Tensor, Mapping[str, Any]], Tensor]
+
+
 def _as_it_is(diffusion_model: nn.Module, encoding: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
     return encoding
+
+
+def through(path: str) -> Received:
+    """The layers receive what the module at a path below ``diffusion_model.`` makes of the encoding."""
+
+    def received(diffusion_model: nn.Module, encoding: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
+        return diffusion_model.get_submodule(path)(encoding)
+
+    return received
 
 
 @dataclass(frozen=True)
@@ -28,8 +40,11 @@ class Family:
     zero_padded: encodings end in rows of zeros, on which no gate may open (see ConceptSet).
     received: what the layers receive of a text encoder's encoding (batch, tokens, d), where something stands between,
     from the diffusion model, the encoding and the conditioning's own dict. adapter: module path of that, below
-    ``diffusion_model.``, if it is a part of the model.
-    norms: of to_q and to_k, the attributes with what each head's part goes through before attention.
+    ``diffusion_model.``, if it is a part of the model. in_forward: whether it is a part of every forward, where others
+    have it done before they sample.
+    norms: of to_q and to_k, the attributes with what each head's part goes through before attention, or all heads
+    together (whole_norms).
+    no_training: why the family cannot be trained on, and what to do.
     large: whether training saves memory by itself. cfg: of sample pictures. no_export: why a concept cannot become a
     LoRA and an embedding, and what to do.
     """
@@ -43,12 +58,15 @@ class Family:
     resolution: int
     texts: frozenset[str]
     zero_padded: bool = False
-    received: Callable[[nn.Module, Tensor, Mapping[str, Any]], Tensor] = _as_it_is
+    received: Received = _as_it_is
     adapter: str = ""
+    in_forward: bool = False
     norms: Mapping[str, str] = field(default_factory=dict)
+    whole_norms: bool = False
     large: bool = False
     cfg: float = 7.0
     no_export: str = ""
+    no_training: str = ""
 
 
 def made_by(*names: str) -> Callable[[nn.Module], bool]:

@@ -1,0 +1,30 @@
+"""Wan 2.1 and 2.2, and LTX-Video: text to video, or with one frame to a picture. Each projects the text once in every
+forward, for all layers."""
+
+from __future__ import annotations
+
+import re
+
+from .family import UNET_PROJECTIONS, Family, made_by, through
+
+_NO_TRAINING = "{} cannot be trained on yet: its text encoder is too large to learn through. Train on another model."
+_NO_EXPORT = "No file for other programs makes {} know your word. Use the concept with Perfusion Loader."
+
+
+def _family(name: str, title: str, host_class: str, attention: str, projection: str, encoder: str, **more) -> Family:
+    return Family(
+        name, title, made_by(host_class), re.compile(attention), received=through(projection), adapter=projection,
+        in_forward=True, texts=frozenset([encoder]), whole_norms=True, large=True,
+        no_training=_NO_TRAINING.format(title), no_export=_NO_EXPORT.format(title), **more,
+    )  # fmt: skip
+
+
+WAN = _family(
+    "wan", "Wan", "WAN21", r"blocks\.\d+\.cross_attn", "text_embedding", "umt5xxl", heads="num_heads",
+    projections={"to_q": "q", "to_k": "k", "to_v": "v"}, norms={"to_q": "norm_q", "to_k": "norm_k"},
+    zero_padded=True, resolution=512, cfg=5.0,
+)  # fmt: skip
+LTX_VIDEO = _family(
+    "ltx-video", "LTX-Video", "LTXV", r"transformer_blocks\.\d+\.attn2", "caption_projection", "t5xxl",
+    heads="heads", projections=UNET_PROJECTIONS, norms={"to_q": "q_norm", "to_k": "k_norm"}, resolution=512, cfg=3.0,
+)  # fmt: skip
