@@ -1,15 +1,18 @@
-"""Tells individuals apart, whatever the place and posture: trained on the latents of scenes with one thing.
+"""Tells who stands in a picture, whatever the place, the style, and who else: trained on the latents of all scenes.
 
-    bash scripts/env.sh python -m benchmarks.picture_book.judge [--steps 800]
+    bash scripts/env.sh python -m benchmarks.picture_book.judge [--steps 3000]
 
-An embedding network, as in face recognition: a latent is brought near the embedding of its individual's attributes, and
-away from those of a hundred others of the class. Beside it, readers of single attributes and of the place.
+It is asked for a class, and says who of that class is there. An embedding network, as in face recognition: a latent is
+brought near the embedding of its individual's attributes, and away from those of a hundred others of the class. Beside
+it, readers of single attributes, of the place and the style, and of whether that class is there at all. In training
+the class is one that stands once in the scene, or, now and then, one that does not.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -21,14 +24,20 @@ from torch import Tensor, nn
 from .cache import FOLDER
 from .individuals import CLASSES, LISTS, WIDTH, Individual, any_individual
 from .networks import Vocabulary
-from .places import PLACES
+from .places import PLACES, STYLES
 from .pool import FIRST, Pool, planned
 from .train_autoencoder import trained_vae
 
 TRAINED = FOLDER / "judge.pt"
 SCENES = 6000  # that it needs at least
 BATCH, RATE, OTHERS, BANK, SHARPNESS, NOISE = 64, 2e-3, 100, 1500, 16.0, 0.1
-READ = ("kind", "shape", "colour", "second", "pattern", "accessory", "accessory_colour", "place")
+ABSENT = 0.15  # how often it is asked for a class that the picture does not show
+READ = {
+    **dict(zip(("shape", "colour", "second", "pattern", "accessory", "accessory_colour"), LISTS[1:], strict=True)),
+    "place": tuple(PLACES),
+    "style": tuple(STYLES),
+    "shown": (False, True),
+}
 
 
 class Judge(nn.Module):
@@ -40,20 +49,21 @@ class Judge(nn.Module):
         self.coarse = nn.ModuleList(_Block(2 * width) for _ in range(2))
         self.out = nn.Sequential(nn.Flatten(), nn.Linear(2 * width * 36, 384), nn.SiLU())
         self.embedding = nn.Linear(384, size)
-        self.reading = nn.Linear(384, WIDTH + len(PLACES))
+        self.reading = nn.Linear(384, sum(map(len, READ.values())))
         self.individual = nn.Sequential(nn.Linear(WIDTH, 256), nn.SiLU(), nn.Linear(256, size))
 
-    def forward(self, latents: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Embeddings (n, size) and, for every name in READ, (n, values)."""
+    def forward(self, latents: Tensor, asked: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of the asked class in each latent: embeddings (n, size) and, for every name in READ, (n, values)."""
+        kinds = torch.tensor([CLASSES.index(kind) for kind in asked])
         x = self.first(latents)
         for block in self.fine:
-            x = block(x)
+            x = block(x, kinds)
         x = self.down(x)
         for block in self.coarse:
-            x = block(x)
+            x = block(x, kinds)
         x = self.out(x)
-        sizes = [len(values) for values in (*LISTS, PLACES)]
-        return F.normalize(self.embedding(x), dim=-1), list(self.reading(x).split(sizes, -1))
+        parts = self.reading(x).split([len(values) for values in READ.values()], -1)
+        return F.normalize(self.embedding(x), dim=-1), dict(zip(READ, parts, strict=True))
 
     def of(self, individuals: Tensor) -> Tensor:
         """Embeddings (..., size) of individuals (..., WIDTH)."""
@@ -63,13 +73,12 @@ class Judge(nn.Module):
 class _Block(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.body = nn.Sequential(
-            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
-            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
-        )  # fmt: skip
+        self.kind = nn.Embedding(len(CLASSES), width)
+        self.before = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
+        self.after = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+    def forward(self, x: Tensor, kinds: Tensor) -> Tensor:
+        return x + self.after(self.before(x) + self.kind(kinds)[..., None, None])
 
 
 def others(kind: str, count: int, seed: int) -> Tensor:
@@ -78,42 +87,57 @@ def others(kind: str, count: int, seed: int) -> Tensor:
     return torch.from_numpy(np.stack([any_individual(random, kind).numbers() for _ in range(count)]))
 
 
-def truth(one: Individual, place: str) -> list[int]:
-    """The index of every READ value, -1 for what the individual lacks."""
-    found = [one.kind, one.shape, one.colour, one.second, one.pattern, one.accessory, one.accessory_colour, place]
-    lists = [tuple(values) for values in (*LISTS, PLACES)]
-    return [values.index(value) if value in values else -1 for values, value in zip(lists, found, strict=True)]
+def truth(one: Individual | None, place: str, style: str = "") -> list[int]:
+    """The index of every READ value, -1 for what does not apply; without an individual its class is not shown."""
+    found = {**(vars(one) if one else {}), "place": place, "style": style, "shown": one is not None}
+    return [values.index(found[name]) if found.get(name) in values else -1 for name, values in READ.items()]
+
+
+def questions(numbers: Sequence[int], random: np.random.Generator) -> list[tuple[str, Individual | None]]:
+    """For each scene of the pool a class to ask for, and who of it is there."""
+    found: list[tuple[str, Individual | None]] = []
+    for number in numbers:
+        kinds = [one.kind for one in planned(FIRST + number)[0]]
+        once = [one for one in planned(FIRST + number)[0] if kinds.count(one.kind) == 1]
+        if once and random.random() >= ABSENT:
+            one = once[int(random.integers(len(once)))]
+            found.append((one.kind, one))
+        else:
+            absent = [kind for kind in CLASSES if kind not in kinds]
+            found.append((absent[int(random.integers(len(absent)))], None))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=3000)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     pool = Pool(trained_vae(), Vocabulary())
     while pool.count < SCENES:
         pool.grow()
-    usable = pool.simple()
     banks = {kind: others(kind, BANK, 0) for kind in CLASSES}
     judge = Judge()
     optimizer = torch.optim.AdamW(judge.parameters(), RATE, weight_decay=0.02, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, options.steps, pct_start=0.1)
     random, errors = np.random.default_rng(9), []
     for step in range(options.steps):
-        chosen = random.choice(usable, BATCH)
-        shown = [(things[0], place) for things, place, _ in (planned(FIRST + int(index)) for index in chosen)]
+        chosen = random.choice(pool.count, BATCH)
+        asked = questions(chosen.tolist(), random)
         latents = pool.latents(chosen)
         latents = latents + NOISE * torch.randn_like(latents) * torch.rand(BATCH, 1, 1, 1)
         with torch.autocast("cpu", torch.bfloat16):
-            embeddings, read = judge(latents)
-            mine = torch.from_numpy(np.stack([one.numbers() for one, _ in shown]))[:, None]
-            rivals = torch.stack([banks[one.kind][random.integers(BANK, size=OTHERS)] for one, _ in shown])
+            embeddings, read = judge(latents, [kind for kind, _ in asked])
+            there = [index for index, (_, one) in enumerate(asked) if one]
+            mine = torch.from_numpy(np.stack([one.numbers() for _, one in asked if one]))[:, None]
+            rivals = torch.stack([banks[asked[index][0]][random.integers(BANK, size=OTHERS)] for index in there])
             candidates = judge.of(torch.cat([mine, rivals], 1))
-        like = SHARPNESS * torch.einsum("nd,ncd->nc", embeddings.float(), candidates.float())
-        loss = F.cross_entropy(like, torch.zeros(BATCH, dtype=torch.long))
-        answers = torch.tensor([truth(one, place) for one, place in shown])
-        for part, answer in zip(read, answers.T, strict=True):
+        like = SHARPNESS * torch.einsum("nd,ncd->nc", embeddings[there].float(), candidates.float())
+        loss = F.cross_entropy(like, torch.zeros(len(there), dtype=torch.long))
+        scenes = [planned(FIRST + index) for index in chosen.tolist()]
+        answers = [truth(one, place, style) for (_, one), (_, place, style) in zip(asked, scenes, strict=True)]
+        for part, answer in zip(read.values(), torch.tensor(answers).T, strict=True):
             loss = loss + 0.3 * F.cross_entropy(part.float(), answer, ignore_index=-1)
         optimizer.zero_grad()
         loss.backward()

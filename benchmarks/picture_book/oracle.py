@@ -90,7 +90,7 @@ def painted(text, unet, prompts: list[str], ones: list[Individual], guidance: fl
 @torch.no_grad()
 def verdict(judge: Judge, latents: Tensor, asked: list[tuple[Individual, str]]) -> dict[str, float]:
     """Shares of the pictures: nearest among 101, among the five nearest, and with each attribute right."""
-    embeddings, read = judge(latents)
+    embeddings, read = judge(latents, [one.kind for one, _ in asked])
     rivals = {kind: judge.of(others(kind, OTHERS, 1)) for kind in CLASSES}
     ranks = []
     for embedding, (one, _) in zip(embeddings, asked, strict=True):
@@ -99,8 +99,8 @@ def verdict(judge: Judge, latents: Tensor, asked: list[tuple[Individual, str]]) 
     shares = {"nearest": float(np.mean([rank == 0 for rank in ranks])),
               "in five": float(np.mean([rank < 5 for rank in ranks]))}  # fmt: skip
     answers = torch.tensor([truth(*pair) for pair in asked])
-    for name, part, answer in zip(READ, read, answers.T, strict=True):
-        right = part.argmax(-1) == answer
+    for name, answer in zip(READ, answers.T, strict=True):
+        right = read[name].argmax(-1) == answer
         shares[name] = right[answer >= 0].float().mean().item()
     return shares
 

@@ -105,8 +105,47 @@ for model, state in zip((vae, text, unet), kept):
 assert np.array_equal(np.load(pool.scale_path(pool.fingerprint(vae))), np.ones((2, 16)))  # the restored encoder's
 """
 
+JUDGE = """
+from benchmarks.picture_book import card, judge
+from benchmarks.picture_book.oracle import verdict
+asked = judge.questions(range(200), np.random.default_rng(0))
+for index, (kind, one) in enumerate(asked):
+    kinds = [other.kind for other in pool.planned(pool.FIRST + index)[0]]
+    assert kinds.count(kind) == (one is not None)
+    assert one is None or one in pool.planned(pool.FIRST + index)[0]
+assert 10 < sum(one is None for _, one in asked) < 60
+
+class Perfect(judge.Judge):  # knows whom a latent shows: its first numbers are an index into what it was told
+    def forward(self, latents, kinds):
+        answers, embeddings = [], []
+        for latent, kind in zip(latents, kinds):
+            things, place = told[int(latent.flatten()[0])]
+            (one,) = [one for one in things if one.kind == kind] or [None]
+            answers.append(judge.truth(one, place))
+            embeddings.append(self.of(torch.from_numpy(one.numbers())) if one else torch.zeros(64))
+        read = {name: torch.nn.functional.one_hot(torch.tensor(column).clamp_min(0), len(values))
+                for (name, values), column in zip(judge.READ.items(), zip(*answers))}
+        return torch.stack(embeddings), read
+
+perfect, prompts = Perfect(), card.prompts(40)
+told = [(prompt.things, prompt.place) for prompt in prompts]
+latents = torch.arange(40.0)[:, None, None, None].expand(40, *networks.LATENT)
+assert set(card.hits(perfect, latents, prompts).values()) == {1.0}
+alone = [(things[0], place) for things, place in told]
+assert set(verdict(perfect, latents, alone).values()) == {1.0}
+told = [((individual(np.random.default_rng(9), things[0].kind),), place) for things, place in told]
+wrong = card.hits(perfect, latents, prompts)
+assert wrong["two"] == 0 and wrong["class"] == wrong["place"] == 1 and wrong["colour"] < 0.5
+assert verdict(perfect, latents, alone)["nearest"] < 0.2
+for prompt in prompts:
+    words = prompt.sentence.split()
+    assert all(one.colour in words and one.kind in words for one in prompt.things)
+    for one, left in zip(prompt.things, prompt.unsaid):
+        assert left.shape != one.shape or len(prompt.things) > 1 or one.shape not in words
+"""
+
 
 def test_the_networks_do_what_training_takes_for_granted(tmp_path):
-    checks = "".join((START, NAMES, SHORTENED, READING, WEIGHTS))
+    checks = "".join((START, NAMES, SHORTENED, READING, WEIGHTS, JUDGE))
     ran = subprocess.run([sys.executable, "-c", checks, str(REPO)], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
