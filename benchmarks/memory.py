@@ -85,9 +85,11 @@ def on_meta(config, text_options: dict | None = None):
 def micro_batch(model, clip, size: int, batch: int, checkpointing: bool) -> Need:
     """Of ``batch`` photos of size x size pixels, each with a template of its own."""
     from comfyui_perfusion.nodes.host import text
+    from comfyui_perfusion.nodes.host.adapter import receiver
+    from comfyui_perfusion.nodes.host.sentences import ReadAnew
     from comfyui_perfusion.nodes.host.trainable import (
         checkpointed,
-        out_of_place_texts,
+        out_of_place,
         rotation_with_backward,
         trainable_through,
     )
@@ -99,7 +101,7 @@ def micro_batch(model, clip, size: int, batch: int, checkpointing: bool) -> Need
     text.prepare_encoders(clip)
     with ExitStack() as stack:
         stack.enter_context(trainable_through(*networks))
-        stack.enter_context(out_of_place_texts(networks[1]))
+        stack.enter_context(out_of_place(*networks))
         stack.enter_context(rotation_with_backward())
         if checkpointing:
             stack.enter_context(checkpointed(*networks))
@@ -109,7 +111,9 @@ def micro_batch(model, clip, size: int, batch: int, checkpointing: bool) -> Need
         latents = torch.empty(batch, latent_format.latent_channels, size // 8, size // 8, device=device)
         if latent_format.latent_dimensions == 3:
             latents = latents[:, :, None]
-        trainee = ComfyTrainee(model, clip, None, Subject(photos, None, sentences, "teddy"), latents)
+        subject = Subject(photos, None, sentences, "teddy")
+        texts = ReadAnew(clip, "teddy", subject.distinct_sentences, receiver(model), device)
+        trainee = ComfyTrainee(model, texts, None, subject, latents, ())
         embeddings = {name: nn.Parameter(row) for name, row in trainee.superclass_embeddings().items()}
         deltas = {
             layer: nn.Parameter(torch.zeros(to_v.weight.shape[0], device=device))

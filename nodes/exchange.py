@@ -118,6 +118,11 @@ class PerfusionExportLoRA(io.ComfyNode):
             )
         if reason := family_of(model).no_export:
             raise ValueError(reason)
+        if concept[0].concept.has_offset:
+            raise ValueError(
+                "This concept has no embedding: it was trained with text_encoder set to encode once. No file for other "
+                "programs can hold that. Use the concept with Perfusion Loader."
+            )
         lora, embedding = paths_to_save(filename, overwrite, ["loras", "embeddings"])
         (use,) = concept
         check_fits(use.concept, model)

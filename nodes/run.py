@@ -228,7 +228,7 @@ def judge_each(name: str, subject: Subject, sentences: Sequence[str]) -> Callabl
 
 
 def saved_state(
-    name: str, model, trigger: str, superclass: str, steps: int
+    name: str, model, trigger: str, superclass: str, steps: int, offset: bool = False
 ) -> tuple[Mapping[str, Tensor], Checkpoint | None]:
     """What a training goes on from: its whole state where that was kept, else what the concept file holds; and its best
     checkpoint until then. Raises ValueError for a concept that cannot be trained on in this way."""
@@ -239,6 +239,11 @@ def saved_state(
         raise ValueError(
             f"{name} is {concept.trigger}, a {concept.superclass}, and continue_from goes on with it. Write that "
             "trigger and superclass, or set continue_from to none."
+        )
+    if concept.has_offset != offset:
+        way = "encode once" if concept.has_offset else "train through"
+        raise ValueError(
+            f"{name} was trained another way, and continue_from goes on with it. Set text_encoder to {way}."
         )
     if concept.key_outputs is not None:
         raise ValueError(

@@ -32,7 +32,7 @@ from .plots import as_image, loss_curve
 from .report import contact_sheet_of, hardly_changed, report, warnings_of
 from .run import Run, for_page, judge, saved_state
 from .schema import TRAIN, Concepts
-from .training_inputs import AUTO, AUTOCAST, NONE, training_inputs
+from .training_inputs import AUTO, AUTOCAST, ENCODE_ONCE, NONE, TRAIN_THROUGH, training_inputs
 
 
 class PerfusionTrainConcept(io.ComfyNode):
@@ -69,18 +69,19 @@ class PerfusionTrainConcept(io.ComfyNode):
         options = {**_defaults(cls.define_schema()), **{name: values[0] for name, values in lists.items()}}
         if clip is None:
             raise ValueError("There is no text encoder: this checkpoint has none. Load one with Load CLIP.")
-        check_trainable(model, clip, vae)
+        offset = {AUTO: family_of(model).offset, ENCODE_ONCE: True, TRAIN_THROUGH: False}[options["text_encoder"]]
+        check_trainable(model, clip, vae, offset)
         node_id = cls.hidden.unique_id
         locked = text.locked(clip, options["superclass"])
         if locked.warning:
             warn([locked.warning], node_id)
         else:
             show_text(locked.sentence, node_id)
-        plan = _plan(model, clip, images, masks, captions, locked.superclass, options)
+        plan = _plan(model, clip, images, masks, captions, locked.superclass, {**options, "text_encoder": offset})
         resumed, earlier = None, None
         if plan.continue_from:
             resumed, earlier = saved_state(
-                plan.continue_from, model, plan.trigger, locked.superclass, plan.settings.steps
+                plan.continue_from, model, plan.trigger, locked.superclass, plan.settings.steps, offset
             )
         encoder = fingerprint(clip)
         covariance = covariance or cached_covariance(clip, CAPTIONS, node_id, bar=False, key=encoder, model=model)
@@ -150,7 +151,8 @@ def _train(course: Course, plan: _Plan, metadata: Mapping[str, str], covariance:
     score = judge(plan.scorer, plan.subject, plan.previews) if plan.scorer and plan.previews else None
     autocast = AUTOCAST[options["precision"]]
     try:
-        with open_trainee(model, clip, vae, plan.subject, autocast, plan.checkpointing) as trainee:
+        offset, previews = options["text_encoder"], plan.previews
+        with open_trainee(model, clip, vae, plan.subject, autocast, plan.checkpointing, offset, previews) as trainee:
             words = plan.trigger, plan.subject.superclass
             training = Training(trainee, covariance.inverse(), *words, base_model(model), settings)
             warnings = warnings_of(plan.subject)
@@ -249,6 +251,7 @@ def _metadata(encoder: str, skip: int, covariance: Covariance, plan: _Plan) -> d
                 "photos": len(subject.photos),
                 "unmasked_weight": subject.unmasked_weight,
                 "min_timestep": subject.min_timestep,
+                "text_encoder": ENCODE_ONCE if plan.options["text_encoder"] else TRAIN_THROUGH,
             }
         ),
     }

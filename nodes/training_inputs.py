@@ -13,6 +13,7 @@ from .schema import ADVANCED, CovarianceType
 
 AUTOCAST = {"as loaded": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 NONE, AUTO = "none", "auto"
+TRAIN_THROUGH, ENCODE_ONCE = "train through", "encode once"
 _PREVIEWS = "a photo of {}\n{} on the beach\nan oil painting of {}\n{} wearing a hat"
 _RARE = {"optional": True, **ADVANCED}
 
@@ -22,7 +23,8 @@ def training_inputs() -> list[io.Input]:
     return [
         io.Model.Input(
             "model",
-            tooltip="The diffusion model to train on: SD1.x, SD2.x, SDXL, Anima or Cosmos-Predict2. It stays as it is.",
+            tooltip="The diffusion model to train on: SD1.x, SD2.x, SDXL, Anima, Cosmos-Predict2, Wan or LTX-Video. It "
+            "stays as it is.",
         ),
         io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint. It stays as it is."),
         io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
@@ -218,6 +220,14 @@ def training_inputs() -> list[io.Input]:
             "learning_rate_schedule",
             options=list(SCHEDULES),
             tooltip="cosine takes both rates down to 0 over the steps; then double learning_rate_values.",
+            **_RARE,
+        ),
+        io.Combo.Input(
+            "text_encoder",
+            options=[AUTO, TRAIN_THROUGH, ENCODE_ONCE],
+            tooltip="train through: your word gets an embedding of its own. encode once: it is read as the superclass, "
+            "and what is learned is added to that; the text encoder is needed only at the start. auto: encode once for "
+            "Wan and LTX-Video.",
             **_RARE,
         ),
     ]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+OFFSET = "offset"
 BASE_MODELS = {192: "demo", 768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by width of the text encoding
 _FORBIDDEN_IN_TRIGGER = re.compile(r"[\s()\[\]{}:,\\\"]")
 # of prompts: LoRAs and embeddings by name, weights, and "'s" at the end
@@ -26,7 +27,8 @@ class Concept:
 
     d is the width of the text encoding that cross-attention receives, d_out that of one layer's projections.
 
-    token_embeddings: per text encoder, as ComfyUI names their tokens (l, g, h), the input embedding of the trigger.
+    token_embeddings: per text encoder, as ComfyUI names their tokens (l, g, h), the input embedding of the trigger. Or,
+    as OFFSET alone, what is added to the encoding of the superclass word that is read in the trigger's place.
     target_input: i*, (d,), the encoding of the trigger.
     target_dual: C^-1 i*, (d,), which is all that the gate and the projection need of the covariance C.
     superclass_input: s, (d,), the encoding of the superclass word; keys are locked to W_K s.
@@ -56,6 +58,11 @@ class Concept:
         """d, the width of the text encoding."""
         return self.target_input.shape[0]
 
+    @property
+    def has_offset(self) -> bool:
+        """Whether it is read as its superclass word, with an offset added, in place of an embedding of its own."""
+        return OFFSET in self.token_embeddings
+
     def similarity(self, encoding: Tensor) -> Tensor:
         """e C^-1 i* / i* C^-1 i*, (..., d) -> (...): where encodings stand on the scale of the gate, i* at 1."""
         dual = self.target_dual.double()
@@ -77,6 +84,8 @@ class Concept:
             return "it has no superclass; a concept needs the plain word it is a kind of"
         if not self.token_embeddings:
             return "it has no token embedding"
+        if self.has_offset and len(self.token_embeddings) > 1:
+            return "it has an offset and token embeddings, of which only one can be"
         if not self.value_deltas:
             return "it has no value outputs for any layer"
         if self.key_outputs is not None and self.key_outputs.keys() != self.value_deltas.keys():

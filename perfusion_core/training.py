@@ -70,6 +70,7 @@ class EncodedPrompts:
     encodings: Tensor  # (prompts, tokens, d)
     trigger_positions: Tensor  # (prompts,), the index of the trigger's token
     pooled: Tensor | None = None  # (prompts, d_pooled), for models that take one
+    words: Tensor | None = None  # (prompts, tokens), False where a token is padding, for models that tell it
 
 
 class Trainee(Protocol):
@@ -83,7 +84,10 @@ class Trainee(Protocol):
     templates: Sequence[Sequence[int]]  # for every photo the templates that may go with it
 
     def superclass_embeddings(self) -> Mapping[str, Tensor]:
-        """{encoder: (d_encoder,)}, the superclass word's own token embeddings, where training starts."""
+        """{encoder: (d_encoder,)}, the superclass word's own token embeddings, where training starts.
+
+        Or {OFFSET: zeros}, of the width of the text encoder's output, to learn an offset of it (see Concept).
+        """
 
     def encode(self, templates: Sequence[int], token_embeddings: Mapping[str, Tensor]) -> EncodedPrompts:
         """The templates with ``token_embeddings`` in the trigger's place; differentiable in these."""
@@ -369,8 +373,8 @@ def _trigger_encoding(prompts: EncodedPrompts) -> Tensor:
 
 def _rows(prompts: EncodedPrompts, rows: Tensor) -> EncodedPrompts:
     rows = rows.to(prompts.encodings.device)
-    pooled = None if prompts.pooled is None else prompts.pooled[rows]
-    return EncodedPrompts(prompts.encodings[rows], prompts.trigger_positions.to(rows.device)[rows], pooled)
+    pooled, words = (None if part is None else part[rows] for part in (prompts.pooled, prompts.words))
+    return EncodedPrompts(prompts.encodings[rows], prompts.trigger_positions.to(rows.device)[rows], pooled, words)
 
 
 def _width(to_v: torch.nn.Module) -> int:

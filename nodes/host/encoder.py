@@ -15,6 +15,7 @@ from .uses import ConceptUse
 
 CLIPS = ("l", "h", "g")  # in the order in which the host joins their encodings
 NAMES = (*CLIPS, "qwen3_06b", "t5xxl", "umt5xxl")
+_MASKED = ("t5xxl", "umt5xxl")  # those that mask padding
 _MANY_WEIGHTS = 8  # of one text model, as with LoRAs of several strengths, whose digests are kept
 _digests: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # {text model: {(its patches, layer): digest}}
 
@@ -27,6 +28,14 @@ def encoders_of(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
 def attribute(owner, name: str) -> str:
     """What the host's tokenizers and text models call the part with this name among tokens."""
     return f"clip_{name}" if hasattr(owner, f"clip_{name}") else name
+
+
+def unpadded(tokenizer, name: str, tokens: list) -> list:
+    """Tokens of one section by a tokenizer of the host's, without T5's padding, which its words do not see."""
+    if name not in _MASKED:
+        return tokens
+    end = getattr(tokenizer, attribute(tokenizer, name)).end_token
+    return tokens[: next(place for place, token in enumerate(tokens) if isinstance(token, int) and token == end) + 1]
 
 
 def clip_skip(encoder: torch.nn.Module, layer_idx: int | None) -> int:

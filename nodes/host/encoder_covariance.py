@@ -16,7 +16,7 @@ from ...perfusion_core import Covariance
 from ...perfusion_core.captions import captions as built_in_captions
 from ..photo_folder import photo_endings
 from .adapter import Receiver, adapter_digest, loaded_receiver
-from .encoder import add, attribute, weights_digest
+from .encoder import add, attribute, unpadded, weights_digest
 from .files import covariance_path, input_path
 from .listing import folders_below
 from .progress import Progress
@@ -131,9 +131,12 @@ def _batches(clip, captions: Sequence[str]) -> Iterator[dict[str, list[list]]]:
 
 
 def _rows(clip, captions: Sequence[str]) -> dict[str, list[list]]:
-    """{tokenizer: the tokens of every caption}, of a long one only the first section."""
+    """{tokenizer: the tokens of every caption}, of a long one only the first section, and no padding that is masked."""
     tokenized = [clip.tokenize(caption) for caption in captions]
-    return {name: [[token[0] for token in prompt[name][0]] for prompt in tokenized] for name in tokenizers(clip)}
+    return {
+        name: [unpadded(clip.tokenizer, name, [token[0] for token in prompt[name][0]]) for prompt in tokenized]
+        for name in tokenizers(clip)
+    }
 
 
 def caption_files() -> list[str]:

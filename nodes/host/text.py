@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...perfusion_core import Concept
-from ...perfusion_core.concept import plain_words
+from ...perfusion_core.concept import OFFSET, plain_words
 from .adapter import Receiver, loaded_receiver
 from .encoder import CLIPS, attribute, clip_skip, differences, encoders_of, in_words
 from .key_lock import ENCODING, KEYS
 from .locked import with_keys
+from .offsets import adding_offsets
 from .progress import listener
 from .superclass import LockedWord, locked_word
 from .tokenizer import TRIGGER, TriggerToken, ids_within, knowing, plain_tokenizer
@@ -50,6 +51,7 @@ def apply_to_clip(clip, uses: Sequence[ConceptUse]):
     locks = {use.concept.trigger.lower(): use.key_lock for use in uses}
     current = clip.patcher.get_model_object("encode_token_weights")
     plain = getattr(current, "perfusion_plain", current)
+    encode = adding_offsets(plain, next(iter(encoders(clip))), [use.concept for use in uses])
     model, said = getattr(plain, "__self__", None), set()
     watch = _UnlockedReading(locks)
     readings = {
@@ -60,8 +62,8 @@ def apply_to_clip(clip, uses: Sequence[ConceptUse]):
     def encode_token_weights(tokens):
         """As the host's, with what keys see as a third item, which the host copies into the conditioning."""
         with watch.off():
-            cond, pooled, *more = plain(tokens)
-            keys = _key_encoding(plain, tokens, cond, locks, words)
+            cond, pooled, *more = encode(tokens)
+            keys = _key_encoding(encode, tokens, cond, locks, words)
         tell = listener()
         if tell and is_of_layers(tokens, cond, uses) and (similar := similar_words(tokenizer, tokens, cond, uses)):
             tell("perfusion.words", similar)
@@ -328,7 +330,7 @@ def _words(plain, stream: Sequence[int | Tensor]) -> dict[str, list[int]]:
     """{word: positions of all its parts} of tokens."""
     special, parts = set(plain.all_special_ids), [[]]
     for position, token in enumerate(stream):
-        if not isinstance(token, int) or token in special:
+        if hasattr(token, TRIGGER) or not isinstance(token, int) or token in special:
             parts.append([])
             continue
         piece = plain.convert_ids_to_tokens(token)
@@ -383,6 +385,8 @@ def _with_superclasses(tokens, words: Mapping[str, Mapping[str, int]], encoder: 
 
 def _check_fits(concept: Concept, clip) -> None:
     widths = {name: table.shape[1] for name, table in embedding_tables(clip).items()}
+    if concept.has_offset:
+        widths = {OFFSET: sum(widths.values())}
     found = {name: embedding.shape[0] for name, embedding in concept.token_embeddings.items()}
     if found != widths:
         raise ValueError(

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from comfy import quant_ops
+from comfy.ldm.common_dit import rms_norm
 from comfy.ldm.modules import attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -43,15 +44,30 @@ def trainable_through(*models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def out_of_place_texts(model: nn.Module) -> Iterator[None]:
-    """The host's CLIP and T5 layers add in place, which autograd refuses; for a while they do not."""
-    with _forwards(model, _OUT_OF_PLACE, lambda layer: types.MethodType(_OUT_OF_PLACE[type(layer).__name__], layer)):
+def out_of_place(*models: nn.Module) -> Iterator[None]:
+    """The host's layers of CLIP, T5 and LTX-Video add in place, which autograd refuses; for a while they do not."""
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(
+                _forwards(model, _OUT_OF_PLACE, lambda layer: types.MethodType(_OUT_OF_PLACE[_kind(layer)], layer))
+            )
         yield
 
 
-_ROTATIONS = ("rms_rope_split_half",)  # of Cosmos-Predict2's kind
-_BLOCKS = (  # of UNets and CLIP, Cosmos-Predict2, Qwen and Anima's adapter, T5
-    "BasicTransformerBlock", "ResBlock", "CLIPLayer", "Block", "TransformerBlock", "T5Block",
+@contextmanager
+def bypassed(module: nn.Module) -> Iterator[None]:
+    """The module hands on what it gets for a while."""
+    with _forwards(module, [_kind(module)], lambda _: lambda x: x):
+        yield
+
+
+_ROTATIONS = (  # of Cosmos-Predict2's kind, Wan's and LTX-Video's
+    "rms_rope_split_half", "apply_rope", "apply_rope1", "apply_rope_split_half", "apply_rope_split_half1",
+)  # fmt: skip
+_LTX_BLOCK = "comfy.ldm.lightricks.model.BasicTransformerBlock"  # the UNet's has the same name
+_BLOCKS = (  # of UNets and CLIP, Cosmos-Predict2, Qwen and Anima's adapter, T5, Wan, LTX-Video
+    "BasicTransformerBlock", "ResBlock", "CLIPLayer", "Block", "TransformerBlock", "T5Block", "WanAttentionBlock",
+    _LTX_BLOCK,
 )  # fmt: skip
 _WITH_BACKWARD = ("attention_basic", "attention_pytorch", "attention_split", "attention_xformers")
 
@@ -84,12 +100,11 @@ def attention_options() -> dict:
 @contextmanager
 def rotation_with_backward() -> Iterator[None]:
     """Comfy Kitchen's rotary embeddings have no backward; for a while the same in plain PyTorch stands in."""
-    kitchen = getattr(quant_ops, "ck", None)
-    names = _ROTATIONS if kitchen is not None else ()
-    before = {name: getattr(kitchen, name) for name in names if hasattr(kitchen, name)}
-    if before:
+    kitchen, before = getattr(quant_ops, "ck", None), {}
+    if kitchen is not None:
         from comfy_kitchen.backends.eager import rope
 
+        before = {name: getattr(kitchen, name) for name in _ROTATIONS if hasattr(kitchen, name) and hasattr(rope, name)}
         for name in before:
             setattr(kitchen, name, getattr(rope, name))
     try:
@@ -131,7 +146,7 @@ def _options(transformer_options: dict | None = None) -> dict[str, dict]:
 @contextmanager
 def _forwards(model: nn.Module, kinds: Sequence[str], make: Callable[[nn.Module], Callable]) -> Iterator[None]:
     """Modules of these classes get another forward for a while."""
-    modules = [module for module in model.modules() if type(module).__name__ in kinds]
+    modules = [module for module in model.modules() if _kind(module) in kinds]
     before = [module.__dict__.get("forward") for module in modules]
     for module in modules:
         module.__dict__["forward"] = make(module)
@@ -142,6 +157,12 @@ def _forwards(model: nn.Module, kinds: Sequence[str], make: Callable[[nn.Module]
             del module.__dict__["forward"]
             if forward is not None:
                 module.__dict__["forward"] = forward
+
+
+def _kind(module: nn.Module) -> str:
+    """The name of its class, with its place where two have that name."""
+    whole = f"{type(module).__module__}.{type(module).__name__}"
+    return whole if whole == _LTX_BLOCK else type(module).__name__
 
 
 def _clip_layer(self, x: Tensor, mask: Tensor | None = None, optimized_attention=None) -> Tensor:
@@ -160,7 +181,22 @@ def _t5_feed_forward(self, x: Tensor) -> Tensor:
     return x + self.DenseReluDense(self.layer_norm(x))
 
 
-_OUT_OF_PLACE = {"CLIPLayer": _clip_layer, "T5LayerSelfAttention": _t5_attention, "T5LayerFF": _t5_feed_forward}
+def _ltx_block(self, x, context=None, attention_mask=None, timestep=None, pe=None, transformer_options={}, **_):  # noqa: B006
+    table = self.scale_shift_table[None, None].to(x)
+    shifts = (table + timestep.reshape(len(x), timestep.shape[1], len(self.scale_shift_table), -1)).unbind(2)
+    shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = shifts
+    own = rms_norm(x) * (1 + scale_attention) + shift_attention
+    x = x + self.attn1(own, pe=pe, transformer_options=transformer_options) * gate_attention
+    x = x + self.attn2(x, context=context, mask=attention_mask, transformer_options=transformer_options)
+    return x + self.ff(rms_norm(x) * (1 + scale_mlp) + shift_mlp) * gate_mlp
+
+
+_OUT_OF_PLACE = {
+    "CLIPLayer": _clip_layer,
+    "T5LayerSelfAttention": _t5_attention,
+    "T5LayerFF": _t5_feed_forward,
+    _LTX_BLOCK: _ltx_block,
+}
 
 
 def _alias(tensor: Tensor) -> Tensor:

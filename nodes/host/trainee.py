@@ -19,18 +19,19 @@ from .adapter import network_dtype, receiver
 from .families import family_of
 from .model import base_model, cross_attentions, encoding_width, without_concepts
 from .sampling import decoded
-from .tokenizer import TRIGGER
+from .sentences import ReadAnew, ReadOnce
 from .trainable import (
     attention_options,
     attention_with_backward,
+    bypassed,
     checkpointed,
-    out_of_place_texts,
+    out_of_place,
     rotation_with_backward,
     trainable_through,
 )
 
-_PLACE = "<perfusion-trigger>"  # stands for the trigger, whatever it is, while sentences are tokenized
 _SAMPLING_STEPS = 20  # of previews
+NEGATIVE = ""  # prompt of previews
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class Subject:
     unmasked_weight: float = 0.0  # what counts off the masks, 0..1
     min_timestep: int = 0  # of a thousand: those below, of less noise, are left out
 
+    @property
+    def distinct_sentences(self) -> list[str]:
+        return list(dict.fromkeys(sentence for own in self.sentences for sentence in own))
+
     def mirrored(self) -> Subject:
         masks = None if self.masks is None else torch.cat([self.masks, self.masks.flip(2)])
         photos = torch.cat([self.photos, self.photos.flip(2)])
@@ -53,14 +58,23 @@ class Subject:
 
 
 class ComfyTrainee:
-    """``perfusion_core.training.Trainee`` for the host's diffusion models that take CLIP's encodings."""
+    """``perfusion_core.training.Trainee`` for the host's diffusion models with text cross-attention."""
 
-    def __init__(self, model, clip, vae, subject: Subject, latents: Tensor, autocast: torch.dtype | None = None):
+    def __init__(
+        self,
+        model,
+        texts: ReadAnew | ReadOnce,
+        vae,
+        subject: Subject,
+        latents: Tensor,
+        patchers: Sequence,
+        autocast: torch.dtype | None = None,
+    ):
         """latents (photos, channels, h, w), or with one frame (photos, channels, 1, h, w), of the subject's photos in
-        the model's own scale; autocast: the network's dtype."""
-        family = family_of(model)
-        self._received, self._cfg, self.zero_padded = receiver(model), family.cfg, family.zero_padded
-        self._model, self._clip, self._vae, self._patchers = model.model, clip, vae, (model, clip.patcher)
+        the model's own scale; patchers: of all that is in use; autocast: the network's dtype."""
+        self._family = family_of(model)
+        self.zero_padded = self._family.zero_padded
+        self._model, self._texts, self._vae, self._patchers = model.model, texts, vae, patchers
         self._device, self._autocast = model.load_device, autocast
         self._size = subject.photos.shape[1]
         self._latents = latents.to(self._device)
@@ -69,26 +83,17 @@ class ComfyTrainee:
         if subject.masks is not None:
             self._masks = F.interpolate(subject.masks[:, None].clone(), size=latents.shape[-2:], mode="area")
             self._masks = self._masks.to(self._device).unflatten(1, (1,) * (latents.ndim - 3))
-        sentences = list(dict.fromkeys(sentence for own in subject.sentences for sentence in own))
-        self.templates = [[sentences.index(sentence) for sentence in own] for own in subject.sentences]
+        self._sentences = subject.distinct_sentences
+        self.templates = [[self._sentences.index(sentence) for sentence in own] for own in subject.sentences]
         layers = cross_attentions(model)
         names = {layer: (attention.path("to_k"), attention.path("to_v")) for layer, attention in layers.items()}
         self.wiring = Wiring(self._model, names)
-        self._superclass_words = subject.superclass
-        self._superclass = text.superclass_tokens(clip, subject.superclass)
-        self._tokens = self._tokenized(sentences)
 
     def superclass_embeddings(self) -> Mapping[str, Tensor]:
-        return {
-            name: table[self._superclass[name]].detach().float().clone()
-            for name, table in text.embedding_tables(self._clip).items()
-        }
-
-    def _tokenized(self, sentences: Sequence[str]) -> list[_Tokens]:
-        return _tokenized(self._clip, sentences, self._superclass_words)
+        return self._texts.start()
 
     def encode(self, templates: Sequence[int], token_embeddings: Mapping[str, Tensor]) -> EncodedPrompts:
-        return self._encode([self._tokens[template] for template in templates], token_embeddings)
+        return self._texts.encode([self._sentences[template] for template in templates], token_embeddings)
 
     def loss(self, photos: Tensor, prompts: EncodedPrompts, generator: torch.Generator) -> Tensor:
         """The error of the network's own prediction, whatever it predicts (eps, v, ...), at drawn timesteps.
@@ -115,8 +120,7 @@ class ComfyTrainee:
         """
         self.wiring.concepts = ConceptSet([concept], zero_padded=self.zero_padded)
         embeddings = {name: embedding.to(self._device) for name, embedding in concept.token_embeddings.items()}
-        rows = self._tokenized([*sentences, ""])
-        latents = [self._sample(self._encode([row, rows[-1]], embeddings), seed) for row in rows[:-1]]
+        latents = [self._sample(self._texts.encode([sentence, NEGATIVE], embeddings), seed) for sentence in sentences]
         latents = self._model.process_latent_out(torch.cat(latents).float())
         with torch.inference_mode(), _out_of_reach(self._patchers):
             pictures = decoded(self._vae, latents)
@@ -132,68 +136,77 @@ class ComfyTrainee:
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
             positive, negative = self._denoised(torch.cat([x, x]), sigma.repeat(2), prompts).float().chunk(2)
-            return negative + self._cfg * (positive - negative)
+            return negative + self._family.cfg * (positive - negative)
 
         start = sampling.noise_scaling(sigmas[:1], noise, torch.zeros_like(noise), max_denoise=True)
         return sample_dpmpp_2m(denoise, start, sigmas, disable=True)
 
     def _denoised(self, x: Tensor, sigma: Tensor, prompts: EncodedPrompts) -> Tensor:
         context = prompts.encodings.to(network_dtype(self._model))
-        self.wiring.prepare(context)
+        self.wiring.prepare(context, words=prompts.words if self._family.zero_padded else None)
         adm = self._model.encode_adm(
             device=self._device, pooled_output=prompts.pooled, width=self._size, height=self._size
         )
         conditioning = {} if adm is None else {"y": adm}
+        if self._family.masked:
+            conditioning["attention_mask"] = prompts.words.int()
         with torch.autocast(self._device.type, self._autocast) if self._autocast else nullcontext():
             return self._model.apply_model(
                 x, sigma, c_crossattn=context, transformer_options=attention_options(), **conditioning
             )
 
-    def _encode(self, rows: Sequence[_Tokens], token_embeddings: Mapping[str, Tensor]) -> EncodedPrompts:
-        """With ``token_embeddings`` where triggers stand; a tokenizer without an encoder has superclass words there."""
-        tokens: dict[str, list[list]] = {name: [] for name in rows[0].tokens}
-        for row in rows:
-            for name, own in row.tokens.items():
-                tokens[name].append([
-                    token_embeddings[name] if name in token_embeddings and hasattr(token, TRIGGER) else token
-                    for token in own
-                ])  # fmt: skip
-        encodings, pooled = text.encode_rows(self._clip, tokens, self._received)
-        positions = torch.tensor([row.position or 0 for row in rows])
-        pooled = None if pooled is None else pooled.to(self._device)
-        return EncodedPrompts(encodings.to(self._device), positions, pooled)
-
 
 @contextmanager
 def open_trainee(
-    model, clip, vae, subject: Subject, autocast: torch.dtype | None = None, checkpointing: bool = False
+    model,
+    clip,
+    vae,
+    subject: Subject,
+    autocast: torch.dtype | None = None,
+    checkpointing: bool = False,
+    offset: bool = False,
+    previews: Sequence[str] = (),
 ) -> Iterator[ComfyTrainee]:
     """The models loaded and made trainable through, with the photos encoded; afterwards everything is as before.
 
     autocast: bf16 or fp16 for the network's arithmetic, None for the model's own; checkpointing: less memory, more
-    time. Raises ValueError for models that cannot be trained on.
+    time; offset: whether that is learned, from texts that are encoded once, with the sentences of ``previews``. Raises
+    ValueError for models that cannot be trained on.
     """
-    check_trainable(model, clip, vae)
+    check_trainable(model, clip, vae, offset)
     if subject.flip:
         subject = subject.mirrored()
     latents = torch.cat([vae.encode(photo[None]) for photo in subject.photos])
     if latents.shape[1:2] != (model.get_model_object("latent_format").latent_channels,):
         raise ValueError(f"This VAE makes latents {tuple(latents.shape[1:])}, not this model's. Use its own VAE.")
     model, clip = _static(without_concepts(model), clip)
-    patchers = [model, clip.patcher]
+    patchers, texts = [model] if offset else [model, clip.patcher], None
+    if offset:
+        comfy.model_management.load_models_gpu([clip.patcher], force_full_load=True)
+        text.prepare_encoders(clip)
+        texts = ReadOnce(clip, subject.superclass, [*subject.distinct_sentences, *previews, NEGATIVE])
     comfy.model_management.load_models_gpu(patchers, force_full_load=True)
     with _out_of_reach(patchers):
         comfy.model_management.free_memory(1e30, model.load_device)  # the VAE and what else is not needed
     latents = model.model.process_latent_in(latents.float())  # by the format that a node may have patched in
-    text.prepare_encoders(clip)
+    networks, family = [patcher.model for patcher in patchers], family_of(model)
     with ExitStack() as stack:
-        stack.enter_context(trainable_through(model.model, clip.cond_stage_model))
-        stack.enter_context(out_of_place_texts(clip.cond_stage_model))
+        stack.enter_context(trainable_through(*networks))
+        stack.enter_context(out_of_place(*networks))
         stack.enter_context(attention_with_backward())
         stack.enter_context(rotation_with_backward())
         if checkpointing:
-            stack.enter_context(checkpointed(model.model, clip.cond_stage_model))
-        trainee = ComfyTrainee(model, clip, vae, subject, latents.clone(), autocast)  # clones are no inference tensors
+            stack.enter_context(checkpointed(*networks))
+        if family.in_forward:
+            stack.enter_context(bypassed(model.model.diffusion_model.get_submodule(family.adapter)))
+        if texts is None:
+            text.prepare_encoders(clip)
+            sentences = subject.distinct_sentences
+            texts = ReadAnew(clip, subject.superclass, sentences, receiver(model), model.load_device)
+        else:
+            texts.open(receiver(model), family, model.load_device)
+        latents = latents.clone()  # clones are no inference tensors
+        trainee = ComfyTrainee(model, texts, vae, subject, latents, patchers, autocast)
         stack.enter_context(trainee.wiring)
         yield trainee
 
@@ -221,17 +234,18 @@ def _static(model, clip):
     return model, clip
 
 
-def check_trainable(model, clip, vae) -> None:
-    """Raises ValueError for models that cannot be trained on, or do not belong together."""
+def check_trainable(model, clip, vae, offset: bool = False) -> None:
+    """Raises ValueError for models that cannot be trained on, in this way, or do not belong together."""
     encoding_width(model)  # raises for a model without text cross-attention
-    if reason := family_of(model).no_training:
-        raise ValueError(reason)
-    if foreign := text.encoders(clip).keys() - family_of(model).texts:
+    family = family_of(model)
+    if family.offset and not offset:
+        raise ValueError(f"{family.title}'s text encoder is too large to train through. Set text_encoder to auto.")
+    if foreign := text.encoders(clip).keys() - family.texts:
         raise ValueError(
             f"This text encoder ({', '.join(sorted(foreign))}) is not this model's ({base_model(model)}). Connect the "
             "one that belongs to it."
         )
-    channels = model.model.model_config.unet_config.get("in_channels")
+    channels = model.model.model_config.unet_config.get(family.channels)
     expected = model.get_model_object("latent_format").latent_channels
     if model.model.concat_keys or channels != expected:
         raise ValueError(
@@ -240,27 +254,3 @@ def check_trainable(model, clip, vae) -> None:
         )
     if vae is None:
         raise ValueError("There is no VAE: this checkpoint has none. Load one with Load VAE.")
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    tokens: Mapping[str, list]  # per tokenizer
-    position: int | None  # of the trigger, in the encoding
-
-
-def _tokenized(clip, sentences: Sequence[str], superclass: str) -> list[_Tokens]:
-    """Sentences with {} in the trigger's place, or without a trigger. Raises ValueError where it is out of reach."""
-    any_embeddings = {name: table[0] for name, table in text.embedding_tables(clip).items()}
-    tokenizer = text.with_triggers(clip.tokenizer, {_PLACE: text.reading(clip, superclass, any_embeddings)})
-    found = []
-    for sentence in sentences:
-        weighted = tokenizer.tokenize_with_weights(sentence.replace("{}", _PLACE))
-        sections = {name: sections[0] for name, sections in weighted.items()}
-        positions = text.trigger_positions(sections[text.placing(sections)])
-        if len(positions) != sentence.count("{}"):
-            raise ValueError(
-                f"The text encoder takes 75 tokens and does not see the trigger in {sentence!r}. Shorten it."
-            )
-        tokens = {name: [token[0] for token in section] for name, section in sections.items()}
-        found.append(_Tokens(tokens, positions[0] if positions else None))
-    return found

@@ -405,6 +405,10 @@ UNSOUND = {
     "a dual of zero": (SOUND.replace(target_dual=torch.zeros(12)), "do not belong together"),
     "keys for other layers": (SOUND.replace(key_outputs={FIRST: torch.ones(6)}), "not for the same layers"),
     "no embedding": (SOUND.replace(token_embeddings={}), "no token embedding"),
+    "an embedding and an offset": (
+        SOUND.replace(token_embeddings={"l": torch.ones(8), "offset": torch.ones(12)}),
+        "only one can be",
+    ),
     "no delta": (SOUND.replace(value_deltas={}), "no value outputs"),
     "no superclass": (SOUND.replace(superclass=""), "no superclass"),
     "a blank superclass": (SOUND.replace(superclass=" \n"), "no superclass"),

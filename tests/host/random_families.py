@@ -4,6 +4,7 @@ layers, but whole vocabularies."""
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import comfy.ldm.wan.vae
@@ -11,6 +12,7 @@ import comfy.model_patcher
 import comfy.sd
 import torch
 from comfy import supported_models
+from comfy.ldm.lightricks.vae.causal_video_autoencoder import VideoVAE
 from comfyui_perfusion.perfusion_core.captions import captions
 from sentencepiece import SentencePieceTrainer
 
@@ -52,6 +54,11 @@ TEXTS = {
         "num_layers": 2, "d_model": WIDTH, "d_ff": 64, "d_kv": 32, "num_heads": 2, "vocab_size": PIECES,
     },
 }  # fmt: skip
+LTX_VAE = {
+    "dims": 3, "latent_channels": 128, "blocks": [["res_x", 1], *[["compress_all", 1]] * 3, ["res_x", 1]],
+    "norm_layer": "pixel_norm", "patch_size": 4, "latent_log_var": "uniform", "encoder_base_channels": 8,
+    "decoder_base_channels": 8,
+}  # fmt: skip
 VAE = {"dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2,
        "temperal_downsample": [False, True, True]}  # fmt: skip
 
@@ -64,6 +71,8 @@ def random_family(family: str, seed: int = 0):
     options = {**TEXTS, "dtype": torch.float32}
     clip = comfy.sd.CLIP(settings.clip_target(), tokenizer_data=tokenizer, model_options=options)
     initialise(clip.cond_stage_model, generator)
+    if family == "ltx-video":
+        return model, clip, _ltx_vae(generator)
     network = initialise(comfy.ldm.wan.vae.WanVAE(**VAE), generator)
     return model, clip, comfy.sd.VAE(sd=network.state_dict())
 
@@ -85,6 +94,15 @@ def random_model(family: str, seed: int = 0):
             if not name.endswith("weight"):  # biases, and what videos are shifted by
                 parameter.normal_(std=0.1, generator=generator)
     return comfy.model_patcher.ModelPatcher(model, cpu, cpu)
+
+
+def _ltx_vae(generator: torch.Generator):
+    network = initialise(VideoVAE(config=LTX_VAE), generator)
+    weights = network.state_dict()
+    weights["per_channel_statistics.mean-of-means"], weights["per_channel_statistics.std-of-means"] = (
+        torch.zeros(128), torch.ones(128),
+    )  # fmt: skip
+    return comfy.sd.VAE(sd=weights, metadata={"config": json.dumps({"vae": LTX_VAE})})
 
 
 def _pieces() -> torch.Tensor:

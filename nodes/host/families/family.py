@@ -23,7 +23,8 @@ def through(path: str) -> Received:
     """The layers receive what the module at a path below ``diffusion_model.`` makes of the encoding."""
 
     def received(diffusion_model: nn.Module, encoding: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
-        return diffusion_model.get_submodule(path)(encoding)
+        module = diffusion_model.get_submodule(path)
+        return type(module).forward(module, encoding)  # its own, also while that is bypassed for a training
 
     return received
 
@@ -44,7 +45,9 @@ class Family:
     have it done before they sample.
     norms: of to_q and to_k, the attributes with what each head's part goes through before attention, or all heads
     together (whole_norms).
-    no_training: why the family cannot be trained on, and what to do.
+    channels: what the model's configuration calls the channels of its latents.
+    masked: whether the model is told which tokens are padding.
+    offset: whether training learns an offset by itself, since the text encoder is too large to learn through.
     large: whether training saves memory by itself. cfg: of sample pictures. no_export: why a concept cannot become a
     LoRA and an embedding, and what to do.
     """
@@ -66,7 +69,9 @@ class Family:
     large: bool = False
     cfg: float = 7.0
     no_export: str = ""
-    no_training: str = ""
+    channels: str = "in_channels"
+    masked: bool = False
+    offset: bool = False
 
 
 def made_by(*names: str) -> Callable[[nn.Module], bool]:
