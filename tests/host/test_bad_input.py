@@ -157,9 +157,9 @@ def without_text() -> types.SimpleNamespace:
 def test_a_model_without_text_cross_attention_is_refused(models, model_folder):
     model, clip, _ = models("sd1")
     save_concept(concept_for(model), model_folder / "toy.safetensors")
-    with pytest.raises(ValueError, match=r"Anima or Cosmos-Predict2. This one is Module"):
+    with pytest.raises(ValueError, match=r"Wan or LTX-Video. This one is Module"):
         load(without_text(), clip)
-    with pytest.raises(ValueError, match=r"Anima or Cosmos-Predict2. This one is Module"):
+    with pytest.raises(ValueError, match=r"Wan or LTX-Video. This one is Module"):
         train_node(models, model=[without_text()])
 
 
