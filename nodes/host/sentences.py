@@ -32,6 +32,7 @@ class ReadAnew:
         self, clip, superclass: str, sentences: Sequence[str], received: Receiver | None, device: torch.device
     ):
         self._clip, self._superclass, self._received, self._device = clip, superclass, received, device
+        self._words = text.superclass_tokens(clip, superclass)
         self._tokens: dict[str, _Tokens] = {}
         self._tokenize(sentences)
 
@@ -42,9 +43,8 @@ class ReadAnew:
 
     def start(self) -> dict[str, Tensor]:
         """{encoder: (d_encoder,)}, the superclass word's own token embeddings."""
-        words = text.superclass_tokens(self._clip, self._superclass)
         tables = text.embedding_tables(self._clip)
-        return {name: table[words[name]].detach().float().clone() for name, table in tables.items()}
+        return {name: table[self._words[name]].detach().float().clone() for name, table in tables.items()}
 
     def encode(self, sentences: Sequence[str], learned: Mapping[str, Tensor]) -> EncodedPrompts:
         """With ``learned`` where triggers stand; a tokenizer without an encoder has superclass words there."""
