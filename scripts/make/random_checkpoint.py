@@ -75,7 +75,7 @@ SHALLOW_TEXT = {
     f"{name}_model_config": {"num_hidden_layers": 3, "intermediate_size": 1024}
     for name in ("clip_l", "clip_g", "clip_h")
 }
-# And tests that train many times are quick with a UNet and a VAE of a fifth and a quarter of the width.
+# And most tests need no more than a UNet and a VAE of a fifth and a quarter of the width.
 NARROW, NARROW_VAE = {"model_channels": 64}, {**VAE_ENCODER, "ch": 32}
 
 

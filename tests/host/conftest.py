@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import sys
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import hypothesis
@@ -43,18 +43,18 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def models():
-    """models(kind) -> (MODEL, CLIP, VAE): small random ones of the real architectures, each made once."""
-    from random_checkpoint import load_random
-
-    return cache(load_random)
-
-
-@pytest.fixture(scope="session")
-def narrow_models():
-    """The same with narrow networks, for tests that train many times."""
+    """models(kind) -> (MODEL, CLIP, VAE): narrow random ones of the real architectures, each made once."""
     from random_checkpoint import load_narrow
 
     return cache(load_narrow)
+
+
+@pytest.fixture(scope="module")
+def wide_models():
+    """The same in their real width, for the few tests whose point it is. The last one is kept, others are let go."""
+    from random_checkpoint import load_random
+
+    return lru_cache(maxsize=1)(load_random)
 
 
 @pytest.fixture(scope="session")
@@ -68,9 +68,9 @@ def made():
 @pytest.fixture(scope="session")
 def reference_model():
     """Another sd1 MODEL with the weights of ``models``."""
-    from random_checkpoint import load_random
+    from random_checkpoint import load_narrow
 
-    return load_random("sd1")[0]
+    return load_narrow("sd1")[0]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from functools import cache
 from unittest import mock
+from weakref import WeakKeyDictionary
 
 import torch
 from comfyui_perfusion.nodes.host import text, trainings
@@ -12,15 +13,15 @@ from comfyui_perfusion.perfusion_core import Concept, Covariance
 from comfyui_perfusion.perfusion_core.captions import TEMPLATES, captions
 
 FEW_TEMPLATES = TEMPLATES[:4]  # every training encodes all of them before its first step
-_inverses = {}
+_inverses = WeakKeyDictionary()  # a later encoder may lie where an earlier one lay
 
 
 def covariance_inverse(model, clip) -> torch.Tensor:
     """C^-1 (d, d) of a random text encoder, from a few captions, once."""
-    key = id(clip.cond_stage_model)
-    if key not in _inverses:
-        _inverses[key] = measure_covariance(clip, list(captions(24)), None, model=model).inverse()
-    return _inverses[key]
+    encoder = clip.cond_stage_model
+    if encoder not in _inverses:
+        _inverses[encoder] = measure_covariance(clip, list(captions(24)), None, model=model).inverse()
+    return _inverses[encoder]
 
 
 def make_concept(model, clip, trigger: str = "<my-toy>", superclass: str = "teddy", seed: int = 0) -> Concept:

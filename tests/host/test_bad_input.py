@@ -23,11 +23,6 @@ from makers import random_covariance, train_node
 CANCEL = comfy.model_management.InterruptProcessingException
 
 
-@pytest.fixture(scope="module")
-def models(narrow_models):
-    return narrow_models
-
-
 @pytest.fixture(autouse=True)
 def _outside_a_graph(monkeypatch, model_folder):
     for node in (PerfusionTrainConcept, PerfusionCovariance):

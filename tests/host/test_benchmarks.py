@@ -63,16 +63,16 @@ def test_two_layers_keep_what_one_counts_by_hand():
 
 
 @pytest.fixture(scope="module")
-def contentless(models):
+def contentless(wide_models):
     """The small SD1.5 made of meta tensors."""
-    return on_meta(models("sd1")[0].model.model_config, SHALLOW_TEXT)
+    return on_meta(wide_models("sd1")[0].model.model_config, SHALLOW_TEXT)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_tensors_without_contents_need_what_real_ones_do(models, contentless, monkeypatch, checkpointing):
+def test_tensors_without_contents_need_what_real_ones_do(wide_models, contentless, monkeypatch, checkpointing):
     computed = micro_batch(*contentless, 128, 2, checkpointing)
     monkeypatch.setattr(memory, "fused_attention", F.scaled_dot_product_attention)
-    measured = micro_batch(*models("sd1")[:2], 128, 2, checkpointing)
+    measured = micro_batch(*wide_models("sd1")[:2], 128, 2, checkpointing)
     assert computed.weights == measured.weights
     for part in ("text", "kept", "peak"):
         assert getattr(computed, part) == pytest.approx(getattr(measured, part), rel=0.001)

@@ -104,10 +104,10 @@ def worst_difference(model, seen, forwards, encodings, key_encodings, uses, weig
     return worst
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sd2", "sd2v", "sdxl"])
 @pytest.mark.parametrize("key_lock", [0.0, 1.0])
-def test_keys_and_values_are_the_papers_at_every_layer_in_one_batch(models, kind, key_lock):
-    model, clip, _ = models(kind)
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sd2v", "sdxl"])
+def test_keys_and_values_are_the_papers_at_every_layer_in_one_batch(wide_models, kind, key_lock):
+    model, clip, _ = wide_models(kind)
     uses = two_uses(model, clip, key_lock=key_lock)
     patched, prompts = apply_to_model(model, uses), apply_to_clip(clip, uses)
     positive, negative = encode(prompts, PROMPT), encode(prompts, NEGATIVE)

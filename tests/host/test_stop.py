@@ -19,11 +19,6 @@ PHOTOS = [torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))]
 INPUTS = {"images": PHOTOS, "steps": [6], "checkpoint_every": [2], "previews": ["a {}"]}
 
 
-@pytest.fixture(scope="module")
-def models(narrow_models):
-    return narrow_models
-
-
 @pytest.fixture(autouse=True)
 def _in_node_4(monkeypatch, model_folder):
     monkeypatch.setattr(PerfusionTrainConcept, "hidden", types.SimpleNamespace(unique_id="4"))

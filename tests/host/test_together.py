@@ -29,7 +29,7 @@ from comfyui_perfusion.nodes.host.text import apply_to_clip
 from safetensors.torch import save_file
 
 import nodes as host_nodes
-from random_checkpoint import initialise, load_random
+from random_checkpoint import initialise, load_narrow
 from reference_model import CUP_PROMPT, close, edit_weights, locked_prompts
 from test_model import NEGATIVE, PROMPT, encode, sample
 
@@ -145,7 +145,7 @@ def test_guiders_of_three_conditionings_edit_each_as_its_own(world, guider):
 @pytest.mark.skipif(not hasattr(host_guiders, "DualModelGuider"), reason="this host has no such guider")
 def test_a_guider_with_a_model_for_each_conditioning_edits_both(world):
     uses = [use.replace(key_lock=0.0) for use in world.uses]
-    other = load_random("sd1")[0]
+    other = load_narrow("sd1")[0]
     first, second = (apply_to_model(model, uses) for model in (world.model, other))
     positive, negative = (encode(apply_to_clip(world.plain_clip, uses), prompt) for prompt in (PROMPT, CUP_PROMPT))
     sigmas = comfy.samplers.calculate_sigmas(first.get_model_object("model_sampling"), "normal", 1)

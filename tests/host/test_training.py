@@ -248,14 +248,15 @@ def test_the_loss_is_the_textbook_one_for_eps_and_v(models, kind):
 
 
 def test_the_node_saves_a_file_that_gives_the_same_picture_in_a_new_process(
-    models, photos, metric, model_folder, monkeypatch, tmp_path
+    wide_models, photos, metric, model_folder, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(PerfusionTrainConcept, "hidden", types.SimpleNamespace(unique_id=None))
     monkeypatch.setattr("comfyui_perfusion.nodes.host.trainee._SAMPLING_STEPS", 3)
-    model, clip, vae = models("sd1")
+    model, clip, vae = wide_models("sd1")
+    images, masks = (part[:2] for part in photos)
     trained = PerfusionTrainConcept.execute(
-        [model], [clip], [vae], [photos[0]], trigger=["<my-teddy>"], superclass=["teddy bear"], steps=[2], seed=[0],
-        resolution=[64], batch_size=[1], accumulation=[1], masks=[photos[1]], covariance=[metric],
+        [model], [clip], [vae], [images], trigger=["<my-teddy>"], superclass=["teddy bear"], steps=[2], seed=[0],
+        resolution=[64], batch_size=[1], accumulation=[1], masks=[masks], covariance=[metric],
         previews=["a photo of {}\n{} on the beach"],
     )  # fmt: skip
     concept, last, sheet, curve, report = trained.args
@@ -277,4 +278,4 @@ def test_the_node_saves_a_file_that_gives_the_same_picture_in_a_new_process(
     from sample_once import sample_with
 
     assert torch.equal(pictures[0], pictures[1])
-    assert torch.equal(pictures[0], sample_with(saved, models("sd1")))
+    assert torch.equal(pictures[0], sample_with(saved, wide_models("sd1")))

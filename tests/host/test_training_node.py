@@ -33,11 +33,6 @@ CANCEL = comfy.model_management.InterruptProcessingException
 PHOTOS = [torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))]
 
 
-@pytest.fixture(scope="module")
-def models(narrow_models):
-    return narrow_models
-
-
 @pytest.fixture(autouse=True)
 def _outside_a_graph(monkeypatch, model_folder):
     monkeypatch.setattr(PerfusionTrainConcept, "hidden", types.SimpleNamespace(unique_id=None))
