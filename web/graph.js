@@ -84,17 +84,26 @@ function linkInto(node, slot) {
 }
 
 /**
- * Where an input's value is set: here, or on the nodes of the subgraph from which it was promoted. Nowhere if another
- * node gives it.
+ * @param {any} node
+ * @param {string} name of an input
+ * @returns {number}
+ */
+export const slotOf = (node, name) =>
+  (node.inputs ?? []).findIndex((input) => (input.widget?.name ?? input.name) === name);
+
+/**
+ * Where an input's value is set: here, on the host's primitive that is connected, or on the nodes of the subgraph from
+ * which it was promoted. Nowhere if another node makes it.
  * @param {any} node
  * @param {string} name
  * @returns {{node: any, widget: any}[]}
  */
 export function settersOf(node, name) {
   const own = widgetOf(node, name);
-  const slot = (node.inputs ?? []).findIndex((input) => (input.widget?.name ?? input.name) === name);
-  const { link, name: outer } = linkInto(node, slot);
+  const { link, name: outer } = linkInto(node, slotOf(node, name));
   if (outer) return nodesOf(node.graph).flatMap((around) => settersOf(around, outer));
+  const from = link && node.graph.getNodeById(link.origin_id);
+  if (from?.type === "PrimitiveNode" && from.widgets?.length) return [{ node: from, widget: from.widgets[0] }];
   return own && !link ? [{ node, widget: own }] : [];
 }
 

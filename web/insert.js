@@ -1,7 +1,8 @@
 // Puts a Loader into the graph, between a source of MODEL and CLIP and what used them.
 
 import { app } from "../../scripts/app.js";
-import { LOADERS, changeGraph, setWidgets, valueOf, widgetOf } from "./graph.js";
+import { LOADERS, changeGraph, setWidgets, widgetOf } from "./graph.js";
+import { fileOf } from "./server.js";
 
 const GAP = 40;
 const ROOM = [330, 620]; // for a Loader, whose panel has no height until it is drawn
@@ -13,7 +14,7 @@ const UNTOUCHED = ["PerfusionTrainConcept", "PerfusionCovariance"]; // they need
  */
 export function showLoader(file) {
   const there = app.canvas.graph.nodes.find(
-    (/** @type {any} */ node) => LOADERS.includes(node.type) && valueOf(node, "concept") === file,
+    (/** @type {any} */ node) => LOADERS.includes(node.type) && fileOf(node) === file,
   );
   const node = there ?? addLoader(file);
   app.canvas.selectNode(node);

@@ -9,7 +9,7 @@ import { presetLike, presetsOf } from "./gate.js";
 import { LOADERS, allNodes, connectedFamily, isRunning, setWidgets, valueOf, widgetOf } from "./graph.js";
 import { paintAll } from "./highlight.js";
 import { addPanel } from "./panel.js";
-import { concepts, thumbnail } from "./server.js";
+import { conceptOf, concepts, fileOf, thumbnail } from "./server.js";
 import { text } from "./texts.js";
 import { TriggerLine } from "./trigger.js";
 import { replacerOf } from "./triggers.js";
@@ -60,7 +60,7 @@ class LoaderPanel {
   }
 
   get #concept() {
-    return concepts.find(valueOf(this.#node, "concept"));
+    return conceptOf(this.#node);
   }
 
   get #settings() {
@@ -102,10 +102,8 @@ class LoaderPanel {
 
   /** @param {import("./concepts.js").Concept | undefined} concept */
   #problem(concept) {
-    const file = valueOf(this.#node, "concept");
-    const given = this.#node.inputs?.some(({ widget, link }) => widget?.name === "concept" && link != null);
-    if (!concept && given) return ""; // by another node, when it runs
     if (!concept) {
+      const file = fileOf(this.#node);
       return concepts.problem || !file ? "" : text("{file} is not in models/perfusion.", { file });
     }
     if (concept.error) return concept.error;

@@ -3,7 +3,17 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { html } from "./element.js";
-import { LOADERS, allNodes, nodeOfRun, setWidgets, valueOf } from "./graph.js";
+import {
+  LOADERS,
+  allNodes,
+  loadersBehind,
+  nodeOfRun,
+  setWidgets,
+  settersOf,
+  slotOf,
+  sourceAt,
+  widgetOf,
+} from "./graph.js";
 import { text } from "./texts.js";
 
 /** @typedef {import("./concepts.js").Concept} Concept */
@@ -58,7 +68,7 @@ class Concepts extends EventTarget {
     const concept = await post("rename", { file, name });
     await listFilesAgain();
     for (const node of allNodes())
-      if (LOADERS.includes(node.type) && valueOf(node, "concept") === file) setWidgets(node, { concept: concept.file });
+      if (LOADERS.includes(node.type) && fileOf(node) === file) setWidgets(node, { concept: concept.file });
     return concept;
   }
 
@@ -81,6 +91,39 @@ class Concepts extends EventTarget {
 }
 
 export const concepts = new Concepts();
+
+/** The file that a node wrote when it ran last. @type {WeakMap<object, string>} by node */
+const written = new WeakMap();
+
+/**
+ * The file that a Loader loads. What another node gives it is not known before a run.
+ * @param {any} loader
+ * @returns {string | undefined}
+ */
+export function fileOf(loader) {
+  const [here] = settersOf(loader, "concept");
+  return here ? here.widget.value : written.get(sourceAt(loader, slotOf(loader, "concept")));
+}
+
+/**
+ * The concept that a Loader loads, as far as it is known.
+ * @param {any} loader
+ */
+export const conceptOf = (loader) => concepts.find(fileOf(loader));
+
+/**
+ * Tells the Loaders behind a node which file it wrote.
+ * @param {any} node
+ * @param {string} file
+ */
+export function give(node, file) {
+  written.set(node, file);
+  for (const loader of loadersBehind(node)) {
+    const widget = widgetOf(loader, "concept");
+    widget.value = file; // what it is given, for who looks at it
+    widget.callback?.(file, app.canvas, loader);
+  }
+}
 
 /** In all nodes; the host also tells us to list ours. Newer frontends see at the same time what is missing no more. */
 export const listFilesAgain = () => app.refreshMissingModels?.() ?? app.reloadNodeDefs?.() ?? app.refreshComboInNodes();

@@ -16,7 +16,7 @@ import {
 } from "./graph.js";
 import { cells, labels, scale } from "./grid.js";
 import { addPanel } from "./panel.js";
-import { concepts } from "./server.js";
+import { conceptOf } from "./server.js";
 import { spoken, text } from "./texts.js";
 
 /** @typedef {import("./grid.js").Cell} Cell */
@@ -160,8 +160,7 @@ function usersOf(triggers, settings) {
  * @returns {string[]}
  */
 function triggersOf(node) {
-  const file = valueOf(node, "concept");
-  if (file) return [concepts.find(file)?.trigger ?? ""];
+  if (LOADERS.includes(node.type)) return [conceptOf(node)?.trigger ?? ""];
   const made = valueOf(node, "trigger");
   if (made) return made.split(",").map((/** @type {string} */ it) => it.trim().normalize("NFC"));
   return (node.inputs ?? []).flatMap(({ type }, slot) => {

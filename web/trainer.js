@@ -4,22 +4,12 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { closerLook, lossCurve, progress, sampleRow } from "./course.js";
 import { html } from "./element.js";
-import {
-  allNodes,
-  connectedFamily,
-  loadersBehind,
-  nodeOfRun,
-  outputOf,
-  setWidgets,
-  source,
-  valueOf,
-  widgetOf,
-} from "./graph.js";
+import { allNodes, connectedFamily, nodeOfRun, outputOf, setWidgets, source, valueOf } from "./graph.js";
 import { newAround, together } from "./outside.js";
 import { addPanel } from "./panel.js";
 import { ESTIMATED, estimateIn, isSet, trainingPresets, valuesIn } from "./presets.js";
 import { generateWith } from "./product.js";
-import { concepts, get, listFilesAgain, post } from "./server.js";
+import { concepts, get, give, listFilesAgain, post } from "./server.js";
 import { text } from "./texts.js";
 import { warningsIn } from "./warnings.js";
 
@@ -338,11 +328,7 @@ function take(node, output) {
   const [saved] = output?.perfusion_saved ?? [];
   if (!saved) return;
   if (saved.training) savedFiles.set(saved.training, saved.file);
-  for (const loader of loadersBehind(node)) {
-    const widget = widgetOf(loader, "concept");
-    widget.value = saved.file; // what it is given, for its panel
-    widget.callback?.(saved.file, app.canvas, loader);
-  }
+  give(node, saved.file);
   for (const other of allNodes()) panels.get(other)?.showSaved();
 }
 

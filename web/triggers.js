@@ -1,7 +1,7 @@
 // Which triggers the graph teaches, by which nodes, and which of two nodes with the same one counts.
 
-import { LOADERS, activeNodes, isOff, sourceAt, valueOf, widgetOf } from "./graph.js";
-import { concepts } from "./server.js";
+import { LOADERS, activeNodes, isOff, sourceAt, widgetOf } from "./graph.js";
+import { conceptOf } from "./server.js";
 
 const MAKERS = ["PerfusionTrainConcept", "PerfusionImportConcept"];
 const CARRIERS = ["MODEL", "PERFUSION_CONCEPTS"]; // types of links on which concepts travel
@@ -15,7 +15,7 @@ const CARRIERS = ["MODEL", "PERFUSION_CONCEPTS"]; // types of links on which con
  */
 export function taughtBy(node) {
   if (LOADERS.includes(node.type)) {
-    const concept = concepts.find(valueOf(node, "concept"));
+    const concept = conceptOf(node);
     return concept?.trigger ? [concept] : [];
   }
   if (!MAKERS.includes(node.type) && !node.subgraph?.nodes.some(({ type }) => MAKERS.includes(type))) return [];

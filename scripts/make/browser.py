@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import APIResponse, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import APIResponse, Browser, ConsoleMessage, Page, Request, sync_playwright
 
 from comfyui import REPO
 from sample_concepts import PHOTOS, write_sample_concepts
@@ -21,9 +21,13 @@ OPTIONS = [
     "--disable-default-apps", "--disable-sync", "--no-first-run", "--mute-audio",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]  # fmt: skip
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False}
+SETTINGS = {
+    "Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Comfy.RightSidePanel.IsOpen": False,
+    "Comfy.Locale": "en",
+}  # fmt: skip
 SIZE = {"width": 1280, "height": 800}
 START_LIMIT = 180_000  # milliseconds; a busy machine takes more than a minute
+LIMIT = 120_000  # of every other wait
 
 
 def workflow(name: str) -> dict[str, Any]:
@@ -50,13 +54,32 @@ class Frontend:
     Playwright holds this thread's event loop: Server.request cannot be used meanwhile, ``get`` can.
     """
 
-    def __init__(self, page: Page, address: str) -> None:
-        self.page, self.address = page, address
+    page: Page
+
+    def __init__(self, browser: Browser, address: str) -> None:
+        self.browser, self.address = browser, address
         self.complaints: list[str] = []
         self.requests: list[str] = []
-        page.on("console", self._hear)
-        page.on("pageerror", lambda error: self.complaints.append(error.stack or error.message))
-        page.on("request", self._note)
+
+    def open(self) -> None:
+        """Opens a new page in a new profile in place of the one there is, with the settings of the beginning."""
+        for context in self.browser.contexts:
+            context.close()
+        self.page = self.browser.new_page(viewport=SIZE, device_scale_factor=1)
+        self.page.set_default_timeout(LIMIT)
+        self.page.on("console", self._hear)
+        self.page.on("pageerror", lambda error: self.complaints.append(error.stack or error.message))
+        self.page.on("request", self._note)
+        self.page.request.post(f"{self.address}/settings", data=SETTINGS)
+        self.page.goto(self.address, timeout=START_LIMIT)
+        self._wait_until_up()
+
+    def reload(self) -> None:
+        self.page.reload(timeout=START_LIMIT)
+        self._wait_until_up()
+
+    def _wait_until_up(self) -> None:
+        self.page.wait_for_function("window.app?.vueAppReady && app.graph?.nodes.length", timeout=START_LIMIT)
 
     def _hear(self, message: ConsoleMessage) -> None:
         if message.type in ("warning", "error"):
@@ -91,9 +114,7 @@ def open_frontend(address: str) -> Iterator[Frontend]:
     """The frontend that a server at ``address`` gives out, in the classic renderer, with its start-up work done."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=OPTIONS)
-        frontend = Frontend(browser.new_page(viewport=SIZE, device_scale_factor=1), address)
-        frontend.page.request.post(f"{address}/settings", data=SETTINGS)
-        frontend.page.goto(address)
-        frontend.page.wait_for_function("window.app?.vueAppReady && app.graph?.nodes.length", timeout=START_LIMIT)
+        frontend = Frontend(browser, address)
+        frontend.open()
         yield frontend
         browser.close()

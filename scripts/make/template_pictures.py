@@ -20,6 +20,7 @@ from browser import Frontend, add_stand_ins, open_frontend, workflow
 from comfyui import REPO, Server
 from demo import BASE, PROMPTS, ProgressLine, opened
 from demo_model import TRAINING
+from perfusion_core import load_concept, save_concept
 
 SIZE = (640, 400)  # of a graph it is half of what the browser draws: smooth, and under 60 KB
 QUALITY = 88
@@ -76,6 +77,8 @@ def main(names: Sequence[str]) -> None:
             clear_the_screen(frontend)
             for name in names:
                 if name not in MAKERS:
+                    if "anima" in name:  # they come last
+                        make_concepts_fit(frontend, base / "models" / "perfusion", "anima")
                     frontend.load(name)
                     frontend.run(FIT)
                     picture = Image.open(io.BytesIO(frontend.page.screenshot())).convert("RGB")
@@ -121,6 +124,13 @@ def save(name: str, picture: Image.Image) -> None:
     target = REPO / "workflows" / f"{name}.jpg"
     picture.save(target, quality=QUALITY, optimize=True)
     print(f"{target} ({target.stat().st_size / 1024:.0f} KB)")
+
+
+def make_concepts_fit(frontend: Frontend, folder: Path, base_model: str) -> None:
+    """Or the Loader would say that they are for another model."""
+    for path in folder.rglob("*.safetensors"):
+        save_concept(load_concept(path).replace(base_model=base_model), path)
+    frontend.run("() => app.reloadNodeDefs?.() ?? app.refreshComboInNodes()")
 
 
 def clear_the_screen(frontend: Frontend) -> None:

@@ -10,6 +10,7 @@ from steps import TOGGLE_SIDEBAR, open_workflow
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path += [str(SCRIPTS), str(SCRIPTS / "make")]
+SPOILED = pytest.StashKey[bool]()  # of the session: the last test failed, wherever that left the page and the files
 
 
 @pytest.fixture(scope="session")
@@ -27,16 +28,42 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def frontend(server):
+def opened(server):
     from browser import open_frontend
 
-    with open_frontend(server.address) as frontend:
-        yield frontend
+    with open_frontend(server.address) as opened:
+        yield opened
+
+
+@pytest.fixture
+def frontend(opened, server, request):
+    """The page, as it was after its start but for the workflow in it, whatever the tests before have done."""
+    from browser import add_stand_ins
+
+    if request.session.stash.get(SPOILED, False):
+        shutil.rmtree(server.base / "models" / "perfusion")
+        add_stand_ins(server.base)
+        opened.open()
+        request.session.stash[SPOILED] = False
+    yield opened
+    opened.set("Comfy.RightSidePanel.IsOpen", False)  # it opens by itself where a file is missing
+    opened.set("Comfy.VueNodes.Enabled", False)
+    opened.page.mouse.move(0, 0)  # where it points to nothing that the next test opens
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    if report.failed:
+        item.session.stash[SPOILED] = True
+        if "opened" in item.funcargs:
+            report.sections.append(("The page's last complaints", "\n".join(item.funcargs["opened"].complaints[-10:])))
+    return report
 
 
 @pytest.fixture(scope="module")
-def object_info(frontend):
-    return frontend.get("/object_info").json()
+def object_info(opened):
+    return opened.get("/object_info").json()
 
 
 @pytest.fixture(scope="module")
@@ -49,20 +76,19 @@ def page(frontend, request):
     """With the generate workflow, large enough for widgets to be drawn, in the renderer that a test asks for."""
     frontend.set("Comfy.VueNodes.Enabled", getattr(request, "param", "classic") == "vue")
     open_workflow(frontend, "3 Generate SD1.5")
-    yield frontend.page
-    frontend.set("Comfy.RightSidePanel.IsOpen", False)  # it opens by itself where a file is missing
-    frontend.set("Comfy.VueNodes.Enabled", False)
+    return frontend.page
 
 
 @pytest.fixture
 def concepts(page):
     """The sidebar's list, opened."""
+    page.evaluate(TOGGLE_SIDEBAR)
     shown = page.get_by_role("region", name="Perfusion concepts")
-    if not shown.is_visible():
-        page.evaluate(TOGGLE_SIDEBAR)
     shown.get_by_role("searchbox").fill("")
+    shown.get_by_role("listitem").first.wait_for()
     yield shown
     page.evaluate(TOGGLE_SIDEBAR)
+    shown.wait_for(state="hidden")
 
 
 @pytest.fixture

@@ -46,6 +46,16 @@ LOAD_AGAIN = """() => window.reload = async (change = () => {}) => {
     await app.loadGraphData(saved, true, true, null)
     for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame)
 }"""
+# What is to be drawn, and mounted by the renderer, is there afterwards
+DRAWN = "async () => { for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame) }"
+# Asked again and again: whether no node has moved or grown since it was asked last
+SETTLED = """() => {
+    const before = window.layout
+    window.layout = JSON.stringify(app.graph.nodes.map(({ boundingRect }) => [...boundingRect]))
+    return window.layout === before
+}"""
+PANEL_SHOWN = """() => app.graph.nodes.some(({ widgets }) => (widgets ?? []).some(
+    ({ element }) => element?.querySelector?.(':scope > .perfusion-panel')?.checkVisibility()))"""
 GRID = {  # of example.png as it were one: three by two cells, the last not finished
     "columns": {"kind": "beta", "values": [0.5, 0.6, 0.7]}, "rows": {"kind": "temperature", "values": [0.1, 0.3]},
     "triggers": ["<my-teddy>"], "pictures": 5, "size": [64, 64], "cell": 15, "gap": 3,
@@ -58,7 +68,7 @@ def open_workflow(frontend, name):
     frontend.run(
         "() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [-300, 130]; app.canvas.setDirty(true, true) }"
     )
-    frontend.page.locator(".perfusion-panel").first.wait_for()
+    frontend.page.wait_for_function(PANEL_SHOWN)  # of a node of this graph, not of the one before
 
 
 def panel(page):
@@ -70,7 +80,7 @@ def button(place, name):
 
 
 def says(place, text):
-    place.filter(has_text=text).wait_for(timeout=5000)
+    place.filter(has_text=text).wait_for()
 
 
 def choose(page, **values):
@@ -101,6 +111,11 @@ def look(page):
             else tracker.checkState()
         }"""
     )
+
+
+def wait_until_settled(page):
+    """Nodes have grown to their content."""
+    page.wait_for_function(SETTLED, polling=500)
 
 
 def prompts(page):

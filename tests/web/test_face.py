@@ -2,6 +2,7 @@
 
 import pytest
 from steps import (
+    DRAWN,
     GRID,
     GROUNDS,
     LIST_AGAIN,
@@ -11,6 +12,7 @@ from steps import (
     choose,
     curve,
     each_renderer,
+    look,
     names,
     open_workflow,
     panel,
@@ -121,6 +123,38 @@ def test_a_concept_for_another_model_family_is_told(page):
     says(panel(page).get_by_role("alert"), "made for SDXL, but v1-5-pruned-emaonly-fp16.safetensors looks like SD 1.x")
 
 
+CONNECT = f"""([type, output]) => {{
+    const [from, loader] = [LiteGraph.createNode(type), {LOADER}]
+    from.pos = [loader.pos[0], loader.pos[1] + 700]
+    app.graph.add(from)
+    const slot = output ? from.outputs.findIndex(({{ name }}) => name === output) : 0
+    from.connect(slot, loader, loader.inputs.findIndex(({{ name }}) => name === 'concept'))
+    return String(from.id)
+}}"""  # a new node gives the Loader its concept
+
+
+@each_renderer
+def test_a_concept_from_another_node_is_judged_when_it_is_known(page):
+    misfit = panel(page).get_by_role("alert").filter(has_text="made for SDXL")
+    choose(page, concept="my-tiger.safetensors")
+    misfit.wait_for()
+    node = page.evaluate(CONNECT, ["PerfusionSaveConcept", "concept"])
+    look(page)
+    misfit.wait_for(state="hidden")  # what will come is not the file of that name in the folder
+    output = {"perfusion_saved": [{"file": "my-tiger.safetensors", "training": ""}]}
+    tell = "([node, output]) => app.api.dispatchCustomEvent('executed', { node, display_node: node, output })"
+    page.evaluate(tell, [node, output])
+    misfit.wait_for()
+
+
+def test_a_concept_from_a_primitive_is_known(page):
+    page.evaluate(CONNECT, ["PrimitiveNode", ""])
+    primitive = "app.graph.nodes.find(({ type }) => type === 'PrimitiveNode').widgets[0]"
+    page.evaluate(f"() => {{ {primitive}.value = 'my-tiger.safetensors' }}")
+    look(page)
+    says(panel(page).get_by_role("alert"), "made for SDXL")
+
+
 def test_a_file_that_is_gone_is_told(page):
     choose(page, concept="gone.safetensors")
     says(panel(page).get_by_role("alert"), "gone.safetensors is not in models/perfusion.")
@@ -216,7 +250,10 @@ def test_the_text_of_a_subgraph_around_a_prompt_is_a_prompt(page):
             app.canvas.select(app.graph.convertToSubgraph(new Set([prompt])).node)
         }"""
     )
-    page.wait_for_timeout(500)  # until the host shows the subgraph's own text
+    page.wait_for_function(
+        "app.graph.nodes.find(({ subgraph }) => subgraph).widgets.some(({ type }) => type === 'customtext')"
+    )
+    page.evaluate(DRAWN)  # with a text area for it
     box = next(box for box in page.locator("textarea:visible").all() if box.input_value().startswith("a photo"))
     box.fill("")
     box.press_sequentially("a big te")
@@ -377,9 +414,9 @@ def test_a_picture_of_a_sweep_sets_the_loader_and_it_can_be_undone(frontend, pag
     open_workflow(frontend, "7 Sweep")
     paint(page)
     grid = page.get_by_role("group", name="Grid")
-    assert len(grid.get_by_role("button").all()) == 5
     cell = button(grid, "beta 0.6, temperature 0.3")
     assert cell.get_attribute("aria-pressed") == "false"
+    assert grid.get_by_role("button").count() == 5
     cell.press("Enter")
     assert used(page) == [0.6, 0.3]
     says(grid.get_by_role("status"), "Set in Perfusion Load Concept: beta 0.6 and temperature 0.3.")
@@ -396,11 +433,19 @@ def test_a_picture_of_a_sweep_sets_the_loader_and_it_can_be_undone(frontend, pag
 def test_the_grid_is_shown_once(frontend, page):
     open_workflow(frontend, "7 Sweep")
     paint(page)
-    page.wait_for_timeout(500)  # the host would load and show its own by then
-    names = page.evaluate(
-        "() => app.graph.nodes.find(({ type }) => type === 'PerfusionSweep').widgets.map(w => w.name)"
+    page.evaluate(
+        """output => {
+            const other = LiteGraph.createNode('PreviewImage')
+            other.pos = [...app.graph.nodes.find(({ type }) => type === 'PerfusionSweep').pos]  // it is in view
+            app.graph.add(other)
+            const node = String(other.id)
+            app.api.dispatchCustomEvent('executed', { node, display_node: node, output })
+        }""",
+        {"images": [{"filename": "example.png", "subfolder": "", "type": "input"}]},
     )
-    assert "$$canvas-image-preview" not in names
+    hosts = "app.graph.nodes.filter(({ widgets }) => widgets?.some(({ name }) => name === '$$canvas-image-preview'))"
+    page.wait_for_function(f"{hosts}.some(({{ type }}) => type === 'PreviewImage')")  # the sweep's would be there, too
+    assert page.evaluate(f"() => {hosts}.map(({{ type }}) => type)") == ["PreviewImage"]
 
 
 def test_a_sweep_over_concepts_sets_the_one_of_the_picture(frontend, page):

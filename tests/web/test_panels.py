@@ -1,13 +1,12 @@
 """Panels in the frontend's ways of making, drawing and describing nodes, whichever frontend and renderer it is."""
 
-from steps import each_renderer, open_workflow, panel
+from steps import DRAWN, each_renderer, open_workflow, panel
 
 NEW_NODE = """type => {
     app.graph.clear()
     window.made = LiteGraph.createNode(type)
     return (window.made.widgets ?? []).some(({ element }) => element?.querySelector('.perfusion-panel'))
 }"""
-DRAWN = "async () => { for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame) }"
 
 
 def test_nodes_have_their_panels_before_they_are_in_a_graph(frontend, our_nodes):

@@ -3,7 +3,20 @@
 import time
 
 import pytest
-from steps import LIST_AGAIN, LOADER, SET, button, choose, each_renderer, look, names, open_workflow, panel, says
+from steps import (
+    LIST_AGAIN,
+    LOADER,
+    SET,
+    button,
+    choose,
+    each_renderer,
+    look,
+    names,
+    open_workflow,
+    panel,
+    says,
+    wait_until_settled,
+)
 
 LOADERS = "app.graph.nodes.filter(({ type }) => type === 'PerfusionLoader')"
 
@@ -30,11 +43,10 @@ def unfinished(server, page):
 
 
 def wait_for_names(concepts, *expected):
-    for _ in range(50):
-        if sorted(names(concepts)) == sorted(expected):
-            return
-        concepts.page.wait_for_timeout(100)
-    assert sorted(names(concepts)) == sorted(expected)
+    concepts.page.wait_for_function(
+        "([shown, names]) => [...shown.querySelectorAll('li b')].map(name => name.innerText).sort().join() === names",
+        arg=[concepts.element_handle(), ",".join(sorted(expected))],
+    )
 
 
 def test_only_what_fits_the_models_of_the_graph_is_shown(page, concepts, switches):
@@ -149,10 +161,10 @@ def test_the_last_picture_becomes_the_thumbnail(server, page, concepts):
     page.evaluate(LIST_AGAIN)
 
 
-def test_a_sheet_of_ours_is_not_the_last_picture(frontend, page, concepts):
-    open_workflow(frontend, "7 Sweep")
-    page.reload()
-    page.wait_for_function("window.app?.vueAppReady && app.graph?.nodes.length")
+def test_a_sheet_of_ours_is_not_the_last_picture(frontend, request):
+    frontend.reload()  # it has seen no other picture
+    concepts = request.getfixturevalue("concepts")
+    page = frontend.page
     open_workflow(frontend, "7 Sweep")
     output = {"images": [{"filename": "example.png", "subfolder": "", "type": "input"}]}
     script = """output => {
@@ -160,8 +172,6 @@ def test_a_sheet_of_ours_is_not_the_last_picture(frontend, page, concepts):
             app.api.dispatchCustomEvent('executed', { node: String(node.id), display_node: String(node.id), output })
     }"""
     page.evaluate(script, output)
-    if not concepts.is_visible():
-        page.evaluate("() => app.extensionManager.sidebarTab.toggleSidebarTab('perfusion')")
     button(concepts, "Edit amphora").click()
     assert button(concepts, "Take the last picture").is_disabled()
     button(concepts, "Cancel").click()
@@ -171,7 +181,7 @@ def test_a_sheet_of_ours_is_not_the_last_picture(frontend, page, concepts):
 def test_add_lays_the_loader_over_nothing(page, concepts):
     button(concepts, "Add amphora").click()
     page.wait_for_function(f"{LOADERS}.length === 2")
-    page.wait_for_timeout(500)  # it grows to its content
+    wait_until_settled(page)
     over = page.evaluate(
         f"""() => {{
             const [x, y, width, height] = {LOADERS}.sort((a, b) => a.id - b.id).at(-1).boundingRect

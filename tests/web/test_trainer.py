@@ -1,7 +1,9 @@
 """The trainer's panel: presets and estimate before, time and samples meanwhile, and what to do with the outcome."""
 
 import pytest
-from steps import ON_DEMO_MODEL, RUN, SET, button, each_renderer, open_workflow, prompts, says
+from steps import LIST_AGAIN, ON_DEMO_MODEL, RUN, SET, button, each_renderer, open_workflow, prompts, says
+
+from perfusion_core import load_concept, save_concept
 
 SEND = "([name, detail]) => app.api.dispatchCustomEvent(name, detail)"
 TRAINER = "app.graph.nodes.find(({ type }) => type === 'PerfusionTrainConcept')"
@@ -202,8 +204,7 @@ def test_nothing_is_asked_about_an_unknown_model(frontend, page, trainer):
 
 
 def test_it_is_known_again_when_the_page_was_loaded_or_the_graph_made_anew(frontend, page, trainer):
-    page.reload()  # it has seen no run begin
-    page.wait_for_function("window.app?.vueAppReady && app.graph?.nodes.length")
+    frontend.reload()  # it has seen no run begin
     for done in (1, 2):
         open_workflow(frontend, "2 Train SD1.5")  # as undo does, and another tab
         tell(page, done=done)
@@ -246,6 +247,46 @@ def test_use_it_opens_the_workflow_of_the_concepts_base_model(frontend, page, tr
     assert prompts(page) == ["a photo of <my-tiger>", "blurry, deformed"]
 
 
+@pytest.fixture
+def fox(server, page):
+    """The file of a concept for Anima."""
+    folder = server.base / "models" / "perfusion"
+    teddy, path = load_concept(folder / "my-teddy.safetensors"), folder / "my-fox.safetensors"
+    save_concept(teddy.replace(name="my-fox", trigger="<my-fox>", base_model="anima"), path)
+    page.evaluate(LIST_AGAIN)
+    yield path.name
+    path.unlink()
+    page.evaluate(LIST_AGAIN)
+
+
+def test_use_it_takes_the_text_encoder_and_the_autoencoder_that_have_loaders_of_their_own(frontend, page, trainer, fox):
+    open_workflow(frontend, "perfusion_anima_train")
+    chosen = {
+        "UNETLoader": {"unet_name": "anima-of-mine.safetensors"}, "VAELoader": {"vae_name": "vae-of-mine.safetensors"},
+        "CLIPLoader": {"clip_name": "qwen-of-mine.safetensors"},
+    }  # fmt: skip
+    page.evaluate(SET, chosen)
+    page.evaluate(OPENED)
+    ended(page, fox, size=768)
+    pick(button(trainer, "Use it"))
+    page.wait_for_function("app.graph.nodes.find(({ type }) => type === 'EmptyLatentImage')?.widgets[0].value === 768")
+    found = dict(
+        page.evaluate("() => app.graph.nodes.map(node => [node.type, node.widgets?.map(({ value }) => value)])")
+    )
+    assert found["PerfusionLoader"][0] == "my-fox.safetensors"
+    assert found["EmptyLatentImage"][:2] == [768, 768]
+    assert {type: found[type][0] for type in chosen} == {
+        type: name for type, values in chosen.items() for name in values.values()
+    }
+    assert prompts(page) == ["a photo of <my-fox>", "worst quality, low quality, blurry, jpeg artifacts"]
+    # before it is opened, or the host misses the template's files
+    assert all(name in page.evaluate("() => window.opened") for values in chosen.values() for name in values.values())
+    inputs = page.evaluate("async () => Object.values((await app.graphToPrompt()).output)")
+    sources = {node["class_type"]: node["inputs"] for node in inputs}
+    assert all(isinstance(sources["PerfusionLoader"][name], list) for name in ("model", "clip"))
+    assert isinstance(sources["VAEDecode"]["vae"], list)
+
+
 @each_renderer
 def test_a_real_training_is_stopped_chosen_from_continued_and_paints(frontend, page, trainer, no_new_files):
     page.evaluate(ON_DEMO_MODEL)
@@ -257,7 +298,7 @@ def test_a_real_training_is_stopped_chosen_from_continued_and_paints(frontend, p
     page.evaluate(SET, changes)
     page.evaluate(f"() => {{ window.ended = ({RUN})() }}")
     rows = trainer.locator(".perfusion-samples-row")
-    rows.nth(1).wait_for(timeout=120_000)
+    rows.nth(1).wait_for()
     button(trainer, "Stop and keep").click()
     assert page.evaluate("() => window.ended") == ["execution_success", ""]  # Save has run, too
     says(status(trainer), "Stopped after")
@@ -269,7 +310,7 @@ def test_a_real_training_is_stopped_chosen_from_continued_and_paints(frontend, p
     page.evaluate(SET, {"PerfusionTrainConcept": {"steps": int(done) + 2}})
     with page.expect_request("**/prompt"):
         button(trainer, "Continue").click()
-    status(trainer).filter(has_text=f"{int(done) + 2} steps are done.").wait_for(timeout=60_000)
+    status(trainer).filter(has_text=f"{int(done) + 2} steps are done.").wait_for()
     count = rows.count()
     with page.expect_request("**/prompt"):
         pick(rows.nth(1))
