@@ -26,7 +26,7 @@ SETTINGS = {
     "Comfy.Locale": "en",
 }  # fmt: skip
 SIZE = {"width": 1280, "height": 800}
-START_LIMIT = 180_000  # milliseconds; a busy machine takes more than a minute
+START_LIMIT = 240_000  # milliseconds; a busy machine takes two minutes
 LIMIT = 120_000  # of every other wait
 
 
