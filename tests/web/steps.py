@@ -115,6 +115,7 @@ def look(page):
 
 def wait_until_settled(page):
     """Nodes have grown to their content."""
+    page.evaluate("() => { delete window.layout }")  # of another graph
     page.wait_for_function(SETTLED, polling=500)
 
 
