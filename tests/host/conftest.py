@@ -30,6 +30,11 @@ def _start_host() -> None:
 
 _start_host()
 torch.set_num_threads(1)  # the models are too small for more
+RAY_WAITS = {  # half a minute is too short where every core is busy
+    "raylet_start_wait_time_s": 300, "gcs_server_port_wait_time_s": 300, "worker_register_timeout_seconds": 300,
+    "agent_register_timeout_ms": 300_000,
+}  # fmt: skip
+os.environ.update({f"RAY_{name}": str(limit) for name, limit in RAY_WAITS.items()})
 hypothesis.settings.register_profile("host", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("host")
 

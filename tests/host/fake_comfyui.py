@@ -21,12 +21,14 @@ WORKFLOW = {
 
 
 class FakeComfyUI:
-    """Runs every prompt as ``play(fake, prompt_id)`` says; ``posts`` is all that came in, as (path, JSON or name)."""
+    """Runs every prompt as ``play(fake, prompt_id)`` says; ``posts`` is all that came in, as (path, JSON or name), and
+    ``gets`` all that was asked for."""
 
     def __init__(self, play: Callable[["FakeComfyUI", str], Awaitable[None]], checkpoints=("a.safetensors",)) -> None:
         self.play, self.checkpoints = play, list(checkpoints)
         self.concepts: list[str] = []
         self.posts: list[tuple[str, object]] = []
+        self.gets: list[str] = []
         self.history: dict[str, dict] = {}
         self.queue: list[str] = []
         self.sockets: list[web.WebSocketResponse] = []
@@ -99,6 +101,8 @@ class FakeComfyUI:
 
     @web.middleware
     async def _answer(self, request: web.Request, handler):
+        if request.method == "GET":
+            self.gets.append(request.path)
         if request.path in self.answers:
             return web.Response(status=self.answers[request.path])
         if request.method == "POST" and request.content_type == "application/json":

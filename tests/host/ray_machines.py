@@ -1,12 +1,23 @@
 """A Ray cluster of several machines on this one."""
 
+import contextlib
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
 from ray.cluster_utils import Cluster
 
+from many import comfyuis
+
 SMALL = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+PORTS = "metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port"
+
+
+def wait_for_all_servers(monkeypatch) -> None:
+    """However busy this machine is; what a user waits may be too short then."""
+    monkeypatch.setattr(comfyuis, "ANSWER_WITHIN", 300)
+    monkeypatch.setattr(comfyuis, "FIRST_ANSWERS_WITHIN", 300)
 
 
 class Machines:
@@ -29,8 +40,12 @@ class Machines:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def add(self, cores: int = 1) -> object:
+        """With ports chosen here: where Ray shall choose them, a machine dies whose helpers take 15 seconds for it."""
         folder = tempfile.mkdtemp(prefix="", dir=self.folder)
-        return self.cluster.add_node(num_cpus=cores, temp_dir=folder, **SMALL)
+        with contextlib.ExitStack() as stack:
+            free = [stack.enter_context(socket.create_server(("", 0))) for _ in PORTS]
+            ports = {name: one.getsockname()[1] for name, one in zip(PORTS, free, strict=True)}
+        return self.cluster.add_node(num_cpus=cores, temp_dir=folder, **ports, **SMALL)
 
     def kill(self, machine: object) -> None:
         self.cluster.remove_node(machine, allow_graceful=False)

@@ -110,6 +110,8 @@ def test_a_share_of_the_quality_benchmark_goes_on_from_what_is_finished_and_send
     monkeypatch.syspath_prepend(REPO / "benchmarks" / "quality")
     import shares
 
+    events = []
+
     class Bench:
         def __init__(self, folder, judges):
             self.folder = folder
@@ -117,23 +119,27 @@ def test_a_share_of_the_quality_benchmark_goes_on_from_what_is_finished_and_send
         def run(self, only, seeds, names):
             assert (only, seeds, names) == (["perfusion"], [0], ["koala"])
             assert (self.folder / "painted" / "lora - koala - 0.json").read_text() == "finished before"
-            for piece in ("a", "b"):
+            for count, piece in enumerate(("a", "b"), 1):
                 (self.folder / "painted" / f"{piece}.part").write_text("not yet")
-                (self.folder / "painted" / f"{piece} - koala - 0.json").write_text(piece)
-                time.sleep(0.3)
+                unfinished = self.folder / "painted" / f"{piece} - koala - 0.part"
+                unfinished.write_text(piece)
+                unfinished.replace(unfinished.with_suffix(".json"))
+                while len(events) < count:
+                    time.sleep(0.01)
 
     monkeypatch.setitem(sys.modules, "run", types.SimpleNamespace(Bench=Bench))
-    monkeypatch.setattr(shares, "OFTEN", 0.1)
+    monkeypatch.setattr(shares, "OFTEN", 0.01)
 
-    async def work():
+    async def work() -> None:
         bencher = shares.Bencher()
         share = shares.Share("koala", ["perfusion"], [0], {"painted/lora - koala - 0.json": b"finished before"})
-        events = [event async for event in bencher.work(share)]
+        async for event in bencher.work(share):
+            events.append(event)
         await bencher.leave()
         assert not bencher.folder.exists()
-        return events
 
-    *parts, done = asyncio.run(work())
+    asyncio.run(work())
+    *parts, done = events
     assert done == Done(None)
     assert [part.result for part in parts] == [
         {"painted/a - koala - 0.json": b"a"}, {"painted/b - koala - 0.json": b"b"},

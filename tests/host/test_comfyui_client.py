@@ -44,22 +44,27 @@ def test_a_run_that_ended_while_nobody_listened_is_found_in_the_history():
 
 def test_an_end_that_was_never_told_is_asked_for(monkeypatch):
     monkeypatch.setattr(comfyui, "SILENCE", 0.1)
+    came = []
 
     async def play(fake, prompt_id):
-        await asyncio.sleep(0.35)
+        while "/queue" not in fake.gets:
+            await asyncio.sleep(0.01)
         await fake.progress(prompt_id, 2)
+        while not came:
+            await asyncio.sleep(0.01)
         fake.end(prompt_id, {"4": {}})
 
     with FakeComfyUI(play) as fake:
-        assert followed(fake) == ({"4": {}}, [2])
+        outputs = asyncio.run(Client(fake.address).follow(WORKFLOW, lambda _, value, *__: came.append(value)))
+        assert (outputs, came) == ({"4": {}}, [2])
 
 
 def test_a_run_may_last_longer_than_any_answer(monkeypatch):
-    monkeypatch.setattr(comfyui, "TIMEOUT", aiohttp.ClientTimeout(total=2))
+    monkeypatch.setattr(comfyui, "TIMEOUT", aiohttp.ClientTimeout(total=4))
 
     async def play(fake, prompt_id):
         for value in range(5):
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(1)
             await fake.progress(prompt_id, value)
         await fake.finish(prompt_id)
 

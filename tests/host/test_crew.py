@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import time
 
 import pytest
 import ray
@@ -65,7 +66,7 @@ def outcomes(actors, jobs, task_of=plain, retries=1) -> tuple[dict, list]:
     """The last event of every job, and all of them."""
     said = []
     with Crew(actors, said.append) as crew:
-        crew.gather(first=60, everyone=5)
+        crew.gather(first=300, everyone=300)
         events = list(crew.run(jobs, task_of, retries))
     return {job: event for job, event in events}, [*events, *said]
 
@@ -116,8 +117,9 @@ def test_what_runs_is_stopped_when_the_crew_is_left(machines, tmp_path):
     @ray.remote(num_cpus=0)
     class Slow(Echo.__ray_actor_class__):
         async def work(self, task):
+            yield Progress("slow", 0, 1, "")
+            (tmp_path / "under way").touch()  # past the yield, where Ray would drop it without a word
             try:
-                yield Progress("slow", 0, 1, "")
                 await asyncio.sleep(3600)
             finally:
                 (tmp_path / task).touch()
@@ -129,8 +131,10 @@ def test_what_runs_is_stopped_when_the_crew_is_left(machines, tmp_path):
     with pytest.raises(KeyboardInterrupt), Crew([Slow.remote()], print) as crew:
         for _, event in crew.run(["a"], plain, 0):
             if isinstance(event, Progress):
+                while not (tmp_path / "under way").exists():
+                    time.sleep(0.05)
                 raise KeyboardInterrupt
-    assert {path.name for path in tmp_path.iterdir()} == {"a", "tidy"}
+    assert {path.name for path in tmp_path.iterdir()} == {"under way", "a", "tidy"}
 
 
 def test_without_any_actor_what_is_left_fails(machines, monkeypatch):
@@ -144,7 +148,7 @@ def test_without_any_actor_what_is_left_fails(machines, monkeypatch):
 def test_a_killed_machine_loses_no_job_and_nobody_waits_for_it(machines):
     jobs, ends, where = list("abcdef"), {}, {}
     with Crew([Echo.options(num_cpus=1).remote(), Echo.options(num_cpus=1).remote()], print) as both:
-        both.gather(first=60, everyone=5)
+        both.gather(first=300, everyone=300)
         for job, event in both.run(jobs, plain, 2):
             ends[job] = event
             if isinstance(event, Started):

@@ -11,7 +11,7 @@ from PIL import Image
 import sweep_many
 from fake_comfyui import FakeComfyUI
 from many.comfy_worker import Offer
-from ray_machines import Machines
+from ray_machines import Machines, wait_for_all_servers
 
 WORKFLOW = {
     "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a.safetensors"}},
@@ -51,7 +51,8 @@ async def paint(fake: FakeComfyUI, prompt_id: str) -> None:
     await fake.finish(prompt_id, {"7": {"images": [where]}})
 
 
-def test_every_picture_is_where_its_labels_say_and_what_fails_is_left_grey(tmp_path, concepts, capsys):
+def test_every_picture_is_where_its_labels_say_and_what_fails_is_left_grey(tmp_path, concepts, capsys, monkeypatch):
+    wait_for_all_servers(monkeypatch)
     path, output = tmp_path / "workflow.json", tmp_path / "sheet.png"
     path.write_text(json.dumps(WORKFLOW))
     given = ["--prompt", "a photo of {}", "a sketch of {}", "--beta", "0.5", "0.7", "0.9", "--cell", "32"]

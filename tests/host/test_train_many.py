@@ -26,7 +26,7 @@ from fake_comfyui import WORKFLOW, FakeComfyUI, save_workflow
 from many import comfyuis, concept_folders, crew
 from many.comfy_worker import ComfyWorker, Offer, Task
 from many.crew import Progress
-from ray_machines import Machines
+from ray_machines import Machines, wait_for_all_servers
 
 QUICK = ("--demo", "--superclass", "bear", "--steps", "2")
 
@@ -161,8 +161,9 @@ def processes(mark: str) -> list[str]:
 
 
 @pytest.fixture
-def fakes(tmp_path, machines, capsys):
+def fakes(tmp_path, machines, capsys, monkeypatch):
     """fakes(*servers, names=…) -> (exit code, what it printed), with the servers running."""
+    wait_for_all_servers(monkeypatch)
     save_workflow(tmp_path / "workflow.json")
 
     def call(*fakes: FakeComfyUI, names=("a", "b"), options=()) -> tuple[int, str]:
