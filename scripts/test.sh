@@ -35,12 +35,12 @@ bash scripts/env.sh mypy perfusion_core || failed=1
 ! $web || bash scripts/check_web.sh || failed=1
 if [ $# -gt 0 ]; then
     bash scripts/env.sh python -m pytest "$@" || failed=1
-else  # files in parallel, the longest first (tests/host/conftest.py); a core and up to 6.5 GB for each process
+else  # files in parallel, the longest first (tests/host/conftest.py), one more than cores: some wait for what they start
     export OMP_NUM_THREADS=1  # of what the tests start
-    files=(--dist loadfile --no-loadscope-reorder -n auto --maxprocesses)
+    files=(--dist loadfile --no-loadscope-reorder -n $(($(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses)
     bash scripts/env.sh python -m pytest tests/core tests/host "${files[@]}" 4 || failed=1
-    bash scripts/env.sh python -m pytest tests/web "${files[@]}" 2 || failed=1
+    bash scripts/env.sh python -m pytest tests/web "${files[@]}" 3 || failed=1
     [ -n "${COMFYUI_PATH:-}" ] ||
-        bash scripts/host.sh 0.30.0 newest python -m pytest tests/web "${files[@]}" 2 || failed=1
+        bash scripts/host.sh 0.30.0 newest python -m pytest tests/web "${files[@]}" 3 || failed=1
 fi
 exit $failed

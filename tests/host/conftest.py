@@ -38,7 +38,10 @@ os.environ.update({f"RAY_{name}": str(limit) for name, limit in RAY_WAITS.items(
 hypothesis.settings.register_profile("host", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("host")
 
-LONG = ["test_train_many.py", "test_training_node.py", "test_server.py"]
+LONG = [
+    f"test_{name}.py"
+    for name in "server train_many training_node requirements whole_families tune model training packs crew".split()
+]
 
 
 def pytest_collection_modifyitems(items):
