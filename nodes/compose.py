@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from comfy_api.latest import io, ui
 
 from ..perfusion_core import ConceptSet, load_concept
 from ..perfusion_core.edit import BETA, TEMPERATURE
+from .host.batches import masks_of
 from .host.files import concept_path, concept_stamp
 from .host.model import apply_to_model, concepts_on
 from .host.progress import warn_of_clashes
@@ -48,13 +50,25 @@ class PerfusionConceptSettings(io.ComfyNode):
             display_name="Perfusion Concept Settings",
             category=USE,
             description="Sets how concepts are used, such as one that was just trained.",
-            inputs=[Concepts.Input("concepts", tooltip="All of these get the settings below."), *use_inputs()],
+            inputs=[
+                Concepts.Input("concepts", tooltip="All of these get the settings below."),
+                *use_inputs(),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where in the picture the concepts act. Outside, their triggers mean the superclass. "
+                    "Without a mask they act everywhere.",
+                ),
+            ],
             outputs=[Concepts.Output(display_name="concepts")],
         )
 
     @classmethod
-    def execute(cls, concepts, **settings) -> io.NodeOutput:
-        return io.NodeOutput(tuple(use.replace(**settings) for use in concepts))
+    def execute(cls, concepts, mask=None, **settings) -> io.NodeOutput:
+        region = None if mask is None else torch.stack(masks_of([mask]))
+        if region is not None and not torch.isfinite(region).all():
+            raise ValueError("The mask holds NaN. Look at the node that makes it.")
+        return io.NodeOutput(tuple(use.replace(mask=region, **settings) for use in concepts))
 
 
 class PerfusionSchedule(io.ComfyNode):

@@ -40,7 +40,8 @@ class ConceptSet:
     (0 returns inputs untouched). joint: the exact projection onto all targets; otherwise each concept is projected as
     if it were alone, p_j = sim_j / E_jj (the paper's approximation), which counts twice what alike concepts share.
     zero_padded: tokens whose encoding is zero are padding, on which no gate opens: a norm behind W_K would make a whole
-    superclass key of any share.
+    superclass key of any share. placed: for each concept whether its value output acts in a part of the picture only:
+    ``edit_value`` leaves these out, for the caller to add what attention makes of them (see ``value_outputs``).
     Raises ValueError for settings out of range or concepts of different widths.
     """
 
@@ -52,6 +53,7 @@ class ConceptSet:
         strengths: float | Sequence[float] = 1.0,
         joint: bool = True,
         zero_padded: bool = False,
+        placed: Sequence[bool] = (),
     ):
         if not concepts:
             raise ValueError("A concept set needs at least one concept.")
@@ -63,6 +65,7 @@ class ConceptSet:
         self.temperatures = _per_concept(temperatures, "temperatures", concepts)
         self.strengths = _per_concept(strengths, "strengths", concepts)
         self.joint, self.zero_padded = joint, zero_padded
+        self.placed = tuple(placed) or (False,) * len(concepts)
         if min(self.temperatures) < 1e-6 or min(self.strengths) < 0:
             raise ValueError(
                 f"Temperatures must be above 0 and strengths not below, got {self.temperatures} and {self.strengths}."
@@ -107,12 +110,20 @@ class ConceptSet:
             return (e + weights @ (c.key_directions if keys else c.directions)).to(encoding.dtype)
 
     def edit_value(self, value: Tensor, gates: Tensor, layer: str) -> Tensor:
-        """V of ``layer``: (batch, tokens, d_out) with sum_j t_j g_j δ_j added; gates as ``gates`` returns them."""
+        """V of ``layer``: (batch, tokens, d_out) with sum_j t_j g_j δ_j added; gates as ``gates`` returns them.
+
+        Without those of ``placed`` concepts: attention being linear in V, attention(V + t g δ) is attention(V) +
+        t attention(g) δ, so that the second part can be added where the concept is to act.
+        """
         return self._add(value, gates, layer, "value_deltas") if self.active else value
 
     def edit_key(self, key: Tensor, gates: Tensor, layer: str) -> Tensor:
         """K of ``layer``, likewise, with the key outputs of the concepts that bring their own."""
         return self._add(key, gates, layer, "key_outputs") if self.active and self.free_keys else key
+
+    def value_outputs(self, layer: str, like: Tensor) -> Tensor:
+        """(concepts, d_out), t_j δ_j of ``layer``, where a tensor like this is and in at least fp32."""
+        return self._stacked(layer, "value_deltas", like)
 
     def overlap(self) -> Tensor:
         """How alike the targets are, (concepts, concepts): their Gram matrix in the C^-1 metric, 1 on the diagonal."""
@@ -125,6 +136,8 @@ class ConceptSet:
     def _add(self, output: Tensor, gates: Tensor, layer: str, attribute: str) -> Tensor:
         with _full_precision(output.device):
             rows = self._stacked(layer, attribute, output)
+            if attribute == "value_deltas" and any(self.placed):
+                gates = gates * ~torch.tensor(self.placed, device=gates.device)
             return output + (gates.to(rows.dtype) @ rows).to(output.dtype)
 
     def _stacked(self, layer: str, attribute: str, output: Tensor) -> Tensor:

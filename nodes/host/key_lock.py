@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import comfy.conds
@@ -30,13 +30,16 @@ class KeyLock(comfy.conds.CONDRegular):
     ):
         super().__init__(cond)
         self.rows = rows  # that the conditioning has in the batch
+        self.area: Sequence[int] | None = None  # its sizes and its starts along the latents' dimensions
         self._conditioning, self._received = conditioning, [] if received is None else received
 
     def _copy_with(self, cond):
         return KeyLock(cond, self._conditioning, self.rows)
 
-    def process_cond(self, batch_size, **kwargs):
-        return KeyLock(self.cond, self._conditioning, batch_size, self._received)
+    def process_cond(self, batch_size, area=None, **kwargs):
+        lock = KeyLock(self.cond, self._conditioning, batch_size, self._received)
+        lock.area = area
+        return lock
 
     def can_concat(self, other) -> bool:
         return isinstance(other, KeyLock)

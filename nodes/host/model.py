@@ -15,7 +15,6 @@ from comfy.patcher_extension import WrappersMP
 from einops import rearrange
 from torch import Tensor
 
-from ...perfusion_core import EditedEncoding
 from .families import FAMILIES, Family, family_of
 from .runtime import Runtime
 from .uses import KEY, ConceptUse, combine, stages
@@ -38,12 +37,14 @@ def apply_to_model(model, uses: Sequence[ConceptUse], joint: bool = True):
     layers = cross_attentions(model)
     runtime = Runtime(model, uses, joint) if uses else None
     for layer, stage in stages(layers).items():
-        for projection, edit in (("to_k", EditedEncoding.key), ("to_v", EditedEncoding.value)):
-            place = layers[layer].path(projection)
-            name = f"{place}.forward"
+        attention = layers[layer]
+        for projection in ("to_q", "to_k", "to_v", "to_out"):
+            name = f"{attention.path(projection)}.forward"
             foreign = getattr(model.object_patches.get(name), "perfusion_foreign", model.object_patches.get(name))
-            if runtime is not None:
-                model.add_object_patch(name, runtime.forward(layer, stage, place, edit, foreign))
+            if runtime is not None and projection in ("to_k", "to_v"):
+                model.add_object_patch(name, runtime.forward(layer, stage, attention, projection, foreign))
+            elif runtime is not None and runtime.is_masked:
+                model.add_object_patch(name, runtime.beside(layer, attention, projection, foreign))
             elif foreign is not None:
                 model.add_object_patch(name, foreign)
             else:
@@ -73,7 +74,7 @@ class CrossAttention:
     family: Family
 
     def path(self, projection: str) -> str:
-        """The module path of "to_q", "to_k" or "to_v"."""
+        """The module path of "to_q", "to_k", "to_v" or "to_out"."""
         return f"{self.name}.{self.family.projections[projection]}"
 
     @property

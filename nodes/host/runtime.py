@@ -25,10 +25,12 @@ from .adapter import network_dtype
 from .families import Family, family_of
 from .kept import Run
 from .key_lock import KeyLock, found_keys, key_context, with_key_lock
+from .regions import Heard, Regions
 from .uses import KEY, STAGES, ConceptUse, concept_set
 
 MANY_SETS = 128  # that are kept
 _MANY_ENCODINGS = 8  # in one forward that are kept, where other nodes give every layer one of its own
+_EDITS = {"to_k": EditedEncoding.key, "to_v": EditedEncoding.value}
 _ROUNDING = 0.01  # of the largest number, within which a projection gives the same once more
 
 
@@ -36,6 +38,7 @@ class _Running(threading.local):
     """What is going on in this thread."""
 
     run: Run | None = None
+    whole: Sequence[int] = ()  # spatial sizes of the latents that are sampled
     forward: _Forward | None = None
 
     @contextmanager
@@ -54,6 +57,7 @@ class Runtime:
     def __init__(self, model, uses: Sequence[ConceptUse], joint: bool):
         self._uses, self._joint, self._family = uses, joint, family_of(model)
         self._scheduled = any(use.scheduled for use in uses)
+        self._masks = [use.mask for use in uses]
         self._sets: dict[tuple, ConceptSet] = {}
         self._own_model = weakref.ref(model.model)  # only for calls from outside sampling
         self._running = _Running()
@@ -63,7 +67,7 @@ class Runtime:
         guider.conds = {name: [with_key_lock(cond) for cond in conds] for name, conds in guider.conds.items()}
         hooked = any(cond.get("hooks") for conds in guider.conds.values() for cond in conds)  # they change weights
         run = None if hooked or any(use.moving for use in self._uses) else Run()
-        with self._running.during(run=run):
+        with self._running.during(run=run, whole=args[0].shape[2:]):
             try:
                 return executor(*args, **kwargs)
             finally:
@@ -84,16 +88,59 @@ class Runtime:
             lock.receive(self._family, model.diffusion_model, context)
         projecting = self._family if self._family.in_forward else None
         forward = _Forward(model, projecting, context, self._concepts(percent), locks or [], self._running.run)
+        if self.is_masked:
+            sizes = x.shape[2:], self._running.whole or x.shape[2:]
+            forward.regions = Regions(self._masks, *sizes, locks or [], x.shape[0], kwargs.get("attention_mask"))
         with self._running.during(forward=forward):
             return executor(x, t, c_concat, context, control, transformer_options, **kwargs)
 
-    def forward(self, layer: str, stage: str, path: str, edit: Callable, foreign: Callable | None) -> Callable:
-        """The forward of the projection at ``path``; ``foreign`` is another node's patch of it, which then projects."""
-        running = self._running
+    @property
+    def is_masked(self) -> bool:
+        """Whether a concept acts in a part of the picture only."""
+        return any(mask is not None for mask in self._masks)
+
+    def forward(self, layer: str, stage: str, attention, projection: str, foreign: Callable | None) -> Callable:
+        """The forward of "to_k" or "to_v"; ``foreign`` is another node's patch of it, which then projects."""
+        project = self._projecting(layer, stage, attention.path(projection), _EDITS[projection], foreign)
 
         @torch.compiler.disable
         def forward(x: Tensor) -> Tensor:
-            now = running.forward or _Forward(self._own_model(), None, x, self._concepts(0.0), [], None)
+            now = self._running.forward or _Forward(self._own_model(), None, x, self._concepts(0.0), [], None)
+            output = project(now, x)
+            if now.regions is not None:
+                heard = now.regions.heard.setdefault(layer, Heard())
+                if projection == "to_k":
+                    heard.keys = output
+                else:
+                    heard.edited = now.edited(stage, x)
+            return output
+
+        forward.perfusion_foreign = foreign
+        return forward
+
+    def beside(self, layer: str, attention, projection: str, foreign: Callable | None) -> Callable:
+        """The forward of "to_q", which is listened to, or of "to_out", which also gets what masked concepts add."""
+        path = attention.path(projection)
+
+        @torch.compiler.disable
+        def forward(x: Tensor) -> Tensor:
+            now = self._running.forward
+            regions, model = (None, self._own_model()) if now is None else (now.regions, now.model)
+            if regions is not None and projection == "to_out" and layer in regions.heard:
+                x = x + regions.added(layer, attention, model).to(x.dtype)
+            module = comfy.utils.get_attr(model, path)
+            output = foreign(x) if foreign is not None else type(module).forward(module, x)
+            if regions is not None and projection == "to_q":
+                regions.heard[layer] = Heard(queries=output)
+            return output
+
+        forward.perfusion_foreign = foreign
+        return forward
+
+    def _projecting(
+        self, layer: str, stage: str, path: str, edit: Callable, foreign: Callable | None
+    ) -> Callable[[_Forward, Tensor], Tensor]:
+        def project(now: _Forward, x: Tensor) -> Tensor:
             if foreign is not None:
                 return edit(now.edited(stage, x), layer, x, foreign)
             kept = now.kept if now.kept is not None and now.owns(x) else None
@@ -104,8 +151,7 @@ class Runtime:
                     kept.put(path, output)
             return output
 
-        forward.perfusion_foreign = foreign
-        return forward
+        return project
 
     def _concepts(self, percent: float) -> dict[str, ConceptSet]:
         """{stage: those in use there at a percent of the schedule}; the same set for the same settings."""
@@ -123,7 +169,8 @@ class Runtime:
         if settings not in self._sets:
             if len(self._sets) == MANY_SETS:  # some samplers never come to the same sigma again
                 self._sets.clear()
-            self._sets[settings] = concept_set(uses, self._joint, self._family.zero_padded)
+            placed = [mask is not None for mask in self._masks]
+            self._sets[settings] = concept_set(uses, self._joint, self._family.zero_padded, placed)
         return self._sets[settings]
 
 
@@ -143,7 +190,8 @@ class _Forward:
         run: Run | None,
     ):
         self.context, self.kept = context, None
-        self._model, self._family, self._concepts = model, family, concepts
+        self.regions: Regions | None = None  # where some concepts have masks
+        self.model, self._family, self._concepts = model, family, concepts
         self._own = context if family is None else None  # what layers receive of the context
         self._locks = locks if any(lock.cond is not None for lock in locks) else []
         self._edited: list[EditedEncoding] = []
@@ -158,7 +206,7 @@ class _Forward:
         """What the module at a path of the model does by itself, without any patch."""
         found = self._projections.get(path)
         if found is None:
-            module = comfy.utils.get_attr(self._model, path)
+            module = comfy.utils.get_attr(self.model, path)
             found = self._projections[path] = partial(type(module).forward, module)
         return found
 
@@ -191,7 +239,7 @@ class _Forward:
         """What layers receive of the context, made once in a run where that can be kept."""
         if self.kept is not None and self.kept.received is not None:
             return self.kept.received
-        received = self._family.received(self._model.diffusion_model, self.context, {})
+        received = self._family.received(self.model.diffusion_model, self.context, {})
         if self.kept is not None:
             self.kept.received = received
         return received

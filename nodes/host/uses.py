@@ -40,7 +40,8 @@ class ConceptUse:
 
     Percents are of the sampling's schedule, 0 to 1, as in the host's nodes; outside of them the use does nothing. From
     one to the other beta and temperature go to their ends, if these are set. down, middle and up are what the strength
-    is multiplied by in the UNet's stages. Raises ValueError when the end is not after the start.
+    is multiplied by in the UNet's stages. mask: (pictures, height, width) in 0..1, how much of the concept's look a
+    spot gets; without one it acts everywhere. Raises ValueError when the end is not after the start.
     """
 
     concept: Concept
@@ -56,6 +57,7 @@ class ConceptUse:
     beta_end: float | None = None
     temperature_end: float | None = None
     easing: str = "linear"
+    mask: Tensor | None = field(default=None, compare=False, repr=False)
     training: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)  # to train on from here
     file: str | None = field(default=None, compare=False)  # which the concept is from, as in the Loader's list
     course: str | None = field(default=None, compare=False)  # the key of the training it is from, see trainings.py
@@ -120,7 +122,9 @@ def clashes(uses: Iterable[ConceptUse]) -> list[str]:
     return said
 
 
-def concept_set(uses: Sequence[ConceptUse], joint: bool = True, zero_padded: bool = False) -> ConceptSet:
+def concept_set(
+    uses: Sequence[ConceptUse], joint: bool = True, zero_padded: bool = False, placed: Sequence[bool] = ()
+) -> ConceptSet:
     return ConceptSet(
         [use.concept for use in uses],
         betas=[use.beta for use in uses],
@@ -128,4 +132,5 @@ def concept_set(uses: Sequence[ConceptUse], joint: bool = True, zero_padded: boo
         strengths=[use.strength for use in uses],
         joint=joint,
         zero_padded=zero_padded,
+        placed=placed,
     )

@@ -12,7 +12,7 @@ from .family import Family, made_by
 
 _BLOCKS = re.compile(r"blocks\.\d+\.cross_attn")
 _NORMS = {"to_q": "q_norm", "to_k": "k_norm"}
-_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj"}
+_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "output_proj"}
 
 
 def _adapted(diffusion_model: nn.Module, encoding: Tensor, conditioning: Mapping[str, Any]) -> Tensor:

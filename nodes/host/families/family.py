@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-UNET_PROJECTIONS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v"}
+UNET_PROJECTIONS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out"}
 
 
 Received = Callable[[nn.Module, Tensor, Mapping[str, Any]], Tensor]

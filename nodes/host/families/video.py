@@ -20,7 +20,7 @@ def _family(name: str, title: str, host_class: str, attention: str, projection: 
 
 WAN = _family(
     "wan", "Wan", "WAN21", r"blocks\.\d+\.cross_attn", "text_embedding", "umt5xxl", heads="num_heads",
-    projections={"to_q": "q", "to_k": "k", "to_v": "v"}, norms={"to_q": "norm_q", "to_k": "norm_k"},
+    projections={"to_q": "q", "to_k": "k", "to_v": "v", "to_out": "o"}, norms={"to_q": "norm_q", "to_k": "norm_k"},
     zero_padded=True, resolution=512, cfg=5.0, channels="in_dim",
 )  # fmt: skip
 LTX_VIDEO = _family(
