@@ -66,7 +66,7 @@ def add_controlnet(base: Path) -> None:
 
 
 def add_photos(base: Path) -> None:
-    draw_photos(base / "input" / PHOTOS)
+    draw_photos(base / "input" / PHOTOS, count=2)
 
 
 def load_workflow(server: Server, name: str, trigger: str) -> dict[str, Any]:

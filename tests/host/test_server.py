@@ -15,6 +15,7 @@ from PIL import Image
 
 import stand_ins
 from comfyui import RunError, Server, override
+from demo_model import on_the_demo_model
 
 SMALL = {
     "resolution": 64, "batch_size": 1, "accumulation": 1, "trigger": "<my-toy>", "superclass": "toy", "flip": False,
@@ -36,10 +37,18 @@ def server(tmp_path_factory):
         yield running
 
 
-def train(server: Server, steps: int, name: str, on_progress=None, **inputs) -> dict:
+def training(server: Server) -> dict:
+    """The prompt of the shipped workflow."""
     prompt = stand_ins.load_workflow(server, "2 Train SD1.5.json", "<my-toy>")
     override(prompt, "PerfusionLoadPhotos", folder=stand_ins.PHOTOS)
     override(prompt, "PerfusionCovariance", count=100)
+    return prompt
+
+
+def train(server: Server, steps: int, name: str, on_progress=None, demo: bool = False, **inputs) -> dict:
+    prompt = training(server)
+    if demo:
+        on_the_demo_model(prompt)
     override(prompt, "PerfusionTrainConcept", steps=steps, **{**SMALL, **inputs})
     override(prompt, "PerfusionSaveConcept", filename=name)
     return server.run(prompt, on_progress)
@@ -70,6 +79,8 @@ def test_photos_become_a_concept_becomes_a_picture_and_nothing_is_left_behind(se
     outputs = train(server, steps=3, name="toys/my-toy", on_progress=lambda *event: seen.append(event))
     saved = server.base / "models" / "perfusion" / "toys" / "my-toy.safetensors"
     assert load_concept(saved).trigger == "<my-toy>"
+    listed = server.request("GET", "/perfusion/concepts")
+    assert [entry["trigger"] for entry in listed if entry["file"] == "toys/my-toy.safetensors"] == ["<my-toy>"]
     assert any("my-toy.safetensors" in text for ui in outputs.values() for text in ui.get("text", ()))
     assert sum(server.path(image).exists() for ui in outputs.values() for image in ui.get("images", ())) == 2
     (training,) = [ui["perfusion_training"][0] for ui in outputs.values() if "perfusion_training" in ui]
@@ -95,7 +106,8 @@ def run(server: Server, name: str, **settings: dict) -> dict[str, list[tuple[int
 
 
 def test_the_quick_start_needs_nothing_but_the_pack(server):
-    shown = run(server, "1 Quick start", PerfusionTrainConcept={"steps": 2, "previews": ""})
+    few = {"steps": 2}
+    shown = run(server, "1 Quick start", PerfusionTrainConcept={**few, "previews": ""}, KSampler=few)
     assert shown["What it learns from"] == [(64, 64)] * 5
     assert shown["What it learned"] == [(64, 64)] * 9
 
@@ -164,7 +176,7 @@ def test_a_killed_server_loses_no_more_than_since_the_last_autosave(server, tmp_
     there_before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     def continued(server: Server, name: str, steps: int, **inputs: object) -> bytes:
-        train(server, steps, name, checkpoint_every=3, previews="", **inputs)
+        train(server, steps, name, demo=True, checkpoint_every=3, previews="", **inputs)
         return (folder / f"{name}.safetensors").read_bytes()
 
     with Server(base) as doomed:
@@ -174,7 +186,7 @@ def test_a_killed_server_loses_no_more_than_since_the_last_autosave(server, tmp_
                 doomed.process.kill()
 
         with pytest.raises((RuntimeError, OSError, aiohttp.ClientError)):
-            train(doomed, steps=10_000, name="never", on_progress=kill, checkpoint_every=3, previews="")
+            train(doomed, steps=10_000, name="never", on_progress=kill, demo=True, checkpoint_every=3, previews="")
     new = {path for path in folder.rglob("*.safetensors") if path.relative_to(folder) not in there_before}
     (unfinished,) = (path for path in new if path.parent == folder)
     learned = int(load_concept(unfinished).metadata["steps"])
@@ -189,6 +201,11 @@ def test_a_killed_server_loses_no_more_than_since_the_last_autosave(server, tmp_
 
 def test_out_of_memory_says_what_to_do_and_the_server_goes_on(server):
     plain = generate(server, None)
+    prompt = training(server)
+    parts = {node["class_type"]: id for id, node in prompt.items()}
+    metric, checkpoint = parts["PerfusionCovariance"], parts["CheckpointLoaderSimple"]
+    shown = {"class_type": "PreviewImage", "inputs": {"images": [metric, 1]}}
+    server.run({checkpoint: prompt[checkpoint], metric: prompt[metric], "shown": shown})  # while there is memory
     process = server.process.pid
     used = int(re.search(r"VmSize:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())[1]) * 1024
     limits = resource.prlimit(process, resource.RLIMIT_AS, (used + 300 * 2**20, resource.RLIM_INFINITY))
@@ -200,12 +217,16 @@ def test_out_of_memory_says_what_to_do_and_the_server_goes_on(server):
     assert np.array_equal(generate(server, None), plain)
 
 
-def test_a_broken_file_is_refused_with_its_name_and_what_to_do(server):
-    broken = Path(server.base / "models" / "perfusion" / "broken.safetensors")
-    broken.parent.mkdir(exist_ok=True)
-    broken.write_bytes(b"not a concept")
+@pytest.fixture
+def broken(server) -> Path:
+    path = server.base / "models" / "perfusion" / "broken.safetensors"
+    path.write_bytes(b"not a concept")
+    return path
+
+
+def test_a_broken_file_is_refused_with_its_name_and_what_to_do(server, broken):
     with pytest.raises(RuntimeError, match=r"broken\.safetensors is not a safetensors file.*Copy or download it again"):
-        generate(server, "broken.safetensors")
+        generate(server, broken.name)
 
 
 def test_a_name_outside_the_list_is_refused_before_anything_runs(server):
@@ -213,10 +234,10 @@ def test_a_name_outside_the_list_is_refused_before_anything_runs(server):
         generate(server, "../../../etc/passwd")
 
 
-def test_the_server_lists_concepts_and_keeps_to_its_folders(server):
+def test_the_server_lists_concepts_and_keeps_to_its_folders(server, broken):
     for listed in (server.request("GET", f"{prefix}/perfusion/concepts") for prefix in ("", "/api")):
-        (entry,) = [entry for entry in listed if entry["file"] == "toys/my-toy.safetensors"]
-        assert entry["trigger"] == "<my-toy>" and "damaged" in next(iter(e["error"] for e in listed if "error" in e))
+        (entry,) = [entry for entry in listed if entry["file"] == "vases/amphora.safetensors"]
+        assert entry["trigger"] == "<amphora>" and "damaged" in next(iter(e["error"] for e in listed if "error" in e))
     notes = {"file": entry["file"], "notes": "seen"}
     assert server.request("POST", "/perfusion/metadata", json=notes)["notes"] == "seen"
     for method, path, body, status in (
