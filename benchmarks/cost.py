@@ -37,7 +37,7 @@ from comfyui_perfusion.nodes.host.model import apply_to_model
 from comfyui_perfusion.nodes.host.uses import ConceptUse
 from comfyui_perfusion.perfusion_core import load_concept, save_concept
 from speed.clock import in_turn, timed
-from speed.forwards import Prompts, clocked, measure, table, ways
+from speed.forwards import MASKED, Prompts, clocked, measure, table, ways
 from speed.models import KINDS, SD15, TOKENS, clip_l, random_concepts, random_model
 from speed.training import NETWORK, OURS, training_steps
 
@@ -102,7 +102,9 @@ def forward_rows(options, **kind: Any) -> Iterator[dict[str, Any]]:
 
 def text_rows(options) -> Iterator[dict[str, Any]]:
     options.size = 64
-    return (row for row in forward_rows(options, text_only=True) if "IP-Adapter" not in row["name"])
+    of_pictures = "IP-Adapter", MASKED
+    rows = forward_rows(options, text_only=True)
+    return (row for row in rows if not any(name in row["name"] for name in of_pictures))
 
 
 def python_rows(options) -> Iterator[dict[str, Any]]:

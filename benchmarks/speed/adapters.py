@@ -21,8 +21,10 @@ from .models import random_concepts
 BETA, TEMPERATURE, RANK, IMAGE_TOKENS = 0.7, 0.15, 16, 4
 
 
-def ours(model, count: int):
-    return apply_to_model(model, [ConceptUse(concept) for concept in random_concepts(model, count)])
+def ours(model, count: int, masked: bool = False):
+    """Concepts that act everywhere, or each in a mask of its own."""
+    mask = torch.rand(1, 64, 64) if masked else None
+    return apply_to_model(model, [ConceptUse(concept, mask=mask) for concept in random_concepts(model, count)])
 
 
 def lora_weights(model) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ import nodes as host_nodes
 from . import adapters
 from .clock import Times, settle, timed
 
-UNPATCHED = "unpatched"
+UNPATCHED, MASKED = "unpatched", "with masks"
 
 
 @dataclass
@@ -65,6 +65,8 @@ def ways(model, counts: Sequence[int], compiler: str | None = None, others: bool
         name = f"{count} concept{'s' * (count != 1)}"
         patched = adapters.ours(model, count) if count else model
         found[f"{name}, kept"], found[name] = Way(patched), Way(patched, limit=0)
+        if count in (1, 4):
+            found[f"{name}, {MASKED}"] = Way(adapters.ours(model, count, masked=True))
         if others and count in (1, 4):
             found[f"first open version, {name}"] = Way(adapters.first_open_version(model, count))
             found[f"second open version, {name}"] = Way(adapters.second_open_version(model, count))
