@@ -37,7 +37,7 @@ from comfyui_perfusion.nodes.host.model import apply_to_model
 from comfyui_perfusion.nodes.host.uses import ConceptUse
 from comfyui_perfusion.perfusion_core import load_concept, save_concept
 from speed.clock import in_turn, timed
-from speed.forwards import MASKED, Prompts, clocked, measure, table, ways
+from speed.forwards import Prompts, clocked, measure, table, ways
 from speed.models import KINDS, SD15, TOKENS, clip_l, random_concepts, random_model
 from speed.training import NETWORK, OURS, training_steps
 
@@ -92,7 +92,7 @@ def forward_rows(options, **kind: Any) -> Iterator[dict[str, Any]]:
     dtype = getattr(torch, options.dtype)
     model, times = clocked(random_model(options.model, dtype, streamed=options.streamed, **{**changes, **kind}))
     with torch.inference_mode():
-        found = ways(model, options.concepts, options.compile, others=not options.ours)
+        found = ways(model, options.concepts, options.compile, not options.ours, masks="text_only" not in kind)
         prompts = Prompts.of(model, TOKENS[options.model])
         measure(found, times, prompts, options.size, options.batch, options.steps, options.rounds)
     given = {name: getattr(options, name) for name in ("size", "batch", "compile", "streamed")}
@@ -102,9 +102,7 @@ def forward_rows(options, **kind: Any) -> Iterator[dict[str, Any]]:
 
 def text_rows(options) -> Iterator[dict[str, Any]]:
     options.size = 64
-    of_pictures = "IP-Adapter", MASKED
-    rows = forward_rows(options, text_only=True)
-    return (row for row in rows if not any(name in row["name"] for name in of_pictures))
+    return (row for row in forward_rows(options, text_only=True) if "IP-Adapter" not in row["name"])
 
 
 def python_rows(options) -> Iterator[dict[str, Any]]:

@@ -22,7 +22,7 @@ import nodes as host_nodes
 from . import adapters
 from .clock import Times, settle, timed
 
-UNPATCHED, MASKED = "unpatched", "with masks"
+UNPATCHED = "unpatched"
 
 
 @dataclass
@@ -58,15 +58,18 @@ def clocked(model):
     return model, times
 
 
-def ways(model, counts: Sequence[int], compiler: str | None = None, others: bool = True) -> dict[str, Way]:
-    """All that is compared. compiler: a backend of torch.compile, for all of them; others: not only ours."""
+def ways(
+    model, counts: Sequence[int], compiler: str | None = None, others: bool = True, masks: bool = False
+) -> dict[str, Way]:
+    """All that is compared. compiler: a backend of torch.compile, for all of them; others: not only ours; masks: ours
+    also with masks."""
     found = {UNPATCHED: Way(model)}
     for count in counts:
         name = f"{count} concept{'s' * (count != 1)}"
         patched = adapters.ours(model, count) if count else model
         found[f"{name}, kept"], found[name] = Way(patched), Way(patched, limit=0)
-        if count in (1, 4):
-            found[f"{name}, {MASKED}"] = Way(adapters.ours(model, count, masked=True))
+        if masks and count:
+            found[f"{name}, kept, with masks"] = Way(adapters.ours(model, count, masked=True))
         if others and count in (1, 4):
             found[f"first open version, {name}"] = Way(adapters.first_open_version(model, count))
             found[f"second open version, {name}"] = Way(adapters.second_open_version(model, count))
