@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
-from einops import einsum, rearrange, reduce
+from einops import rearrange, reduce
 from torch import Tensor
 
 from .model import CrossAttention, apply_to_model, cross_attentions, encoding_width
@@ -87,14 +87,9 @@ class AttentionMaps:
         return forward
 
     def _add(self, running: _Forward, keys: Tensor, attention: CrossAttention) -> None:
-        q, k = (
-            attention.split(running.model, projection, part).float()
-            for projection, part in (("to_q", running.queries[running.rows]), ("to_k", keys))
-        )
-        scores = einsum(q, k, "batch heads spot d, batch heads token d -> batch heads spot token")
-        looks = (scores * q.shape[-1] ** -0.5).softmax(-1)
+        looks = attention.looks(running.model, running.queries[running.rows], keys)
         # the host repeats a prompt that is shorter than the negative
-        repeated = [0] if attention.family.zero_padded else range(0, k.shape[2], self._tokens)
+        repeated = [0] if attention.family.zero_padded else range(0, looks.shape[-1], self._tokens)
         shares = torch.stack([
             reduce(looks[..., [place + start for start in repeated for place in places]].sum(-1),
                    "batch heads spot -> batch spot", "mean")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
-from einops import rearrange
+from einops import einsum, rearrange
 from torch import Tensor
 
 from .families import FAMILIES, Family, family_of
@@ -102,6 +102,17 @@ class CrossAttention:
             projected = norm(projected)
         heads = rearrange(projected, "batch n (heads d) -> batch heads n d", heads=self.heads)
         return heads if self.family.whole_norms else norm(heads)
+
+    def looks(self, model: torch.nn.Module, queries: Tensor, keys: Tensor, words: Tensor | None = None) -> Tensor:
+        """How much each spot looks at each token, (batch, heads, spots, tokens) in fp32, from what the two gave.
+
+        words: (batch, tokens), 0 where attention leaves padding out.
+        """
+        q, k = self.split(model, "to_q", queries).float(), self.split(model, "to_k", keys).float()
+        scores = einsum(q, k, "batch heads spot d, batch heads token d -> batch heads spot token") * q.shape[-1] ** -0.5
+        if words is not None:
+            scores = scores + words[:, None, None].to(scores).log()
+        return scores.softmax(-1)
 
 
 def cross_attentions(model) -> dict[str, CrossAttention]:

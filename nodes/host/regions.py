@@ -47,20 +47,15 @@ class Regions:
     def added(self, layer: str, attention, model: torch.nn.Module) -> Tensor:
         """What masked concepts add to attention's result in a layer, (batch, spots, heads d)."""
         heard = self.heard.pop(layer)
-        q, k = (
-            attention.split(model, projection, part)
-            for projection, part in (("to_q", heard.queries), ("to_k", heard.keys))
-        )
         placed = [index for index, mask in enumerate(self.masks) if mask is not None]
         outputs = heard.edited.concepts.value_outputs(layer, heard.queries)[placed]
-        outputs = rearrange(outputs, "concept (heads d) -> concept heads d", heads=q.shape[1])
+        outputs = rearrange(outputs, "concept (heads d) -> concept heads d", heads=attention.heads)
         gates = heard.edited.gates[..., placed].to(outputs.dtype)
-        unseen = 0.0 if self.words is None else self.words[:, None, None].to(gates).log()
-        step = max(1, _AT_ONCE // (q.shape[0] * q.shape[1] * k.shape[2]))
+        step = max(1, _AT_ONCE // (attention.heads * heard.keys.shape[:2].numel()))
         shares = torch.cat([
-            einsum((part.float() @ k.float().mT * q.shape[-1] ** -0.5 + unseen).softmax(-1).to(gates.dtype), gates,
+            einsum(attention.looks(model, part, heard.keys, self.words).to(gates.dtype), gates,
                    "batch heads spot token, batch token concept -> batch heads spot concept")
-            for part in q.split(step, dim=2)
+            for part in heard.queries.split(step, dim=1)
         ], dim=2)  # fmt: skip
         where = self._where(shares.shape[2], shares)[..., placed]
         found = einsum(shares, where, outputs, "b heads spot c, b spot c, c heads d -> b spot heads d")
