@@ -98,6 +98,21 @@ def world(models, reference_model):
 
 
 @pytest.fixture
+def load_in_part(monkeypatch):
+    """load_in_part(size): from then on the host loads no more than so many bytes of a model's weights."""
+    import comfy.model_management
+
+    loaded = comfy.model_management.LoadedModel
+    load = loaded.model_load
+
+    def call(size: float) -> None:
+        monkeypatch.setattr(loaded, "model_load", lambda self, *args, **kwargs: load(self, size, **kwargs))
+        comfy.model_management.unload_all_models()
+
+    return call
+
+
+@pytest.fixture
 def model_folder(tmp_path, monkeypatch):
     """An empty models/perfusion for one test, and beside it an empty models/open_clip."""
     import folder_paths

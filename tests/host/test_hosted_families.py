@@ -27,17 +27,13 @@ def prepared(made, family):
 
 
 @each_family
-def test_partial_loading_gives_the_same_picture(made, family, monkeypatch):
+def test_partial_loading_gives_the_same_picture(made, family, load_in_part):
     model, positive, negative = prepared(made, family)
     attention = min(cross_attentions(model).items())[1]
     change = 0.02 * torch.randn(attention.to_k.weight.shape, generator=torch.Generator().manual_seed(0))
     model.add_patches({f"{attention.path('to_k')}.weight": ("diff", (change,))})
     whole = sample(model, positive, negative)
-    load = comfy.model_management.LoadedModel.model_load
-    monkeypatch.setattr(
-        comfy.model_management.LoadedModel, "model_load", lambda self, *args, **kwargs: load(self, 1e4, **kwargs)
-    )
-    comfy.model_management.unload_all_models()
+    load_in_part(1e4)
     partial = sample(model, positive, negative)
     assert model.lowvram_patch_counter() > 0
     comfy.model_management.unload_all_models()

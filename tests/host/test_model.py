@@ -146,7 +146,7 @@ def test_a_lora_on_the_same_weights_still_works(models, order):
     assert worst_difference(model, seen, forwards, encodings, encodings, uses, merged) < 2e-3  # merged in fp16
 
 
-def test_partial_loading_gives_the_same_picture(models, monkeypatch):
+def test_partial_loading_gives_the_same_picture(models, load_in_part):
     model, clip, _ = models("sd1")
     uses = two_uses(model, clip, key_lock=1.0)
     patched, prompts = apply_to_model(model, uses), apply_to_clip(clip, uses)
@@ -154,11 +154,7 @@ def test_partial_loading_gives_the_same_picture(models, monkeypatch):
     patched.add_patches({name: ("diff", (0.02 * torch.randn(model.model.get_parameter(name).shape),))})
     positive, negative = encode(prompts, PROMPT), encode(prompts, NEGATIVE)
     whole = sample(patched, positive, negative)
-    load = comfy.model_management.LoadedModel.model_load
-    monkeypatch.setattr(
-        comfy.model_management.LoadedModel, "model_load", lambda self, *args, **kwargs: load(self, 1e6, **kwargs)
-    )
-    comfy.model_management.unload_all_models()
+    load_in_part(1e6)
     partial = sample(patched, positive, negative)
     assert patched.lowvram_patch_counter() > 0
     comfy.model_management.unload_all_models()

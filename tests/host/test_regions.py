@@ -18,7 +18,6 @@ from random_families import CONFIGS, VIDEO
 from test_model import NEGATIVE, PROMPT, encode, sample, two_uses
 
 LEFT = torch.zeros(1, 16, 16).index_fill_(2, torch.arange(8), 1.0)
-SIZE = {"batch": 1, "size": 8}
 
 
 def masked(uses, *masks):
