@@ -16,7 +16,7 @@ for argument in "$@"; do
 done
 
 missing=()
-[ -e /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf ] || missing+=(fonts-noto-color-emoji)
+ldconfig -p | grep -q libEGL.so.1 || missing+=(libegl1 libgl1)  # skia draws the demo model's world
 if $web; then
     command -v chromium >/dev/null || missing+=(chromium)
     command -v npm >/dev/null || missing+=(nodejs npm)

@@ -1,121 +1,133 @@
-"""Trains the demo model's autoencoder: 64x64x3 pictures to 16x16x4 latents and back.
+"""Trains the demo model's autoencoder: 96x96x3 pictures to 12x12x16 latents and back.
 
-    bash scripts/env.sh python benchmarks/world/train_autoencoder.py FOLDER            # then, while the rest trains:
-    bash scripts/env.sh python benchmarks/world/train_autoencoder.py FOLDER --decoder  # the decoder alone, further
+    bash scripts/env.sh python -m benchmarks.world.train_autoencoder [--steps 4000] [--decoder]
 
-Goes on where it was left. The same seed on the same machine gives the same weights.
+Goes on where it was left; autoencoder.png beside it shows how far it is. Three steps of four take pieces of 48x48
+around the things, where eyes and stripes are. ``--decoder`` trains the decoder further, for the latents as they are.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import os
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from half_precision import HalfPrecision
-from parts import as_input, as_pictures, initialise, make_vae
-from scenes import draw_scene, sheet
+from .cache import FOLDER, painted
+from .networks import as_input, as_pictures, initialise, make_vae
+from .scenes import sheet
+from .training import Training
 
-# steps, batch, learning rate at the start, which falls to 0
-CYCLES = ((1000, 32, 2e-3), (1000, 16, 1e-3))
-DECODER_CYCLES = ((1200, 16, 1.5e-3),)
-SAVE_EVERY = 100
-KL = 1e-5  # weight of the divergence, per latent number
+PICTURES, PIECE, RATE, SAVE_EVERY, SHOW_EVERY = 6000, 48, 3e-3, 50, 200
+FALL = 0.3  # of the steps, the last ones, in which the learning rate falls to 0
+EDGES, HUES, KL, NOISE = 1.0, 2.0, 1e-4, 0.15
+TRAINED = FOLDER / "autoencoder.pt"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--decoder", action="store_true", help="train the decoder further, for the latents as they are")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--decoder", action="store_true")
+    parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
+    pictures, masks = painted(PICTURES)
+    vae, path = make_vae(), TRAINED
+    initialise(vae)
     if options.decoder:
-        vae = trained_vae(options.folder, decoder=False).requires_grad_(False)
-        parts = [vae.decoder.requires_grad_(True), vae.post_quant_conv.requires_grad_(True)]
-        vae.bfloat16()
-        run(parts, DECODER_CYCLES, lambda images: decoder_loss(vae, images), options.folder / "decoder.pt")
-    else:
-        vae = make_vae()
-        initialise(vae)
-        run([vae], CYCLES, lambda images: reconstruction_loss(vae, images), options.folder / "autoencoder.pt")
-    report(trained_vae(options.folder), options.folder / "autoencoder.png")
-
-
-def run(
-    models: Sequence, cycles: Sequence[tuple], loss_of: Callable[[Tensor], tuple[Tensor, Tensor]], path: Path
-) -> None:
-    training = HalfPrecision(models, rate=1.0, average=0.995)
+        vae, path = trained_vae(), FOLDER / "decoder.pt"
+        vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
+    training = Training([vae], RATE, average=0.99, workers=options.workers)
     if path.exists():
         training.load(path)
-    done, start = training.steps, time.monotonic()
-    plan = [(step / steps, batch, rate) for steps, batch, rate in cycles for step in range(steps)]
-    for step, (progress, batch, rate) in list(enumerate(plan))[done:]:
-        torch.manual_seed(step)
-        loss, error = loss_of(pictures(step * 32, batch))
-        training.step(loss, rate * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * progress)))
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == len(plan):
+    done, start, losses = training.steps, time.monotonic(), []
+    for step in range(done, options.steps):
+        random = np.random.default_rng((3, step))
+        batch = whole(pictures, random, 4) if step % 4 == 3 else pieces(pictures, masks, random, 16)
+        parts = as_input(batch).chunk(options.workers)
+
+        def loss_of(models, worker, parts=parts) -> Tensor:
+            return reconstruction_loss(models[0], parts[worker])
+
+        share = min(1, (step + 1) / 100, (options.steps - step) / (FALL * options.steps))
+        losses.append(training.step(loss_of, share))
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == options.steps:
             seconds = (time.monotonic() - start) / (step + 1 - done)
-            print(f"step {step + 1}  L1 {error.item():.4f}  {seconds:.3f} s/step", flush=True)
+            print(f"step {step + 1}  loss {np.mean(losses[-SAVE_EVERY:]):.4f}  {seconds:.2f} s/step", flush=True)
             training.save(path)
+        if (step + 1) % SHOW_EVERY == 0 or step + 1 == options.steps:
+            report(trained_vae())
 
 
-def trained_vae(folder: Path, decoder: bool = True):
-    """As far as it is trained; ``decoder``: with the decoder that was trained further, if there is one."""
+def pieces(pictures: np.ndarray, masks: np.ndarray, random: np.random.Generator, count: int) -> np.ndarray:
+    """(count, 48, 48, 3), each around a pixel of a thing."""
+    out = np.empty((count, PIECE, PIECE, 3), np.uint8)
+    for index, number in enumerate(random.integers(len(pictures), size=count)):
+        rows, columns = np.nonzero(masks[number] > 127)
+        pixel = random.integers(len(rows))
+        corner = np.array([rows[pixel], columns[pixel]]) - random.integers(8, PIECE - 8, size=2)
+        top, left = corner.clip(0, pictures.shape[1] - PIECE)
+        out[index] = pictures[number, top : top + PIECE, left : left + PIECE]
+    return out
+
+
+def whole(pictures: np.ndarray, random: np.random.Generator, count: int) -> np.ndarray:
+    return pictures[random.integers(len(pictures), size=count)]
+
+
+def reconstruction_loss(vae, images: Tensor) -> Tensor:
+    """L1 of the pictures, their edges and their hues, and the latents' divergence."""
+    mean, log_variance = moments(vae, images.bfloat16())
+    latent = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+    latent = latent + NOISE * mean.detach().std() * torch.randn_like(mean)  # sampled latents are not quite clean
+    back = vae.decoder(vae.post_quant_conv(latent)).float()
+    mean, log_variance = mean.float(), log_variance.float()
+    divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
+    return picture_loss(back, images) + KL * divergence
+
+
+def picture_loss(back: Tensor, images: Tensor) -> Tensor:
+    across = F.l1_loss(back.diff(dim=-1), images.diff(dim=-1)) + F.l1_loss(back.diff(dim=-2), images.diff(dim=-2))
+    off = F.avg_pool2d(back - images, 4)
+    hues = (off - off.mean(1, keepdim=True)).abs().mean()  # else red and green come last
+    return F.l1_loss(back, images) + F.mse_loss(back, images) + EDGES * across + HUES * hues
+
+
+def moments(vae, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log variance of the latents, (batch, 16, 12, 12) each."""
+    mean, log_variance = vae.quant_conv(vae.encoder(images)).chunk(2, dim=1)
+    return mean, log_variance.clamp(-20, 10)
+
+
+def trained_vae():
+    """As far as it is trained, with the decoder that was trained further, if there is one."""
     vae = make_vae()
-    vae.load_state_dict(torch.load(folder / "autoencoder.pt", weights_only=True)["models"][0])
-    if decoder and (folder / "decoder.pt").exists():
-        states = torch.load(folder / "decoder.pt", weights_only=True)["models"]
-        for part, state in zip((vae.decoder, vae.post_quant_conv), states, strict=True):
-            part.load_state_dict(state)
+    if TRAINED.exists():
+        vae.load_state_dict(torch.load(TRAINED, weights_only=True)["models"][0])
+    if (FOLDER / "decoder.pt").exists():
+        vae.load_state_dict(torch.load(FOLDER / "decoder.pt", weights_only=True)["models"][0])
     return vae
 
 
 @torch.no_grad()
-def report(vae, path: Path) -> None:
-    images = pictures(10**8, 64)
+def report(vae) -> None:
+    pictures, masks = painted(24, first=10**8)
+    images = as_input(pictures)
     latents = moments(vae, images)[0]
     back = vae.decode(latents)
-    print(f"latents: std {latents.std():.3f}, mean {latents.mean():.3f}; L1 {F.l1_loss(back, images):.4f}; "
-          f"PSNR {-10 * ((back - images) / 2).square().mean().log10():.2f} dB")  # fmt: skip
-    sheet(list(as_pictures(torch.cat([images[:16], back[:16]])).numpy()), 16).save(path)
-
-
-def pictures(first: int, count: int) -> Tensor:
-    """(count, 3, 64, 64) in -1..1, scenes of the world by their numbers."""
-    return as_input([draw_scene(np.random.default_rng((1, first + i))).image for i in range(count)])
-
-
-def moments(vae, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log variance of the latents, (batch, 4, 16, 16) each."""
-    mean, log_variance = vae.quant_conv(vae.encoder(images)).chunk(2, dim=1)
-    return mean, log_variance.clamp(-30, 20)
-
-
-def decoder_loss(vae, images: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.no_grad():
-        latent = moments(vae, images.bfloat16())[0].float()
-        latent += 0.1 * latent.std() * torch.randn_like(latent)  # sampled latents are not quite clean
-    back = vae.decoder(vae.post_quant_conv(latent.bfloat16())).float()
-    error = F.l1_loss(back, images)
-    return error + F.mse_loss(back, images), error
-
-
-def reconstruction_loss(vae, images: Tensor) -> tuple[Tensor, Tensor]:
-    mean, log_variance = (part.float() for part in moments(vae, images.bfloat16()))
-    latent = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
-    back = vae.decoder(vae.post_quant_conv(latent.bfloat16())).float()
-    error = F.l1_loss(back, images)
-    divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
-    return error + F.mse_loss(back, images) + KL * 16 * divergence, error
+    error = ((back.clamp(-1, 1) - images) / 2).square().mean(1)
+    on_things = error[torch.from_numpy(masks > 127)].mean()
+    print(f"latents: std {latents.std():.3f}; PSNR {-10 * error.mean().log10():.2f} dB, "
+          f"on the things {-10 * on_things.log10():.2f} dB", flush=True)  # fmt: skip
+    both = [row for k in (0, 12) for row in (*pictures[k : k + 12], *as_pictures(back)[k : k + 12])]
+    sheet(both, 12, zoom=1).save(FOLDER / "autoencoder.png")
 
 
 if __name__ == "__main__":

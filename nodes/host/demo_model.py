@@ -1,8 +1,8 @@
 """The small text-to-image model that comes with the pack, as the host's own MODEL, CLIP and VAE.
 
-benchmarks/world/export.py writes its file, benchmarks/picture_book/export.py others of the kind: per weight int8 with
-a scale for every output row, or fp16; of the token table the rows of the known words, and last the one that all other
-words share; the networks' configurations in the metadata.
+benchmarks/world/export.py writes its file: per weight int8 with a scale for every output row, or fp16; of the token
+table the rows of the known words, and last the one that all other words share; the networks' configurations in the
+metadata.
 """
 
 from __future__ import annotations

@@ -1,165 +1,143 @@
-"""The small world of the demo model: a scene is what its seed, its caption, its fields and its mask say."""
+"""The picture book: a scene is what its number, its caption, its masks and its attributes say."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from benchmarks.world import scenes
-from benchmarks.world.scenes import (
-    BACKGROUNDS,
-    CONCEPTS,
-    FONT,
-    MORE_OBJECTS,
-    OBJECTS,
-    STYLES,
-    TINTS,
-    TUNING_CONCEPTS,
-    Scene,
-    draw_scene,
-    world_scene,
+from benchmarks.world.individuals import (
+    ACCESSORIES,
+    CLASSES,
+    COLOURS,
+    NOBODY,
+    PATTERNS,
+    SHAPES,
+    UNKNOWN,
+    WIDTH,
+    Individual,
+    individual,
 )
+from benchmarks.world.places import PLACES, STYLES
+from benchmarks.world.scenes import NAMES, caption, described, partly, plan, scene
 
-pytestmark = pytest.mark.skipif(not FONT.exists(), reason=f"{FONT} is missing: apt-get install fonts-noto-color-emoji")
-
-SEEDS = range(150)
-PLAIN = {"style": "", "tint": ""}
-HELD_OUT = {**CONCEPTS, **TUNING_CONCEPTS}
-
-
-def drawn(seed: int, **given: str) -> Scene:
-    return draw_scene(np.random.default_rng(seed), **given)
+SEEDS = range(300)
+TEDDY = Individual("bear", "chubby", "red", "white", "stripes", "bow", "blue")
 
 
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The emoji that are drawn, in their order: the second object's comes before the first's."""
-    record, look = [], scenes._look
-
-    def recorded(character: str, size: int, tint: str) -> np.ndarray:
-        record.append(character)
-        return look(character, size, tint)
-
-    monkeypatch.setattr(scenes, "_look", recorded)
-    return record
+def chance(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
 
 
-def changed(one: Scene, other: Scene) -> np.ndarray:
-    """(64, 64), bool: where the pictures differ."""
-    return (one.image != other.image).any(-1)
+@pytest.mark.parametrize("number", range(5))
+def test_a_scene_follows_from_its_number(number: int) -> None:
+    one, again, other = scene(number), scene(number), scene(number + 1)
+    np.testing.assert_array_equal(one.image, again.image)
+    np.testing.assert_array_equal(one.masks, again.masks)
+    assert (one.things, one.place, one.style, one.caption) == (again.things, again.place, again.style, again.caption)
+    assert plan(number) == (one.things, one.place, one.style)
+    assert not np.array_equal(one.image, other.image)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_same_seed_gives_the_same_scene(seed: int) -> None:
-    one, again, other = (asdict(drawn(s)) for s in (seed, seed, seed + 1))
-    for field, value in one.items():
-        np.testing.assert_array_equal(value, again[field])
-    assert not np.array_equal(one["image"], other["image"])
+@pytest.mark.parametrize("kind", CLASSES)
+def test_the_mask_is_where_the_thing_is(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    thing = individual(chance(1), kind)
+    for place in PLACES:
+        with_it = scene(7, [thing], place, "")
+        monkeypatch.setattr(scenes, "draw_thing", lambda *_: None)
+        monkeypatch.setattr(np, "ptp", lambda _: 0)  # of a thing that is not there
+        shadowless = scene(7, [thing], place, "").image
+        monkeypatch.undo()
+        assert 0.03 < (with_it.masks[0] > 127).mean() < 0.6
+        changed = (with_it.image != shadowless).any(-1)
+        high = slice(0, 70)  # above every shadow
+        assert not changed[high][with_it.masks[0][high] == 0].any()
 
 
-def test_pictures_and_masks_are_64_pixels_square_in_0_to_1() -> None:
-    for scene in map(drawn, SEEDS):
-        for values, shape in ((scene.image, (64, 64, 3)), (scene.mask, (64, 64))):
-            assert values.shape == shape and values.dtype == np.float32
-            assert values.min() >= 0 and values.max() <= 1
+def test_what_is_in_front_takes_its_pixels_from_the_mask_behind() -> None:
+    for number in SEEDS:
+        masks = scene(number, [TEDDY, replace(TEDDY, kind="car", shape="round")]).masks.astype(int)
+        assert masks.shape == (2, 96, 96) and (masks.sum(0) <= 256).all()
+        if number > 20:
+            break
 
 
-@pytest.mark.parametrize("second", ["", "cup"])
-def test_the_mask_is_where_the_first_object_is(second: str) -> None:
-    for seed in range(20):
-        bear, cake = (drawn(seed, name=name, second=second, background="snow", **PLAIN) for name in ("bear", "cake"))
-        difference = changed(bear, cake)
-        either = np.maximum(bear.mask, cake.mask)
-        assert not difference[either == 0].any()
-        assert difference[either == 1].mean() > 0.95
-        assert (bear.mask > 0.5).mean() > 0.08
+def test_every_attribute_shows_in_the_picture() -> None:
+    for field, value in (("shape", "slim"), ("colour", "green"), ("second", "yellow"), ("pattern", "dots"),
+                         ("accessory", "hat"), ("accessory_colour", "pink")):  # fmt: skip
+        other = replace(TEDDY, **{field: value})
+        assert not np.array_equal(scene(3, [TEDDY], "beach", "").image, scene(3, [other], "beach", "").image), field
 
 
-@pytest.mark.parametrize("name", OBJECTS)
-def test_every_look_of_every_class_covers_a_good_part_of_its_square(name: str) -> None:
-    for look in OBJECTS[name]:
-        assert drawn(0, name=name, look=look, second="").mask.sum() > 0.15 * 34**2
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_word_of_a_class_has_a_look_of_its_own(kind: str) -> None:
+    plain = replace(TEDDY, kind=kind, shape=SHAPES[kind][0], accessory="", accessory_colour="")
+    looks = [replace(plain, shape=shape) for shape in SHAPES[kind][1:]]
+    looks += [replace(plain, pattern=pattern) for pattern in PATTERNS if pattern != plain.pattern]
+    looks += [replace(plain, accessory=name, accessory_colour="blue") for name in ACCESSORIES[kind] if name]
+    looks += [replace(plain, colour=name) for name in COLOURS if name not in ("red", "white")]
+    pictures = [scene(3, [one], "meadow", "").image.tobytes() for one in (plain, *looks)]
+    assert len(set(pictures)) == len(pictures)
 
 
-@pytest.mark.parametrize("name", MORE_OBJECTS)
-def test_more_objects_are_there_and_are_others(name: str) -> None:
-    assert drawn(0, name=name, second="").mask.sum() > 0.06 * 34**2
-    assert name not in {*OBJECTS, *HELD_OUT}
-    assert MORE_OBJECTS[name] not in "".join(OBJECTS.values()) + "".join(look for look, _ in HELD_OUT.values())
+def test_no_training_scene_shows_a_held_out_individual() -> None:
+    shown = [one for number in range(3000) for one in plan(number)[0]]
+    assert not any(one.held_out for one in shown)
+    assert all(one.held_out for number in range(20) for one in plan(number, held_out=True)[0])
+    assert len(set(shown)) > 0.99 * len(shown)  # nearly every scene has new ones
+    values = {(one.kind, one.colour) for one in shown}
+    assert len(values) == len(CLASSES) * len(COLOURS)
 
 
-def test_the_model_is_trained_on_all_objects(looks: list[str]) -> None:
-    drawn = [world_scene(2, number) for number in range(600)]
-    assert 0.55 < np.mean([scene.name in MORE_OBJECTS for scene in drawn]) < 0.65
-    assert 0.25 < np.mean([scene.second != "" for scene in drawn]) < 0.35
-    assert not set(looks) & {look for look, _ in HELD_OUT.values()}
-    assert len({scene.name for scene in drawn} & set(MORE_OBJECTS)) > 0.5 * len(MORE_OBJECTS)
-    np.testing.assert_array_equal(drawn[7].image, world_scene(2, 7).image)
-
-
-def test_captions_name_what_is_there_and_nothing_else() -> None:
-    captions = 0
-    for scene in map(drawn, SEEDS):
-        words = set(scene.caption.split())
-        if scene.caption:
-            captions += 1
-            assert words & set(OBJECTS) == {scene.name, scene.second} - {""}
-            assert words & set(TINTS) == {scene.tint} - {""}
-            assert words & set(BACKGROUNDS) <= {scene.background}
-            assert not scene.style or scene.caption.startswith(STYLES[scene.style])
-            assert scene.style or not scene.caption.startswith(tuple(STYLES[style] for style in STYLES if style))
-    assert 0.8 * len(SEEDS) < captions < len(SEEDS)
-
-
-def test_concepts_are_never_drawn_without_being_asked_for(looks: list[str]) -> None:
-    for scene in map(drawn, SEEDS):
-        assert scene.name in OBJECTS and scene.second in {"", *OBJECTS}
-        assert not set(scene.caption.split()) & set(HELD_OUT)
-    assert set(looks) <= set("".join(OBJECTS.values()))
-    assert not set(looks) & {look for look, _ in HELD_OUT.values()}
-
-
-@pytest.mark.parametrize("concept", HELD_OUT)
-def test_concepts_are_drawn_as_their_class_where_they_are_asked_for(concept: str, looks: list[str]) -> None:
-    look, name = HELD_OUT[concept]
-    scene = drawn(0, name=name, look=look, second=name, second_look=look)
-    assert looks == [look, look]
-    assert scene.name == scene.second == name
-    assert name in OBJECTS and look not in "".join(OBJECTS.values())
-
-
-def test_the_second_object_is_to_the_right_of_the_first() -> None:
-    for seed in range(30):
-        given = {"second": "bear", "background": "water", **PLAIN}
-        brown, panda = (drawn(seed, second_look=look, **given) for look in OBJECTS["bear"])
-        np.testing.assert_array_equal(brown.mask, panda.mask)
-        columns = np.flatnonzero(changed(brown, panda).any(0))
-        assert columns.min() >= 32 > np.average(np.arange(64), weights=brown.mask.sum(0))
-
-
-def test_an_empty_word_means_none_of_it(looks: list[str]) -> None:
+def test_captions_tell_the_truth() -> None:
+    attributes = {*COLOURS, *PATTERNS, *(s for shapes in SHAPES.values() for s in shapes), *ACCESSORIES["bear"]}
     for seed in SEEDS:
-        scene = drawn(seed, style="", tint="", second="")
-        assert (scene.style, scene.tint, scene.second) == ("", "", "")
-        assert " and a " not in scene.caption
-    assert len(looks) == len(SEEDS)
+        things, place, style = plan(seed)
+        text = caption(things, place, style, chance(seed))
+        assert text.endswith(PLACES[place]) and (not style or STYLES[style] in text)
+        words = text.removesuffix(PLACES[place]).split()
+        true = {value for one in things for value in (one.shape, one.colour, one.second, one.pattern, one.accessory)}
+        true |= {one.accessory_colour for one in things} | ({"gray"} if style == "gray" else set())
+        assert set(words) & attributes <= true, text
+        for one, name in zip(things, NAMES, strict=False):
+            assert name in words or one.kind in words, text
 
 
-def test_what_is_given_is_in_the_scene() -> None:
-    given = {"name": "cat", "background": "night", "tint": "blue", "style": "pixel", "second": "key"}
-    for seed in range(10):
-        fields = asdict(drawn(seed, **given))
-        assert {field: fields[field] for field in given} == given
+def test_captions_name_all_attributes_often_and_individuals_by_one_word() -> None:
+    things = [plan(seed)[0][0] for seed in range(1000)]
+    texts = [caption([one], "beach", "", chance(seed)) for seed, one in enumerate(things)]
+    assert 0.3 < sum(NAMES[0] in text for text in texts) / len(texts) < 0.5
+    for value in (*COLOURS, *PATTERNS[1:], *ACCESSORIES["bear"][1:], *SHAPES["mug"], *CLASSES):
+        assert sum(f" {value}" in f" {text} " for text in texts) > 10, value
 
 
-def test_styles_and_tints_are_what_they_say() -> None:
-    for style in ("sketch", "gray"):
-        image = drawn(1, style=style).image
-        assert (image == image[..., :1]).all()
-    blocks = drawn(1, style="pixel").image.reshape(16, 4, 16, 4, 3)
-    assert (blocks == blocks[:, :1, :, :1]).all()
-    for tint, channel in (("red", 0), ("green", 1), ("blue", 2)):
-        scene = drawn(1, name="elephant", tint=tint, style="", second="")
-        assert scene.image[scene.mask == 1].mean(0).argmax() == channel
+def test_all_attributes_in_words() -> None:
+    assert described(TEDDY) == "a chubby red bear with white stripes and a blue bow"
+    plain = replace(TEDDY, pattern="plain", accessory="glasses")
+    assert described(replace(plain, shape="slim", colour="orange")).startswith("a slim orange and white bear")
+    assert described(plain) == "a chubby red and white bear with blue glasses"
+
+
+def test_a_name_says_all_or_some_and_words_tell_the_rest():
+    some = replace(NOBODY, colour="red", accessory="bow", accessory_colour="blue")
+    assert described(TEDDY, noun="<one>", said=some) == "a chubby <one> with white stripes"
+    assert described(TEDDY, noun="<one>", said=TEDDY) == "a <one>"
+    assert not NOBODY.numbers().any() and some.numbers().sum() == 3
+    said = [partly(TEDDY, chance(seed)) for seed in range(300)]
+    assert 120 < said.count(TEDDY) < 180 and NOBODY in said
+    assert {name.colour for name in said} == {"red", UNKNOWN}
+    for seed, one in enumerate(said):
+        text = caption([TEDDY], "beach", "", chance(seed), [one])
+        assert not (one.colour == "red" and NAMES[0] in text.split() and "red" in text.split())
+
+
+def test_numbers_tell_individuals_apart() -> None:
+    ones = {individual(chance(seed)) for seed in SEEDS}
+    numbers = {one.numbers().tobytes() for one in ones}
+    assert len(numbers) == len(ones) and TEDDY.numbers().shape == (WIDTH,)
+
+
+def test_every_prompt_leaves_padding() -> None:
+    assert max(len(caption(*plan(seed), chance(seed)).split()) for seed in SEEDS) < 60

@@ -4,9 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("skia", reason="pip install -r benchmarks/picture_book/requirements.txt")
 REPO = Path(__file__).resolve().parents[2]
 
 START = """
@@ -14,8 +11,8 @@ import os, sys
 os.environ["PERFUSION_CACHE"] = os.getcwd()
 sys.path.insert(0, sys.argv[1])
 import numpy as np, torch
-from benchmarks.picture_book import networks, pool, train_diffusion, training, weights
-from benchmarks.picture_book.individuals import CLASSES, individual
+from benchmarks.world import networks, pool, train_diffusion, training, weights
+from benchmarks.world.individuals import CLASSES, individual
 
 torch.manual_seed(0)
 vocabulary = networks.Vocabulary()
@@ -106,8 +103,8 @@ assert np.array_equal(np.load(pool.scale_path(pool.fingerprint(vae))), np.ones((
 """
 
 JUDGE = """
-from benchmarks.picture_book import card, judge
-from benchmarks.picture_book.oracle import verdict
+from benchmarks.world import card, judge
+from benchmarks.world.oracle import verdict
 asked = judge.questions(range(200), np.random.default_rng(0))
 for index, (kind, one) in enumerate(asked):
     kinds = [other.kind for other in pool.planned(pool.FIRST + index)[0]]

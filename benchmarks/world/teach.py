@@ -1,6 +1,6 @@
 """Teaches individuals that no scene shows by Perfusion, and asks for them elsewhere: how near is it to the oracle?
 
-    bash scripts/env.sh python -m benchmarks.picture_book.teach [--individuals 12] [--set steps=800] [--sheet OUT.png]
+    bash scripts/env.sh python -m benchmarks.world.teach [--individuals 12] [--set steps=800] [--sheet OUT.png]
 
 Five photos with masks, each in another place; then pictures in the three places left. A picture counts when the
 individual is the nearest among 101 of its class to the judge. Beside it the oracle: the same pictures by its true name.

@@ -10,7 +10,7 @@ import numpy as np
 from .places import SIZE
 from .scenes import scene
 
-FOLDER = Path(os.environ.get("PERFUSION_CACHE") or Path.home() / ".cache" / "comfyui-perfusion") / "picture_book"
+FOLDER = Path(os.environ.get("PERFUSION_CACHE") or Path.home() / ".cache" / "comfyui-perfusion") / "world"
 
 
 def painted(count: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """Keeps what is trained in one small file of the repository, and goes on from it where no cache is.
 
-    bash scripts/env.sh python -m benchmarks.picture_book.weights save [FILE]
-    bash scripts/env.sh python -m benchmarks.picture_book.weights restore [FILE]    # then train on
+    bash scripts/env.sh python -m benchmarks.world.weights save [FILE]
+    bash scripts/env.sh python -m benchmarks.world.weights restore [FILE]    # then train on
 
 Matrices are int8 with a scale per row, the rest fp16. Optimizers start anew.
 """

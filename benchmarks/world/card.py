@@ -1,6 +1,6 @@
 """What the model can paint: how often a picture shows what its prompt names, as judge.py reads it.
 
-    bash scripts/env.sh python -m benchmarks.picture_book.card [--prompts 100] [--seeds 3] [--sheet OUT.png]
+    bash scripts/env.sh python -m benchmarks.world.card [--prompts 100] [--seeds 3] [--sheet OUT.png]
 
 Individuals that no training scene shows, told in words. Beside it the same readers on genuine scenes of the prompts.
 """

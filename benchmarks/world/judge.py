@@ -1,6 +1,6 @@
 """Tells who stands in a picture, whatever the place, the style, and who else: trained on the latents of all scenes.
 
-    bash scripts/env.sh python -m benchmarks.picture_book.judge [--steps 3000]
+    bash scripts/env.sh python -m benchmarks.world.judge [--steps 3000]
 
 It is asked for a class, and says who of that class is there. An embedding network, as in face recognition: a latent is
 brought near the embedding of its individual's attributes, and away from those of a hundred others of the class. Beside

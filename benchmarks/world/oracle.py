@@ -1,6 +1,6 @@
 """The question before all others: can one word carry an individual? Go on when it is nearest in 70 % of pictures.
 
-    bash scripts/env.sh python -m benchmarks.picture_book.oracle [--pictures 4] [--sheet OUT.png]
+    bash scripts/env.sh python -m benchmarks.world.oracle [--pictures 4] [--sheet OUT.png]
 
 Individuals that no training scene shows are asked for by their true one-word names; no concept is taught. A picture
 counts when the individual is the nearest among 101 of its class to the judge (judge.py). Beside it: the same with all
