@@ -20,15 +20,15 @@ from nodes.photo_folder import read_folder
 from nodes.pictures import contact_sheet
 
 BASE = CACHE / "demo"
-PHOTOS = REPO / "nodes" / "demo_photos"  # emoji that the demo model never saw, made by benchmarks/world/scenes.py
+PHOTOS = REPO / "nodes" / "demo_photos"  # of two that the demo model never saw, made by benchmarks/world/demo.py
 
 PROMPTS = (
-    "a photo of a {} on snow", "a photo of a {} on water", "a photo of a purple {} on sand", "a sketch of a {} on wood",
-    "a photo of a {} and a cup on pink",
+    "a photo of a {} in the snow", "a photo of a {} on the beach", "a photo of a {} at night",
+    "a photo of a {} and a blue mug in the room", "a watercolor of a {} in the meadow",
 )  # fmt: skip
 TOGETHER = (
-    "a photo of a {} and a {} on grass", "a photo of a {} and a {} on night", "a photo of a {} and a {} on wood",
-    "a gray photo of a {} and a {} on sand", "a photo of a {} and a {} on brick",
+    "a photo of a {} and a {} in the snow", "a photo of a {} and a {} on the beach", "a photo of a {} and a {} at night",
+    "a photo of a {} and a {} in the room", "a watercolor of a {} and a {} in the meadow",
 )  # fmt: skip
 BETAS = (0.5, 0.75, 0.95)
 CELL = 192  # pixels of a picture in the sheet
@@ -161,8 +161,8 @@ class Graph:
             positive = self.add("CLIPTextEncode", clip=[source, 1], text=sentence)
             sampled = self.add(
                 "KSampler", model=[source, 0], positive=[positive, 0], negative=[negative, 0], seed=seed, steps=20,
-                cfg=5.0, sampler_name="dpmpp_2m", scheduler="normal", denoise=1.0,
-                latent_image=[self.add("EmptyLatentImage", width=64, height=64, batch_size=1), 0],
+                cfg=3.0, sampler_name="dpmpp_2m", scheduler="normal", denoise=1.0,
+                latent_image=[self.add("EmptyLatentImage", width=96, height=96, batch_size=1), 0],
             )  # fmt: skip
             previews.append(
                 self.add("PreviewImage", images=[self.add("VAEDecode", samples=[sampled, 0], vae=[vae, 2]), 0])

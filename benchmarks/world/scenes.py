@@ -98,13 +98,14 @@ def _thing(one: Individual, feet: tuple[float, float], scale: float, light: floa
 
 
 def caption(
-    things: Sequence[Individual], place: str, style: str, random: np.random.Generator, said: Sequence[Individual] = ()
-) -> str:
-    """``said``: what each thing's name says of it, by default all."""
+    things: Sequence[Individual], place: str, style: str, random: np.random.Generator,
+    said: Sequence[Individual] = (), named: float = NAMED,
+) -> str:  # fmt: skip
+    """``said``: what each thing's name says of it, by default all; ``named``: how many of them have one, 0..1."""
     prefix = {"": _one(random, _PREFIXES), "pixel": "pixel art of"}.get(style) or f"a {STYLES[style]} of"
     parts = []
     for one, name, says in zip(things, NAMES, said or things, strict=False):
-        if random.random() >= NAMED:
+        if random.random() >= named:
             parts += [described(one, random)]
         elif says == one and random.random() < 0.5:
             parts += [name]

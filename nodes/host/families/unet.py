@@ -30,7 +30,7 @@ def _unet(name: str, title: str, owns, resolution: int = 512, **more) -> Family:
     return Family(name, title, owns, attention, UNET_PROJECTIONS, "heads", resolution, texts, **more)
 
 
-DEMO = _unet("demo", "", partial(_owns, config=DemoConfig), resolution=64)
+DEMO = _unet("demo", "", partial(_owns, config=DemoConfig), resolution=96)
 SD1 = _unet("sd1", "SD1.x", partial(_owns, config=supported_models.SD15))
 SD2 = _unet("sd2", "SD2.x", partial(_owns, config=supported_models.SD20))
 SDXL = _unet("sdxl", "SDXL", partial(_owns, config=supported_models.SDXL), resolution=1024, large=True)
