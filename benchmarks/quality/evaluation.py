@@ -1,20 +1,25 @@
-"""How pictures of a learned concept are judged: likeness to its photos, to the words of the prompt, and plain hits."""
+"""What is asked for, and how pictures are judged: who is in them, what else the prompt names, and what got mixed up."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from judges import load_classifier, load_clip
-from methods import Learned
-from painter import Painter, Task, task
-from scenes import BACKGROUNDS, OBJECTS, TINTS
+from benchmarks.world.individuals import ACCESSORIES, CLASSES, COLOURS, LISTS, Individual, individual
+from benchmarks.world.judge import READ, Judge, others
+from benchmarks.world.places import PLACES, STYLES
+from benchmarks.world.scenes import scene
+
+from .painter import Task
+
+OTHERS = 200  # of its class, among whom the individual must be the nearest
+ATTRIBUTES = ("colour", "second", "pattern", "accessory")
 
 
 @dataclass(frozen=True)
@@ -22,119 +27,112 @@ class Prompt:
     """A sentence with {} in the subject's place, and what a picture of it must show besides."""
 
     sentence: str
-    background: str = ""
-    tint: str = ""
+    place: str
     style: str = ""
-    second: str = ""
+    second: Individual | None = None  # of another class; the sentence names its class and its colour
+    first: bool = True  # whether the subject is named before it
+
+    def scene(self, number: int, one: Individual):
+        """A genuine one."""
+        things = [one, self.second] if self.second else [one]
+        return scene(number, things if self.first else things[::-1], self.place, self.style)
 
 
-PROMPTS = (
-    Prompt("a photo of a {} on snow", background="snow"),
-    Prompt("a photo of a {} on water", background="water"),
-    Prompt("a photo of a {} on night", background="night"),
-    Prompt("a photo of a blue {} on sand", background="sand", tint="blue"),
-    Prompt("a photo of a purple {} on grass", background="grass", tint="purple"),
-    Prompt("a sketch of a {} on wood", style="sketch"),
-    Prompt("a gray photo of a {} on brick", background="brick", style="gray"),
-    Prompt("a photo of a {} and a cup on pink", background="pink", second="cup"),
-)
-
-
-@dataclass(frozen=True)
-class Judges:
-    classifier: Any
-    clip: Any
-
-    @classmethod
-    def load(cls, folder: Path) -> Judges:
-        return cls(load_classifier(folder / "classifier.safetensors"), load_clip(folder / "clip"))
-
-    def scores(self, images: Tensor, photos: Tensor, prompts: Sequence[Prompt], task: Task) -> dict[str, float]:
-        """Means over pictures (n, 64, 64, 3), of which each belongs to a prompt."""
-        texts = self.clip.texts([prompt.sentence.replace("{}", task.superclass) for prompt in prompts])
-        seen = self.clip.images(images)
-        verdicts = self.classifier.judge(images)
-        has = dict(zip(self.classifier.names, verdicts.objects.T, strict=True))
-        hits: dict[str, list[bool]] = {"background": [], "tint": [], "style": [], "second": []}
-        for i, prompt in enumerate(prompts):
-            for kind in ("background", "tint", "style"):
-                if wanted := getattr(prompt, kind):
-                    hits[kind].append(getattr(verdicts, kind)[i] == wanted)
-            if prompt.second:
-                hits["second"].append(bool(has[prompt.second][i]))
-        return {
-            "clip_i": (seen @ self.clip.images(photos).T).mean().item(),
-            "clip_t": (seen * texts).sum(-1).mean().item(),
-            "concept": has[task.name].float().mean().item(),
-            "superclass": has[task.superclass].float().mean().item(),
-            "prompt_hits": float(np.mean([hit for found in hits.values() for hit in found])),
-            **{kind: float(np.mean(found)) for kind, found in hits.items() if found},
-        }
-
-
-def noise(count: int, seed: int) -> Tensor:
-    return torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(1000 + seed))
-
-
-def photos(task: Task) -> Tensor:
-    return torch.from_numpy(np.stack([scene.image for scene in task.photos]))
-
-
-def painted(painter: Painter, learned: Learned, seed: int) -> dict[float, Tensor]:
-    """{setting: pictures} of PROMPTS over the whole curve, from the same noises for every method."""
-    sentences, start = [prompt.sentence for prompt in PROMPTS], noise(len(PROMPTS), seed)
-    return {setting: learned.paint(painter, sentences, start, setting) for setting in learned.settings}
-
-
-def curve(judges: Judges, pictures: Mapping[float, Tensor], task: Task) -> list[dict[str, float]]:
-    """Of every setting the scores of its pictures."""
+def prompts(task: Task) -> list[Prompt]:
+    """Eight, in places that no photo shows."""
+    random = np.random.default_rng((32, task.number))
+    one, two, _ = task.places
+    kinds = random.permutation([kind for kind in CLASSES if kind != task.one.kind])[:2]
+    colours = random.permutation([name for name in COLOURS if name not in (task.one.colour, task.one.second)])[:2]
+    seconds = [
+        replace(individual(random, str(kind)), colour=str(colour), pattern="plain")
+        for kind, colour in zip(kinds, colours, strict=True)
+    ]
+    named = [f"a {second.colour} {second.kind}".replace("a orange", "an orange") for second in seconds]
+    styles = [str(style) for style in random.permutation(list(STYLES)[1:])[:3]]
     return [
-        {"setting": setting, **judges.scores(shown, photos(task), PROMPTS, task)} for setting, shown in pictures.items()
+        *(Prompt(f"a photo of a {{}} {PLACES[place]}", place) for place in task.places),
+        *(
+            Prompt(f"{'' if style == 'pixel' else 'a '}{STYLES[style]} of a {{}} {PLACES[place]}", place, style)
+            for style, place in zip(styles, task.places, strict=True)
+        ),
+        Prompt(f"a photo of a {{}} and {named[0]} {PLACES[one]}", one, second=seconds[0]),
+        Prompt(f"a photo of {named[1]} and a {{}} {PLACES[two]}", two, second=seconds[1], first=False),
     ]
 
 
-def combined_scores(judges: Judges, images: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """How often all the concepts, and each of them, are seen, and how like its photos each is."""
-    verdicts = judges.classifier.judge(images)
-    has = dict(zip(judges.classifier.names, verdicts.objects.T, strict=True))
-    shown = torch.stack([has[name] for name in names])  # (concepts, pictures)
-    seen = judges.clip.images(images)
-    likeness = [(seen @ judges.clip.images(photos(task(name))).T).mean().item() for name in names]
-    return {"all_shown": shown.all(0).float().mean().item(), "shown": shown.float().mean().item(),
-            "clip_i": float(np.mean(likeness))}  # fmt: skip
+def pair_prompts(pair: Sequence[Task]) -> list[Prompt]:
+    """Four with both of two, in places that the photos of one or of both do not show."""
+    new = [place for places in zip(*(one.places for one in pair), strict=True) for place in places]
+    places = list(dict.fromkeys([*new, *PLACES]))[:4]
+    return [Prompt(f"a photo of a {{}} and a {{}} {PLACES[place]}", place, second=pair[1].one) for place in places]
 
 
-MODEL_PROMPTS = tuple(
-    (name, BACKGROUNDS[i % len(BACKGROUNDS)], ["", *TINTS][i % (1 + len(TINTS))])
-    for i, name in enumerate([*OBJECTS, *OBJECTS][:64])
-)
+@dataclass
+class Assessor:
+    """The judge, and whom it tells the individuals from."""
 
+    judge: Judge
 
-def model_scores(painter: Painter, judges: Judges, seeds: Sequence[int]) -> dict[str, float]:
-    """The demo model itself: how often the object, background and tint that 64 prompts ask for are seen."""
-    sentences = [f"a photo of a {tint} {name} on {background}" for name, background, tint in MODEL_PROMPTS]
-    encodings, _ = painter.encode(sentences)
-    verdicts = judges.classifier.judge(torch.cat([painter.paint(encodings, noise(len(sentences), s)) for s in seeds]))
-    has = dict(zip(judges.classifier.names, verdicts.objects.T, strict=True))
-    asked = list(enumerate(MODEL_PROMPTS * len(seeds)))
-    return {
-        "object": float(np.mean([bool(has[name][i]) for i, (name, _, _) in asked])),
-        "background": float(np.mean([verdicts.background[i] == background for i, (_, background, _) in asked])),
-        "tint": float(np.mean([verdicts.tint[i] == tint for i, (_, _, tint) in asked if tint])),
-    }
+    def __post_init__(self) -> None:
+        with torch.no_grad():
+            self._rivals = {kind: self.judge.of(others(kind, OTHERS, 1)) for kind in CLASSES}
 
+    @torch.no_grad()
+    def common(self, photos: Tensor, one: Individual) -> Tensor:
+        """(size,), what photos of an individual have in common."""
+        return F.normalize(self.judge(photos, [one.kind] * len(photos))[0].mean(0), dim=0)
 
-def anchors(painter: Painter, judges: Judges, task: Task, seeds: Sequence[int]) -> dict[str, dict[str, float]]:
-    """What curves are measured against: the model without the concept on the same prompts with the superclass word,
-    and the photos themselves, which know nothing of the prompts.
-    """
-    sentences = [prompt.sentence.replace("{}", task.superclass) for prompt in PROMPTS]
-    encodings, _ = painter.encode(sentences)
-    painted = [painter.paint(encodings, noise(len(sentences), seed)) for seed in seeds]
-    shown = photos(task)
-    plain = judges.scores(torch.cat(painted), shown, PROMPTS * len(seeds), task)
-    copied = [judges.scores(photo.expand(len(PROMPTS), -1, -1, -1), shown, PROMPTS, task) for photo in shown]
-    alike = judges.clip.images(shown) @ judges.clip.images(shown).T
-    others = alike[~torch.eye(len(shown), dtype=torch.bool)].mean().item()
-    photo = {name: float(np.mean([one[name] for one in copied])) for name in copied[0]}
-    return {"model": plain, "photos": {**photo, "clip_i": others}}
+    @torch.no_grad()
+    def scores(self, latents: Tensor, one: Individual, asked: Sequence[Prompt], photos: Tensor) -> dict[str, float]:
+        """Shares of pictures (n, 16, 12, 12), of which each belongs to a prompt; photos: the latents of the photos."""
+        embeddings, read = self.judge(latents, [one.kind] * len(latents))
+        right = defaultdict(list, {name: list(hits) for name, hits in self._identified(embeddings, one).items()})
+        right["class"] = [index == 1 for index in read["shown"].argmax(-1).tolist()]
+        for name in ATTRIBUTES:
+            if getattr(one, name):
+                right[name] = [value == getattr(one, name) for value in self._values(embeddings, one, name)]
+        for i, prompt in enumerate(asked):
+            wanted = {"place": prompt.place, "style": prompt.style}
+            for name, value in wanted.items():
+                if value:
+                    right[name].append(READ[name][int(read[name][i].argmax())] == value)
+            if second := prompt.second:
+                _, other = self.judge(latents[i : i + 1], [second.kind])
+                right["thing"].append(int(other["shown"][0].argmax()) == 1)
+                right["its colour"].append(READ["colour"][int(other["colour"][0].argmax())] == second.colour)
+        hits = [hit for name in ("place", "style", "thing", "its colour") for hit in right[name]]
+        found = {name: float(np.mean(values)) for name, values in right.items() if values}
+        likeness = (embeddings @ self.common(photos, one)).mean().item()
+        return {**found, "prompt": float(np.mean(hits)), "likeness": likeness}
+
+    @torch.no_grad()
+    def pair_scores(self, latents: Tensor, pair: Sequence[Individual]) -> dict[str, float]:
+        """Shares of pictures with both: both nearest, each nearest, both classes there, and attributes of the other."""
+        nearest, shown, mixed = [], [], []
+        for one, other in (pair, pair[::-1]):
+            embeddings, read = self.judge(latents, [one.kind] * len(latents))
+            nearest.append(self._identified(embeddings, one)["identified"])
+            shown.append([index == 1 for index in read["shown"].argmax(-1).tolist()])
+            for name in ATTRIBUTES:
+                if getattr(one, name) != (others := getattr(other, name)):
+                    mixed += [value == others for value in self._values(embeddings, one, name)]
+        both, there = np.array(nearest), np.array(shown)
+        return {"both": float(both.all(0).mean()), "each": float(both.mean()), "classes": float(there.all(0).mean()),
+                "mixing": float(np.mean(mixed))}  # fmt: skip
+
+    def _identified(self, embeddings: Tensor, one: Individual) -> Mapping[str, list[bool]]:
+        """For each picture whether the individual is the nearest of its class, and one of the five nearest."""
+        own = embeddings @ self.judge.of(torch.from_numpy(one.numbers()))
+        ranks = (embeddings @ self._rivals[one.kind].T > own[:, None]).sum(1).tolist()
+        return {"identified": [rank == 0 for rank in ranks], "in five": [rank < 5 for rank in ranks]}
+
+    def _values(self, embeddings: Tensor, one: Individual, name: str) -> list[str]:
+        """The value of an attribute with which, in place of its own, the individual would be the nearest."""
+        versions = [replace(one, **{name: value}) for value in LISTS[list(vars(one)).index(name)]]
+        if name == "accessory":  # of whatever colour
+            worn = [replace(one, accessory=value, accessory_colour=colour)
+                    for value in ACCESSORIES[one.kind] if value for colour in COLOURS]  # fmt: skip
+            versions = [replace(one, accessory="", accessory_colour=""), *worn]
+        numbers = torch.from_numpy(np.stack([version.numbers() for version in versions]))
+        return [getattr(versions[index], name) for index in (embeddings @ self.judge.of(numbers).T).argmax(-1).tolist()]

@@ -18,25 +18,21 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from half_precision import HalfPrecision
-from painter import Painter, PainterTrainee, Task, pasted
+from benchmarks.world.individuals import individual
+from benchmarks.world.places import PLACES
+from benchmarks.world.scenes import NAMES, described, scene
+from benchmarks.world.teach import MIN_TIMESTEP, OUTSIDE, SETTINGS, Photos
 from perfusion_core import Concept, ConceptSet, Training, TrainingSettings, Wiring, cross_attention_layers
 from perfusion_core.captions import TEMPLATES
-from perfusion_core.edit import TEMPERATURE
-from scenes import draw_scene
-from variants import UngatedSet, UngatedTraining
+
+from .painter import UNKNOWN, Painter, Task, filled
+from .variants import UngatedSet, UngatedTraining
 
 PICTURES = 1600  # that every method trains on, in batches that suit it
-_SETTINGS = TrainingSettings(
-    steps=400, batch_size=4, accumulation=1, learning_rate_values=0.05, learning_rate_embedding=0.001
-)
-OUTSIDE = 0.3  # what counts outside the masks, for Perfusion
-MIN_TIMESTEP = 250  # that Perfusion trains on
-BETAS = (0.3, 0.5, 0.7, 0.9)
-MIDDLE_BETA = 0.5  # where strength is swept, and concepts are combined
-STRENGTHS = (0.4, 0.7, 1.0, 1.3)  # where that is swept
-FINER_STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.55, 0.85)  # below and between them
-MARKS = (0.125, 0.25, 0.5, 1.0)  # shares of the steps, where these are
+BETAS = (0.3, 0.4, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9)
+STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)  # where that is swept
+MARKS = tuple(k / 8 for k in range(1, 9))  # shares of the steps, where these are
+TOGETHER_BETA = 0.6  # where concepts are combined
 REGULAR_SCENES = 32  # pictures of the superclass that keep Custom Diffusion and DreamBooth from forgetting it
 
 
@@ -44,21 +40,11 @@ class Learned(Protocol):
     settings: Sequence[float]
     size: int  # bytes of a file with what was learned, as fp16 safetensors where the method has no format of its own
 
-    def paint(self, painter: Painter, sentences: Sequence[str], noise: Tensor, setting: float) -> Tensor:
-        """Pictures of sentences that hold {} where the subject stands, (n, 64, 64, 3) in 0..1."""
+    def paint(self, painter: Painter, sentences: Sequence[str], seed: int, setting: float) -> Tensor:
+        """Latents (n, 16, 12, 12) of sentences with {} in the subject's place, from noises that the seed says."""
 
 
 Method = Callable[[Painter, Task, int], Learned]
-
-
-@dataclass(frozen=True)
-class Pasted:
-    """A method that does not train on the photos but on pictures with their subject pasted onto other backgrounds."""
-
-    method: Method
-
-    def __call__(self, painter: Painter, task: Task, seed: int) -> Learned:
-        return self.method(painter, replace(task, photos=pasted(task.photos)), seed)
 
 
 # Perfusion
@@ -66,79 +52,60 @@ class Pasted:
 
 @dataclass
 class LearnedConcepts:
-    """Concept files in use; the setting is beta, or else the strength."""
+    """Concepts, in the order in which sentences name them; the setting is beta, or, without a gate, the strength."""
 
     concepts: Sequence[Concept]
     settings: Sequence[float]
     key_lock: float = 0.0  # 0 local, 1 global
     gated: bool = True
-    by_strength: bool = False
-    temperature: float = TEMPERATURE
 
     @property
     def size(self) -> int:
         return len(save({name: tensor.half() for name, tensor in self.concepts[0].tensors().items()}))
 
-    def paint(self, painter: Painter, sentences: Sequence[str], noise: Tensor, setting: float) -> Tensor:
-        new = {concept.trigger: concept.token_embeddings["l"] for concept in self.concepts}
-        prompts = [_filled(sentence, [concept.trigger for concept in self.concepts]) for sentence in sentences]
-        encodings, _ = painter.encode(prompts, new)
+    def paint(self, painter: Painter, sentences: Sequence[str], seed: int, setting: float) -> Tensor:
+        embeddings = [concept.token_embeddings["l"] for concept in self.concepts]
+        new = dict(zip(NAMES, embeddings, strict=False))
+        encodings, _ = painter.encode([filled(sentence, new) for sentence in sentences], new)
         keys = None
         if self.key_lock:
-            plain = [_filled(sentence, [concept.superclass for concept in self.concepts]) for sentence in sentences]
-            keys = encodings + self.key_lock * (painter.encode(plain)[0] - encodings)
-        if not self.gated:
-            concepts = UngatedSet(self.concepts, strengths=setting)
-        elif self.by_strength:
-            concepts = ConceptSet(self.concepts, MIDDLE_BETA, self.temperature, strengths=setting)
-        else:
-            concepts = ConceptSet(self.concepts, setting, self.temperature)
-        with Wiring(painter.unet, cross_attention_layers(painter.unet), concepts) as wiring:
-            return painter.paint(encodings, noise, wiring, keys)
-
-
-def _filled(sentence: str, words: Sequence[str]) -> str:
-    for word in words:
-        sentence = sentence.replace("{}", word, 1)
-    return sentence
+            classes = [concept.superclass for concept in self.concepts]
+            plain, _ = painter.encode([filled(sentence, classes) for sentence in sentences], {})
+            keys = encodings.lerp(plain, self.key_lock)
+        kind = ConceptSet(self.concepts, setting) if self.gated else UngatedSet(self.concepts, strengths=setting)
+        with Wiring(painter.unet, cross_attention_layers(painter.unet), kind) as wiring:
+            return painter.paint(encodings, seed, wiring, keys)
 
 
 @dataclass(frozen=True)
 class Perfusion:
     """Trained as the paper says; beta is swept at inference."""
 
-    inverse: Tensor  # C^-1
-    betas: Sequence[float] = BETAS
+    settings: TrainingSettings = SETTINGS
     outside: float = OUTSIDE
-    min_timestep: int = MIN_TIMESTEP
+    least: int = MIN_TIMESTEP
     kind: type[Training] = Training
-    settings: TrainingSettings = _SETTINGS
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedConcepts:
+        photos, settings = Photos(painter, task.photos, self.outside, self.least), replace(self.settings, seed=seed)
         training = self.kind(
-            PainterTrainee(painter, task, self.outside, self.min_timestep), self.inverse, task.trigger,
-            task.superclass, "demo", replace(self.settings, seed=seed),
+            photos, painter.inverse_covariance, task.trigger, task.superclass, "demo", settings
         )  # fmt: skip
-        with training.trainee.wiring:
-            for _ in range(self.settings.steps):
+        with photos.wiring:
+            for _ in range(settings.steps):
                 training.step()
-        return LearnedConcepts([training.concept()], self.betas, gated=self.kind is not UngatedTraining)
+        gated = self.kind is not UngatedTraining
+        return LearnedConcepts([training.concept()], BETAS if gated else STRENGTHS, gated=gated)
 
 
 @dataclass(frozen=True)
-class Reused:
-    """What Perfusion learned, used in another way."""
+class GlobalLock:
+    """What Perfusion learned, with all keys as if the prompt named the class."""
 
-    trained: Callable[[str, int], Concept]  # of a task's name and a seed
-    key_lock: float = 0.0
-    strengths: Sequence[float] = ()  # that are swept in place of beta
-    temperature: float = TEMPERATURE
+    trained: Callable[[int, int], Concept]  # of a task's number and a seed
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedConcepts:
-        return LearnedConcepts(
-            [self.trained(task.name, seed)], self.strengths or BETAS, self.key_lock,
-            by_strength=bool(self.strengths), temperature=self.temperature,
-        )  # fmt: skip
+        return LearnedConcepts([self.trained(task.number, seed)], BETAS, key_lock=1.0)
 
 
 # What people use instead
@@ -157,11 +124,11 @@ class LearnedWeights:
     def settings(self) -> Sequence[float]:
         return list(self.versions)
 
-    def paint(self, painter: Painter, sentences: Sequence[str], noise: Tensor, setting: float) -> Tensor:
+    def paint(self, painter: Painter, sentences: Sequence[str], seed: int, setting: float) -> Tensor:
         embedding, weights = self.versions[setting]
         encodings, _ = painter.encode([s.replace("{}", self.phrase) for s in sentences], {self.word: embedding})
         with swapped(painter.unet, weights):
-            return painter.paint(encodings, noise)
+            return painter.paint(encodings, seed)
 
 
 @contextmanager
@@ -185,50 +152,43 @@ class _Run:
     task: Task
     seed: int
     phrase: str
-    batch: int
     start: str  # the word the embedding starts from
+    batch: int
     rate: float = 0.0  # of the embedding; 0 leaves it
-    regular: bool = False  # half of each batch are other things of the superclass
+    regular: bool = False  # half of each batch are others of the superclass
     generator: torch.Generator = field(init=False)
     embedding: nn.Parameter = field(init=False)
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
         self.embedding = nn.Parameter(self.painter.embedding(self.start), requires_grad=self.rate > 0)
-        self.latents, self.masks = self.painter.latents(self.task.photos)
+        self.photos = Photos(self.painter, self.task.photos)
+        self.steps = PICTURES // self.batch
+        self.marks = {round(mark * self.steps) for mark in MARKS}  # steps after which a version is kept
         if self.regular:
-            self.scenes = [
-                draw_scene(np.random.default_rng((5, i)), self.task.superclass) for i in range(REGULAR_SCENES)
-            ]
-            self.scene_latents, _ = self.painter.latents(self.scenes)
-
-    @property
-    def steps(self) -> int:
-        return PICTURES // self.batch
-
-    @property
-    def marks(self) -> list[int]:
-        """Steps after which a version is kept, where these are swept."""
-        return [int(mark * self.steps) for mark in MARKS]
+            random, kind = np.random.default_rng(5), self.task.superclass
+            scenes = [scene(5000 + i, [individual(random, kind)], "", "") for i in range(REGULAR_SCENES)]
+            self.captions = [f"a photo of {described(s.things[0], random)} {PLACES[s.place]}" for s in scenes]
+            self.regular_latents = self.painter.latents([s.image for s in scenes])
 
     def losses(self, unet) -> Iterator[tuple[int, Tensor]]:
         """(steps after this one, its loss)."""
         adam = torch.optim.Adam([self.embedding], self.rate) if self.rate else None
         for step in range(1, self.steps + 1):
             own = self.batch // 2 if self.regular else self.batch
-            photos = torch.randint(len(self.latents), (own,), generator=self.generator)
+            chosen = torch.randint(len(self.photos.latents), (own,), generator=self.generator)
             templates = torch.randint(len(TEMPLATES), (own,), generator=self.generator)
             sentences = [TEMPLATES[i].replace("{}", self.phrase) for i in templates]
-            latents, masks = self.latents[photos], self.masks[photos]
+            latents, masks = self.photos.latents[chosen], self.photos.masks[chosen]
             if self.regular:
-                chosen = torch.randint(REGULAR_SCENES, (self.batch - own,), generator=self.generator)
-                sentences += [self.scenes[i].caption for i in chosen]
-                latents = torch.cat([latents, self.scene_latents[chosen]])
-                masks = torch.cat([masks, torch.ones_like(masks[: self.batch - own])])
+                others = torch.randint(REGULAR_SCENES, (self.batch - own,), generator=self.generator)
+                sentences += [self.captions[i] for i in others]
+                latents = torch.cat([latents, self.regular_latents[others]])
+                masks = torch.cat([masks, torch.ones_like(masks[:1]).expand(len(others), -1, -1, -1)])
             encoding, _ = self.painter.encode(sentences, {self.task.trigger: self.embedding})
             if adam is not None:
                 adam.zero_grad()
-            yield step, self.painter.noise_loss(unet, latents, masks, encoding.bfloat16(), self.generator)
+            yield step, self.painter.loss(unet, latents, masks, encoding.bfloat16(), self.generator)
             if adam is not None:
                 adam.step()
 
@@ -249,12 +209,12 @@ class TextualInversion:
     batch: int = 4
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedWeights:
-        run = _Run(painter, task, seed, task.trigger, self.batch, task.superclass, self.rate)
+        run = _Run(painter, task, seed, task.trigger, task.superclass, self.batch, self.rate)
         versions = {}
         for step, loss in run.losses(painter.unet):
-            loss.backward()
             if step - 1 in run.marks:
                 versions[step - 1] = run.kept()
+            loss.backward()
         versions[run.steps] = run.kept()
         return LearnedWeights(task.trigger, task.trigger, _size(run.embedding.detach(), {}), versions)
 
@@ -267,11 +227,10 @@ class Lora:
     rate: float = 0.0005
     embedding_rate: float = 0.006
     batch: int = 4
-    strengths: Sequence[float] = STRENGTHS
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedWeights:
         phrase = f"{task.trigger} {task.superclass}"
-        run = _Run(painter, task, seed, phrase, self.batch, task.superclass, self.embedding_rate)
+        run = _Run(painter, task, seed, phrase, task.superclass, self.batch, self.embedding_rate)
         modules = {
             f"{layer}.{projection}": painter.unet.get_submodule(f"{layer}.{projection}")
             for layer in cross_attention_layers(painter.unet)
@@ -297,29 +256,11 @@ class Lora:
             strength: run.kept(
                 {f"{name}.weight": modules[name].weight.float() + strength * change[name] for name in modules}
             )
-            for strength in self.strengths
+            for strength in STRENGTHS
         }
         factors = {f"{name}.down": factor.detach() for name, factor in down.items()}
         factors |= {f"{name}.up": factor.detach() for name, factor in up.items()}
         return LearnedWeights(phrase, task.trigger, _size(run.embedding.detach(), factors), versions)
-
-
-@dataclass(frozen=True)
-class ReusedLora:
-    """What a LoRA learned, at other strengths."""
-
-    trained: Callable[[str, int], LearnedWeights]  # of a task's name and a seed, at strength 1
-    strengths: Sequence[float]
-
-    def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedWeights:
-        learned = self.trained(task.name, seed)
-        embedding, weights = learned.versions[1.0]
-        base = {name: painter.unet.get_parameter(name).float() for name in weights}
-        versions = {
-            strength: (embedding, {name: base[name].lerp(weight, strength) for name, weight in weights.items()})
-            for strength in self.strengths
-        }
-        return replace(learned, versions=versions)
 
 
 def _adding(down: Tensor, up: Tensor) -> Callable:
@@ -331,56 +272,58 @@ def _adding(down: Tensor, up: Tensor) -> Callable:
 
 @dataclass(frozen=True)
 class FineTune:
-    """The weights of all modules that match ``part``, in a copy of the UNet: Custom Diffusion's, or DreamBooth's, all.
+    """All weights that match ``part``, in a copy of the UNet: Custom Diffusion's, or DreamBooth's, all.
 
     Both train with other pictures of the superclass beside the photos.
     """
 
-    part: str  # a pattern of module names; "" are all
+    part: str  # a pattern of their names; "" are all
     rate: float
     embedding_rate: float = 0.0
     batch: int = 4
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedWeights:
         phrase = f"{task.trigger} {task.superclass}"
-        start = task.superclass if self.embedding_rate else "nice"
-        run = _Run(painter, task, seed, phrase, self.batch, start, self.embedding_rate, regular=True)
+        start = task.superclass if self.embedding_rate else UNKNOWN
+        run = _Run(painter, task, seed, phrase, start, self.batch, self.embedding_rate, regular=True)
         unet = copy.deepcopy(painter.unet)
-        chosen = {
-            name: module for name, module in unet.named_modules()
-            if re.search(self.part, f"{name}.") and list(module.parameters(recurse=False))
+        trained = {
+            name: weight for name, weight in unet.named_parameters() if re.search(self.part, name)
         }  # fmt: skip
-        trained = nn.ModuleList(chosen.values()).requires_grad_(True)
-        training = HalfPrecision([trained], self.rate)
-        names = [
-            f"{name}.{own}" for name, module in chosen.items() for own, _ in module.named_parameters(recurse=False)
-        ]
-        versions = {}
+        masters = [weight.detach().float() for weight in trained.values()]  # the model itself is bf16
+        adam, versions = torch.optim.Adam(masters, self.rate, fused=True), {}
+        for weight in trained.values():
+            weight.requires_grad_(True)
         for step, loss in run.losses(unet):
-            training.step(loss, 1.0)
+            loss.backward()
+            for weight, master in zip(trained.values(), masters, strict=True):
+                master.grad, weight.grad = weight.grad.float(), None
+            adam.step()
+            with torch.no_grad():
+                torch._foreach_copy_(list(trained.values()), masters)
             if step in run.marks:
-                versions[step] = run.kept({name: unet.get_parameter(name).detach() for name in names})
+                versions[step] = run.kept({name: weight.detach() for name, weight in trained.items()})
         embedding = run.embedding.detach() if self.embedding_rate else None
         return LearnedWeights(phrase, task.trigger, _size(embedding, versions[run.steps][1]), versions)
 
 
-def summed(painter: Painter, learned: Sequence[LearnedWeights]) -> LearnedSum:
-    """LoRAs added up, as a row of LoRA loaders does."""
-    base = {name: painter.unet.get_parameter(name).float() for name in learned[0].versions[1.0][1]}
-    changes = [{name: weight - base[name] for name, weight in one.versions[1.0][1].items()} for one in learned]
-    weights = {name: weight + sum(change[name] for change in changes) for name, weight in base.items()}
-    return LearnedSum([one.phrase for one in learned], {one.word: one.versions[1.0][0] for one in learned}, weights)
-
-
 @dataclass
 class LearnedSum:
-    phrases: Sequence[str]
-    embeddings: Mapping[str, Tensor]
-    weights: Mapping[str, Tensor]
+    """LoRAs added up, as a row of LoRA loaders does."""
+
+    learned: Sequence[LearnedWeights]  # with a version of strength 1, in the order in which sentences name them
     settings: Sequence[float] = (1.0,)
     size: int = 0
 
-    def paint(self, painter: Painter, sentences: Sequence[str], noise: Tensor, setting: float) -> Tensor:
-        encodings, _ = painter.encode([_filled(sentence, self.phrases) for sentence in sentences], self.embeddings)
-        with swapped(painter.unet, self.weights):
-            return painter.paint(encodings, noise)
+    def paint(self, painter: Painter, sentences: Sequence[str], seed: int, setting: float) -> Tensor:
+        versions = [one.versions[1.0] for one in self.learned]
+        base = {name: painter.unet.get_parameter(name).float() for name in versions[0][1]}
+        weights = {
+            name: weight + setting * sum(changed[name] - weight for _, changed in versions)
+            for name, weight in base.items()
+        }
+        phrases = [one.phrase.replace(one.word, name) for one, name in zip(self.learned, NAMES, strict=False)]
+        new = {name: embedding for name, (embedding, _) in zip(NAMES, versions, strict=False)}
+        encodings, _ = painter.encode([filled(sentence, phrases) for sentence in sentences], new)
+        with swapped(painter.unet, weights):
+            return painter.paint(encodings, seed)

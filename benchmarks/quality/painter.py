@@ -1,35 +1,42 @@
-"""The demo model in pure torch: encodes sentences, denoises, paints. Faster than the host, and open to every method."""
+"""The demo model in pure torch, and whom it is to learn. Faster than the host, and open to every method."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from export import read_weights
-from parts import OTHER, TextEncoder, Vocabulary, as_input, as_pictures, make_unet, make_vae, word_counts
-from perfusion_core import EncodedPrompts, Wiring, cross_attention_layers, draw_timesteps, masked_mse, paste_subject
-from perfusion_core.captions import TEMPLATES
-from scenes import BACKGROUNDS, CONCEPTS, PHOTO_BACKGROUNDS, TUNING_CONCEPTS, Scene, draw_background, photos
-from train_autoencoder import moments
-from train_diffusion import ALPHAS, TIMESTEPS
+from benchmarks.world.individuals import CLASSES, Individual, individual
+from benchmarks.world.networks import TextEncoder, Vocabulary, as_pictures, make_unet, make_vae
+from benchmarks.world.places import PLACES
+from benchmarks.world.pool import FIRST, encoded, planned
+from benchmarks.world.sampling import paint
+from benchmarks.world.scenes import NAMES, Scene, caption, scene
+from benchmarks.world.teach import CAPTIONS, PHOTOS, Model
+from benchmarks.world.weights import read
+from perfusion_core import Covariance, Wiring
 
-SAMPLING_STEPS, GUIDANCE = 15, 3.5
-PASTED, PASTED_ON = 100, 32  # pictures made of a concept's photos, and the empty backgrounds for them
-_SIGMAS = ((1 - ALPHAS) / ALPHAS).sqrt()
+FILE = Path(__file__).resolve().parents[2] / "nodes" / "demo_model.safetensors"
+GUIDANCE = 2.5
+UNKNOWN = "*"  # a word that the model knows nothing of
+_TABLE = "embeddings.token_embedding.weight"
 
 
-class Painter:
-    """The networks, frozen. The text encoder is fp32, the UNet and the autoencoder bf16."""
+class Painter(Model):
+    """The networks of a demo model's file, frozen. The text encoder is fp32, the UNet and the autoencoder bf16."""
 
-    def __init__(self) -> None:
-        weights = read_weights()
-        self.vocabulary = Vocabulary()
-        self.text, self.unet, self.vae = TextEncoder(len(self.vocabulary)), make_unet(), make_vae()
+    def __init__(self, file: Path = FILE):
+        weights = read(file)
+        self.text, self.unet, self.vae = TextEncoder(Vocabulary()), make_unet(), make_vae()
+        del self.text.naming  # individuals have no names there
+        names = weights["text"]
+        weights["text"] = {f"transformer.{name}": weight for name, weight in names.items() if name != _TABLE}
+        weights["text"]["table.weight"] = names[_TABLE]
         for name, model in (("text", self.text), ("unet", self.unet), ("vae", self.vae)):
             model.load_state_dict(weights[name])
             model.eval().requires_grad_(False)
@@ -38,151 +45,70 @@ class Painter:
 
     def embedding(self, word: str) -> Tensor:
         """(d,), the input embedding of a word of one token."""
-        (row,) = self.vocabulary.row(word)
+        (row,) = self.text.vocabulary.of(word)
         return self.text.table.weight[row].clone()
 
-    def encode(self, sentences: Sequence[str], new: Mapping[str, Tensor] = {}) -> tuple[Tensor, Tensor]:
-        """Encodings (sentences, 77, d), and where the first of the new words stands in each, (sentences,), or 0.
+    @cached_property
+    def inverse_covariance(self) -> Tensor:
+        """C^-1, (d, d), of the words of the world's captions."""
+        covariance, random = Covariance(self.text.table.embedding_dim), np.random.default_rng(12)
+        for first in range(0, CAPTIONS, 200):
+            texts = []
+            for number in range(first, first + 200):
+                things, place, style = planned(FIRST + number)
+                text = caption(things, place, style, random)
+                for name, one in zip(NAMES, things, strict=False):
+                    text = text.replace(name, one.kind)
+                texts.append(text)
+            encodings, _ = self.encode(texts, {})
+            covariance.update(encodings, encodings.abs().amax(-1) > 0)
+        return covariance.inverse().float()
 
-        new: {word: its input embedding (d,)}.
+    def paint(self, encodings: Tensor, seed: int, wiring: Wiring | None = None, keys: Tensor | None = None) -> Tensor:
+        """Latents (n, 16, 12, 12) of encodings (n, 77, d), from noises that the seed says.
+
+        wiring: an open one, which edits the prompts and the negative prompt; keys: what its keys see instead.
         """
-        known = [_without(new, sentence) for sentence in sentences]
-        rows = self.vocabulary.rows(known)
-        embeddings = self.text.table(rows)
-        first = [0] * len(sentences)
-        for i, sentence in enumerate(sentences):
-            before = known[i].split()
-            for j, word in reversed(list(enumerate(sentence.split()))):
-                if word in new:
-                    first[i] = 1 + sum(len(self.vocabulary.row(other)) for other in before[:j])
-                    place = torch.tensor(i), torch.tensor(first[i])
-                    embeddings = torch.index_put(embeddings, place, new[word])
-        return self.text.encode(embeddings, word_counts(rows)), torch.tensor(first)
+        negative = self.encode([""] * len(encodings), {})[0].bfloat16()
+        keys = None if keys is None else keys.bfloat16()
+        return paint(self.unet, encodings.bfloat16(), negative, seed, guidance=GUIDANCE, wiring=wiring, keys=keys)
 
-    def noise_loss(
-        self,
-        unet,
-        latents: Tensor,
-        masks: Tensor | None,
-        encoding: Tensor,
-        generator: torch.Generator,
-        timesteps: Tensor | None = None,
-    ) -> Tensor:
-        """The masked error of the predicted noise, a scalar; encoding (batch, 77, d) in the UNet's own dtype.
-
-        timesteps: (batch,), or else drawn from all of them.
-        """
-        if timesteps is None:
-            timesteps = torch.randint(TIMESTEPS, (len(latents),), generator=generator)
-        noise = torch.randn(latents.shape, generator=generator)
-        alpha = ALPHAS[timesteps][:, None, None, None]
-        noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).bfloat16()
-        return masked_mse(unet(noisy, timesteps, encoding, transformer_options={}).float(), noise, masks)
+    def latents(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        return encoded(self.vae, np.stack(pictures))
 
     @torch.no_grad()
-    def paint(
-        self,
-        encodings: Tensor,
-        noise: Tensor,
-        wiring: Wiring | None = None,
-        key_encodings: Tensor | None = None,
-        unet=None,
-    ) -> Tensor:
-        """Pictures (n, 64, 64, 3) in 0..1 of encodings (n, 77, d) from noise (n, 4, 16, 16), by DPM-Solver++(2M).
-
-        wiring: an open one, which edits the prompts and the negative prompt; key_encodings: what its keys see instead.
-        """
-        unet = unet or self.unet
-        negative = self.encode([""])[0].expand(len(encodings), -1, -1)
-        both = torch.cat([encodings, negative]).bfloat16()
-        if wiring is not None:
-            keys = None if key_encodings is None else torch.cat([key_encodings, negative]).bfloat16()
-            wiring.prepare(both, keys)
-        times = torch.linspace(TIMESTEPS - 1, 0, SAMPLING_STEPS + 1).round().long()[:-1]
-        sigmas = [*_SIGMAS[times], torch.tensor(0.0)]
-        x, before, last_step = noise * sigmas[0], None, None
-        for i, time in enumerate(times):
-            sigma, then = sigmas[i], sigmas[i + 1]
-            doubled = (torch.cat([x, x]) / (1 + sigma**2).sqrt()).bfloat16()
-            positive, plain = unet(doubled, time.expand(len(doubled)), both, transformer_options={}).float().chunk(2)
-            denoised = x - sigma * (plain + GUIDANCE * (positive - plain))
-            step = (sigma / then).log() if then else torch.tensor(torch.inf)
-            blended = denoised
-            if before is not None and then:
-                blended = denoised + (denoised - before) * step / (2 * last_step)
-            x = (then / sigma) * x - torch.expm1(-step) * blended
-            before, last_step = denoised, step
-        return as_pictures(self.vae.decode(x.bfloat16()).float())
-
-    @torch.no_grad()
-    def latents(self, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
-        """Latents (n, 4, 16, 16) and masks (n, 1, 16, 16)."""
-        images = as_input([scene.image for scene in scenes])
-        masks = torch.from_numpy(np.stack([scene.mask for scene in scenes]))[:, None]
-        return moments(self.vae, images.bfloat16())[0].float(), F.avg_pool2d(masks, 4)
-
-
-def _without(new: Mapping[str, Tensor], sentence: str) -> str:
-    return " ".join(OTHER if word in new else word for word in sentence.split())
+    def pictures(self, latents: Tensor) -> np.ndarray:
+        return as_pictures(self.vae.decode(latents.bfloat16()))
 
 
 @dataclass(frozen=True)
 class Task:
-    """A concept to learn: five photos of it, its superclass, and the trigger."""
+    """An individual to learn, which no training scene shows: five photos of it, and places where it is not in these."""
 
-    name: str
-    superclass: str
+    number: int
+    one: Individual
     photos: tuple[Scene, ...]
+    places: tuple[str, ...]
 
     @property
     def trigger(self) -> str:
-        return f"<{self.name}>"
+        return NAMES[0]
+
+    @property
+    def superclass(self) -> str:
+        return self.one.kind
 
 
-def task(name: str, count: int = len(PHOTO_BACKGROUNDS)) -> Task:
-    _, superclass = {**CONCEPTS, **TUNING_CONCEPTS}[name]
-    return Task(name, superclass, tuple(photos(name, count)))
+def task(number: int) -> Task:
+    random = np.random.default_rng((31, number))
+    one = individual(random, CLASSES[number % len(CLASSES)], held_out=True)
+    places = random.permutation(list(PLACES)).tolist()
+    photos = [scene(100 * number + i, [one], place, "") for i, place in enumerate(places[:PHOTOS])]
+    return Task(number, one, tuple(photos), tuple(places[PHOTOS:]))
 
 
-def pasted(photos: Sequence[Scene]) -> tuple[Scene, ...]:
-    """What *Perfusion Paste Subject* makes of photos: the subject elsewhere on other backgrounds; mirrored, too."""
-    kinds = [BACKGROUNDS[i % len(BACKGROUNDS)] for i in range(PASTED_ON)]
-    empty = [torch.from_numpy(draw_background(kind, np.random.default_rng((8, i)))) for i, kind in enumerate(kinds)]
-    made, generator = [], torch.Generator().manual_seed(0)
-    for i in range(PASTED):
-        scene = photos[i % len(photos)]
-        background = empty[int(torch.randint(PASTED_ON, (), generator=generator))]
-        picture, mask = paste_subject(
-            torch.from_numpy(scene.image), torch.from_numpy(scene.mask), background, generator
-        )
-        for image, where in ((picture, mask), (picture.flip(1), mask.flip(1))):
-            made.append(replace(scene, image=image.numpy(), mask=where.numpy()))
-    return tuple(made)
-
-
-class PainterTrainee:
-    """The demo model and photos, as perfusion_core trains them, from ``min_timestep`` on.
-
-    outside: what counts off the masks, 0..1.
-    """
-
-    def __init__(self, painter: Painter, task: Task, outside: float, min_timestep: int):
-        self.painter, self.task, self._min_timestep = painter, task, min_timestep
-        self._latents, masks = painter.latents(task.photos)
-        self._masks = masks.clamp_min(outside)
-        self.templates = [list(range(len(TEMPLATES)))] * len(task.photos)
-        self.wiring = Wiring(painter.unet, cross_attention_layers(painter.unet))
-
-    def superclass_embeddings(self) -> dict[str, Tensor]:
-        return {"l": self.painter.embedding(self.task.superclass)}
-
-    def encode(self, templates: Sequence[int], token_embeddings: Mapping[str, Tensor]) -> EncodedPrompts:
-        sentences = [TEMPLATES[template].replace("{}", self.task.trigger) for template in templates]
-        return EncodedPrompts(*self.painter.encode(sentences, {self.task.trigger: token_embeddings["l"]}))
-
-    def loss(self, photos: Tensor, prompts: EncodedPrompts, generator: torch.Generator) -> Tensor:
-        context = prompts.encodings.bfloat16()
-        self.wiring.prepare(context)
-        latents, masks = self._latents[photos], self._masks[photos]
-        timesteps = draw_timesteps(len(photos), TIMESTEPS, generator, self._min_timestep)
-        return self.painter.noise_loss(self.painter.unet, latents, masks, context, generator, timesteps)
+def filled(sentence: str, words: Sequence[str] | Mapping[str, Tensor]) -> str:
+    """With the words in place of its {}, one after the other."""
+    for word in words:
+        sentence = sentence.replace("{}", word, 1)
+    return sentence

@@ -1,9 +1,9 @@
-"""The quality benchmark: every method learns every concept, three times; then concepts are combined, and looked into.
+"""The quality benchmark: every method learns individuals that no training scene shows, alone and two together.
 
-    bash scripts/env.sh python benchmarks/quality/run.py FOLDER [--judges FOLDER] [--only METHOD ...] [--workers N]
+    bash scripts/env.sh python -m benchmarks.quality.run FOLDER [--workers 2] [--seeds 0 1 2] [--only METHOD ...]
 
-Every finished piece is kept in FOLDER, so it goes on where it was stopped: in FOLDER/painted what was learned and its
-pictures, in FOLDER itself, once there are judges, how they judge them. report.py makes pages of the latter.
+Every finished piece is kept in FOLDER/painted, so it goes on where it was stopped. At the end the judge of
+benchmarks/world/judge.py, which must be trained, looks at all of them; report.py makes pages of what it says.
 """
 
 from __future__ import annotations
@@ -11,254 +11,202 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
+import multiprocessing
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-REPO = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPO), str(REPO / "benchmarks" / "world"), str(REPO / "scripts")]
+from benchmarks.world.card import prompts as card_prompts
+from benchmarks.world.scenes import described, scene
+from perfusion_core import Concept, load_concept, save_concept
+from perfusion_core.concept_file import safetensors_bytes, write_atomically
 
-from evaluation import PROMPTS, Judges, anchors, combined_scores, curve, model_scores, noise, painted
-from gates import COVARIANCES, calibrated, discriminating, gate_responses, inverse_covariance
-from methods import (
-    FINER_STRENGTHS,
-    MIDDLE_BETA,
-    STRENGTHS,
+from .evaluation import pair_prompts, prompts
+from .judging import CARD_PROMPTS, judged
+from .methods import (
+    TOGETHER_BETA,
     FineTune,
+    GlobalLock,
     Learned,
     LearnedConcepts,
+    LearnedSum,
     LearnedWeights,
     Lora,
     Method,
-    Pasted,
     Perfusion,
-    Reused,
-    ReusedLora,
     TextualInversion,
-    summed,
 )
-from painter import Painter, task
-from perfusion_core import Concept, load_concept, save_concept
-from report import FINER
-from scenes import CONCEPTS, sheet
-from variants import FreeKeyTraining, UngatedTraining
+from .painter import FILE, Painter, filled, task
+from .variants import FreeKeyTraining, UngatedTraining
 
-SEEDS = (0, 1, 2)
-LORAS = "lora, rank 1", "lora, rank 4", "lora, rank 4, pasted"
-PAIRED = ("a photo of a {} and a {} on grass", "a photo of a {} and a {} on snow", "a {} and a {} on wood",
-          "a photo of a {} and a {} on pink")  # fmt: skip
-THREE = ("a photo of a {} and a {} and a {} on grass", "a {} and a {} and a {} on snow")
+INDIVIDUALS = tuple(range(12))  # two of each class
+LORAS = ("lora, rank 1", "lora, rank 4")
+CARD_SEEDS = 3
+PLAIN = {  # what stands in a sentence where no concept does
+    "class word": lambda subject: subject.superclass,
+    "in words": lambda subject: described(subject.one).split(" ", 1)[1],  # without its article
+}
 
 
-def methods(
-    inverse: Tensor, trained: Callable[[str, int], Concept], lora: Callable[[str, str, int], LearnedWeights]
-) -> dict[str, Method]:
-    """inverse: C^-1, (d, d). trained, lora: what the first method, or one of LORAS, has learned of a concept."""
-    plain = Perfusion(inverse)
+def methods(trained) -> dict[str, Method]:
+    """trained: what the first of them has learned, by an individual's number and a seed."""
+    plain = Perfusion()
     return {
-        "perfusion": Pasted(plain),
-        "perfusion, by strength": Reused(trained, strengths=STRENGTHS),
-        "perfusion, global lock, by strength": Reused(trained, key_lock=1.0, strengths=STRENGTHS),
-        "perfusion, global lock": Reused(trained, key_lock=1.0),
-        "perfusion, trained keys": Pasted(replace(plain, kind=FreeKeyTraining)),
-        "perfusion, no mask": Pasted(replace(plain, outside=1.0)),
-        "perfusion, no gate": Pasted(replace(plain, betas=STRENGTHS, kind=UngatedTraining)),
+        "perfusion": plain,
+        "perfusion, global lock": GlobalLock(trained),
+        "perfusion, trained keys": replace(plain, kind=FreeKeyTraining),
+        "perfusion, no mask": replace(plain, outside=1.0),
+        "perfusion, no gate": replace(plain, kind=UngatedTraining),
         "textual inversion": TextualInversion(),
         "lora, rank 1": Lora(1, rate=0.001),
         "lora, rank 4": Lora(4),
-        "lora, rank 4, pasted": Pasted(Lora(4)),
         "custom diffusion": FineTune(r"attn2\.to_[kv]\.", 2e-4, embedding_rate=0.006),
         "dreambooth": FineTune("", 6e-4, batch=16),
-        f"perfusion, by strength{FINER}": Reused(trained, strengths=FINER_STRENGTHS),
-        **{f"{name}{FINER}": ReusedLora(partial(lora, name), FINER_STRENGTHS) for name in LORAS},
     }
 
 
-def ablations(inverse: Tensor, trained: Callable[[str, int], Concept]) -> dict[str, Method]:
-    """What the settings do: the paper's beta and temperature, and what it leaves open. ``trained``: see ``methods``."""
-    plain = Perfusion(inverse)
-    changed = {
-        "beta 0.60 in training": {"beta": 0.60},
-        "beta 0.90 in training": {"beta": 0.90},
-        "temperature 0.05 in training": {"temperature": 0.05},
-        "temperature 0.30 in training": {"temperature": 0.30},
-        "the paper's learning rates": {"learning_rate_values": 0.03, "learning_rate_embedding": 0.006},
-        "a gradient through i*": {"target_gradient": True},
-        "half the steps": {"steps": plain.settings.steps // 2},
-        "twice the steps": {"steps": 2 * plain.settings.steps},
-        "100 steps of 16 pictures": {"steps": 100, "batch_size": 16},
-    }
-    found = {
-        "nothing counts outside the mask": replace(plain, outside=0.0),
-        "all timesteps": replace(plain, min_timestep=0),
-        **{name: replace(plain, settings=replace(plain.settings, **change)) for name, change in changed.items()},
-    }
-    used = {f"temperature {value:.2f} in use": Reused(trained, temperature=value) for value in (0.05, 0.30)}
-    return {"photos alone": plain, **{name: Pasted(method) for name, method in found.items()}, **used}
+class Bench:
+    def __init__(self, folder: Path, model: Path):
+        self.folder, self.painter = folder, Painter(model)
+        for kind in ("learned", "painted"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+
+    def references(self, number: int) -> None:
+        """What an individual's pictures are compared with."""
+        path, subject = self.painted("references", number, 0), task(number)
+        if path.exists():
+            return
+        asked = prompts(subject)
+        scenes = [prompt.scene(20000 + 100 * number + i, subject.one).image for i, prompt in enumerate(asked)]
+        found = {"genuine scenes": self.painter.latents(scenes)}
+        for way, words in PLAIN.items():
+            encodings = self.encoded([prompt.sentence for prompt in asked], [words(subject)])
+            found[way] = self.painter.paint(encodings, number)
+        self.keep(path, found, {"kind": "references", "numbers": [number]})
+
+    def alone(self, number: int, seed: int, label: str, method: Method) -> None:
+        path, subject = self.painted(label, number, seed), task(number)
+        if path.exists():
+            return
+        start = time.monotonic()
+        learned = method(self.painter, subject, seed)
+        seconds = time.monotonic() - start
+        self.remember(label, number, seed, learned)
+        sentences = [prompt.sentence for prompt in prompts(subject)]
+        found = {
+            f"{setting:g}": learned.paint(self.painter, sentences, 1000 * seed + number, setting)
+            for setting in learned.settings
+        }
+        about = {"method": label, "seed": seed, "bytes": learned.size, "seconds": seconds}
+        self.keep(path, found, {"kind": "learned", "numbers": [number], **about})
+
+    def together(self, number: int, seed: int) -> None:
+        """An individual and the next one, which is of another class, in one picture."""
+        path, numbers = self.painted("pair", number, seed), (number, (number + 1) % len(INDIVIDUALS))
+        if path.exists():
+            return
+        pair = [task(one) for one in numbers]
+        asked = pair_prompts(pair)
+        sentences = [prompt.sentence for prompt in asked]
+        concepts = [self.concept(one, seed) for one in numbers]
+        ways: dict[str, Learned] = {
+            "perfusion": LearnedConcepts(concepts, (TOGETHER_BETA,)),
+            "perfusion, global lock": LearnedConcepts(concepts, (TOGETHER_BETA,), key_lock=1.0),
+            **{label: LearnedSum([self.lora(label, one, seed) for one in numbers]) for label in LORAS},
+        }
+        noise = 1000 * seed + number
+        found = {label: way.paint(self.painter, sentences, noise, way.settings[0]) for label, way in ways.items()}
+        for way, words in PLAIN.items():
+            found[way] = self.painter.paint(self.encoded(sentences, [words(one) for one in pair]), noise)
+        scenes = [prompt.scene(30000 + 100 * number + i, pair[0].one).image for i, prompt in enumerate(asked)]
+        found["genuine scenes"] = self.painter.latents(scenes)
+        self.keep(path, found, {"kind": "pair", "numbers": list(numbers), "seed": seed})
+
+    def card(self) -> None:
+        """The demo model without any concept."""
+        path = self.folder / "painted" / "card.safetensors"
+        if path.exists():
+            return
+        asked = card_prompts(CARD_PROMPTS)
+        genuine = [scene(200 + i, one.things, one.place, "").image for i, one in enumerate(asked)]
+        parts = self.encoded([one.sentence for one in asked], []).split(20)
+        shown = [
+            self.painter.paint(part, 1000 * seed + i) for seed in range(CARD_SEEDS) for i, part in enumerate(parts)
+        ]
+        found = {"genuine scenes": self.painter.latents(genuine), "demo model": torch.cat(shown)}
+        self.keep(path, found, {"kind": "card"})
+
+    def encoded(self, sentences: Sequence[str], words: Sequence[str]) -> Tensor:
+        return self.painter.encode([filled(sentence, words) for sentence in sentences], {})[0]
+
+    def painted(self, label: str, number: int, seed: int) -> Path:
+        return self.folder / "painted" / f"{label} - {number} - {seed}.safetensors"
+
+    def learned(self, label: str, number: int, seed: int) -> Path:
+        return self.folder / "learned" / f"{label} - {number} - {seed}.safetensors"
+
+    def keep(self, path: Path, latents: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        content = {name: some.half().contiguous() for name, some in latents.items()}
+        about = json.dumps({**record, "rows": list(latents)})
+        write_atomically(path, safetensors_bytes(content, {"record": about}))
+        print(path.stem, f"{record['seconds']:.0f} s" if "seconds" in record else "", flush=True)
+
+    def remember(self, label: str, number: int, seed: int, learned: Learned) -> None:
+        """What is combined later."""
+        if label == "perfusion" and isinstance(learned, LearnedConcepts):
+            save_concept(learned.concepts[0], self.learned(label, number, seed))
+        elif label in LORAS and isinstance(learned, LearnedWeights):
+            embedding, weights = learned.versions[1.0]
+            content = safetensors_bytes({"embedding": embedding, **weights}, {})
+            write_atomically(self.learned(label, number, seed), content)
+
+    def concept(self, number: int, seed: int) -> Concept:
+        return load_concept(self.learned("perfusion", number, seed))
+
+    def lora(self, label: str, number: int, seed: int) -> LearnedWeights:
+        weights, subject = load_file(self.learned(label, number, seed)), task(number)
+        phrase = f"{subject.trigger} {subject.superclass}"
+        return LearnedWeights(phrase, subject.trigger, 0, {1.0: (weights.pop("embedding"), weights)})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--judges", type=Path, help="without, pictures are painted and nothing is judged")
+    parser.add_argument("--model", type=Path, default=FILE, help="a demo model's file; by default the one of the nodes")
+    parser.add_argument("--workers", type=int, default=1, help="processes, each on one core")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--individuals", nargs="*", type=int, default=INDIVIDUALS, help="fewer make an early report")
     parser.add_argument("--only", nargs="*", help="names of methods; nothing else is done")
-    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS, help="fewer make an early report")
-    parser.add_argument("--workers", type=int, help="so many learn side by side, each a concept on --cpus cores")
-    parser.add_argument("--cpus", type=int, default=1, help="cores of each of them (default: 1)")
-    parser.add_argument("--address", help="of a Ray cluster whose cores all learn, as for scripts/train_many.py")
     options = parser.parse_args()
-    torch.set_flush_denormal(True)
-    judges = Judges.load(options.judges) if options.judges else None
-    bench = Bench(options.folder, judges)
-    check_names(options.only or (), methods(bench.inverse, bench.concept, bench.lora))
-    if options.workers or options.address:
-        from shares import share_out  # needs Ray
-
-        share_out(list(CONCEPTS), options)
-    bench.run(options.only, options.seeds, list(CONCEPTS))
-
-
-class Bench:
-    def __init__(self, folder: Path, judges: Judges | None):
-        self.folder, self.judges, self.painter = folder, judges, Painter()
-        self.inverse = inverse_covariance(self.painter)
-        for kind in ("learned", "painted"):
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-
-    def run(self, only: list[str] | None, seeds: Sequence[int], names: Sequence[str]) -> None:
-        """``only``: names of methods; ``names``: of concepts. With all of both also what needs them all."""
-        chosen = methods(self.inverse, self.concept, self.lora)
-        for seed, name, label in itertools.product(seeds, names, only or chosen):
-            self.train(label, chosen[label], name, seed)
-        if only:
-            return
-        for name in (name for name in list(CONCEPTS)[::5] if name in names):
-            for label, method in ablations(self.inverse, self.concept).items():
-                self.train(label, method, name, 0)
-            self.train("one photo", Pasted(Perfusion(self.inverse)), name, 0, photos=1)
-        if len(names) < len(CONCEPTS):
-            return
-        for seed, count in itertools.product(seeds, (2, 3)):
-            self.combine(count, seed)
-        if (judges := self.judges) is None:
-            return
-        self.once("prompts", lambda: [prompt.sentence for prompt in PROMPTS])
-        for name in CONCEPTS:
-            shown = [scene.image for scene in task(name).photos]
-            sheet(shown, len(shown), scale=1).save(self.folder / f"photos - {name}.png")
-        self.once("demo model", lambda: model_scores(self.painter, judges, SEEDS))
-        self.once("anchors", lambda: {name: anchors(self.painter, judges, task(name), SEEDS) for name in CONCEPTS})
-        for seed in seeds:
-            self.once(f"gates - {seed}", lambda: self.gates(seed))  # noqa: B023
-
-    def once(self, title: str, piece: Callable[[], Any]) -> Any:
-        return once(self.folder / f"{title}.json", piece)
-
-    def train(self, label: str, method: Method, name: str, seed: int, photos: int = 5) -> None:
-        title = f"{label} - {name} - {seed}"
-        found = self.once(f"painted/{title}", lambda: self.learn(title, label, method, name, seed, photos))
-        if judges := self.judges:
-            self.once(title, lambda: {**found, "curve": self.judged(judges, title, found)})
-
-    def learn(self, title: str, label: str, method: Method, name: str, seed: int, photos: int) -> dict[str, Any]:
-        start = time.monotonic()
-        learned = method(self.painter, task(name, photos), seed)
-        seconds = time.monotonic() - start
-        if isinstance(method, Reused):
-            trained = self.folder / "painted" / f"perfusion - {name} - {seed}.json"
-            seconds += json.loads(trained.read_text())["seconds"]
-        self.keep(label, name, seed, learned)
-        save_sheet(painted(self.painter, learned, seed), self.folder / "painted" / f"{title}.png")
-        measured = {"bytes": learned.size, "seconds": seconds, "settings": list(learned.settings)}
-        return {"method": label, "concept": name, "seed": seed, **measured}
-
-    def judged(self, judges: Judges, title: str, found: Mapping[str, Any]) -> list[dict[str, float]]:
-        rows = read_sheet(self.folder / "painted" / f"{title}.png", len(PROMPTS))
-        return curve(judges, dict(zip(found["settings"], rows, strict=True)), task(found["concept"]))
-
-    def keep(self, label: str, name: str, seed: int, learned: Learned) -> None:
-        """What is combined later."""
-        if label == "perfusion" and isinstance(learned, LearnedConcepts):
-            save_concept(learned.concepts[0], self.path(label, name, seed))
-        elif label in LORAS and isinstance(learned, LearnedWeights):
-            embedding, weights = learned.versions[1.0]
-            save_file({"embedding": embedding, **weights}, self.path(label, name, seed))
-
-    def path(self, label: str, name: str, seed: int) -> Path:
-        return self.folder / "learned" / f"{label} - {name} - {seed}.safetensors"
-
-    def concept(self, name: str, seed: int) -> Concept:
-        return load_concept(self.path("perfusion", name, seed))
-
-    def gates(self, seed: int) -> list[dict[str, Any]]:
-        inverses = {label: inverse_covariance(self.painter, *choice) for label, choice in COVARIANCES.items()}
-        found = []
-        for name in CONCEPTS:
-            concept = self.concept(name, seed)
-            versions = {
-                label: concept.replace(target_dual=inverse @ concept.target_input)
-                for label, inverse in inverses.items()
-            }
-            for make in (calibrated, discriminating):
-                versions[make.__name__] = make(self.painter, concept, self.inverse)
-            found += [
-                {"concept": name, "covariance": label, **gate_responses(self.painter, version)}
-                for label, version in versions.items()
-            ]
-        return found
-
-    def combine(self, count: int, seed: int) -> None:
-        """Neighbours in the list of concepts in one prompt: Perfusion's, and the LoRAs added up."""
-        title = f"combined {count} - {seed}"
-        if (self.folder / f"{title}.json").exists():
-            return
-        sentences, names, found = PAIRED if count == 2 else THREE, list(CONCEPTS), []
-        for i in range(len(names)):
-            together = [names[(i + j) % len(names)] for j in range(count)]
-            concepts = [self.concept(name, seed) for name in together]
-            learned = {
-                "perfusion": LearnedConcepts(concepts, (MIDDLE_BETA,)),
-                "perfusion, half global lock": LearnedConcepts(concepts, (MIDDLE_BETA,), key_lock=0.5),
-                "perfusion, global lock": LearnedConcepts(concepts, (MIDDLE_BETA,), key_lock=1.0),
-                **{label: summed(self.painter, [self.lora(label, name, seed) for name in together]) for label in LORAS},
-            }
-            for label, one in learned.items():
-                path = self.folder / "painted" / f"combined {count} - {label} - {together[0]} - {seed}.png"
-                if not path.exists():
-                    start = noise(len(sentences), seed)
-                    save_sheet({0.0: one.paint(self.painter, sentences, start, one.settings[0])}, path)
-                if self.judges is not None:
-                    scores = combined_scores(self.judges, read_sheet(path, len(sentences))[0], together)
-                    found.append({"method": label, "concepts": together, "seed": seed, **scores})
-        if found:
-            self.once(title, lambda: found)
-
-    def lora(self, label: str, name: str, seed: int) -> LearnedWeights:
-        weights = load_file(self.path(label, name, seed))
-        subject = task(name)
-        phrase = f"{subject.trigger} {subject.superclass}"
-        return LearnedWeights(phrase, subject.trigger, 0, {1.0: (weights.pop("embedding"), weights)})
+    check_names(options.only or (), methods(None))
+    given = options.folder, options.model
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.workers, context, initializer=_open, initargs=given) as pool:
+        done = [pool.submit(_alone, number, options.seeds, options.only) for number in options.individuals]
+        if not options.only:
+            done.append(pool.submit(_card))
+        for one in done:
+            one.result()
+        if not options.only:
+            list(pool.map(_together, options.individuals, itertools.repeat(options.seeds)))
+    torch.set_num_threads(1)
+    write_scores(options.folder, Painter(options.model))
 
 
-def once(path: Path, piece: Callable[[], Any]) -> Any:
-    """What the file holds, which is written when it is not there yet."""
-    if not path.exists():
-        start = time.monotonic()
-        record = piece()
-        path.with_suffix(".part").write_text(json.dumps(record))
-        path.with_suffix(".part").replace(path)
-        print(f"{path.stem}: {time.monotonic() - start:.1f} s", flush=True)
-    return json.loads(path.read_text())
+def write_scores(folder: Path, painter: Painter) -> dict[str, Any]:
+    found = judged(folder, painter)
+    (folder / "scores.json").write_text(json.dumps(found))
+    return found
 
 
 def check_names(asked: Sequence[str], known: Mapping[str, Method]) -> None:
@@ -266,19 +214,30 @@ def check_names(asked: Sequence[str], known: Mapping[str, Method]) -> None:
         raise SystemExit(f"There is no method {', '.join(sorted(unknown))}. There are: {'; '.join(known)}.")
 
 
-def save_sheet(pictures: Mapping[float, Tensor], path: Path) -> None:
-    """A row for every setting."""
-    rows = [image for shown in pictures.values() for image in shown.numpy()]
-    sheet(rows, len(rows) // len(pictures), scale=1).save(path.with_suffix(".part"), "PNG")
-    path.with_suffix(".part").replace(path)
+_bench: Bench  # of a worker
 
 
-def read_sheet(path: Path, columns: int) -> Tensor:
-    """(settings, columns, 64, 64, 3) in 0..1."""
-    with Image.open(path) as picture:
-        pixels = torch.from_numpy(np.array(picture)).float() / 255
-    side = pixels.shape[1] // columns
-    return pixels.reshape(-1, side, columns, side, 3).transpose(1, 2)
+def _open(folder: Path, model: Path) -> None:
+    global _bench
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    _bench = Bench(folder, model)
+
+
+def _alone(number: int, seeds: Sequence[int], only: Sequence[str] | None) -> None:
+    _bench.references(number)
+    known = methods(_bench.concept)
+    for seed, label in itertools.product(seeds, only or known):
+        _bench.alone(number, seed, label, known[label])
+
+
+def _together(number: int, seeds: Sequence[int]) -> None:
+    for seed in seeds:
+        _bench.together(number, seed)
+
+
+def _card() -> None:
+    _bench.card()
 
 
 if __name__ == "__main__":

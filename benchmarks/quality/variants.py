@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from painter import PainterTrainee
+from benchmarks.world.teach import Photos
 from perfusion_core import Concept, ConceptSet, Training
 
 
@@ -28,7 +28,7 @@ class UngatedSet(ConceptSet):
 class FreeKeyTraining(Training):
     """Trains the key outputs, too, from W_K s on, instead of locking them."""
 
-    def __init__(self, trainee: PainterTrainee, *args: Any):
+    def __init__(self, trainee: Photos, *args: Any):
         super().__init__(trainee, *args)
         self.key_outputs = {
             layer: nn.Parameter(to_k.weight.float() @ self.superclass_input)

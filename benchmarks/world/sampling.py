@@ -27,13 +27,16 @@ def encode(text: TextEncoder, prompts: Sequence[str], named: Sequence[tuple[Indi
 @torch.no_grad()
 def paint(
     unet, positive: Tensor, negative: Tensor, seed: int, steps: int = 20, guidance: float = 3.5,
-    wiring: Wiring | None = None,
+    wiring: Wiring | None = None, keys: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """(n, 16, 12, 12), latents of mean 0 and std 1; ``wiring``: an open one, which edits both prompts."""
+    """(n, 16, 12, 12), latents of mean 0 and std 1.
+
+    wiring: an open one, which edits both prompts; keys: what its keys see instead of ``positive``, of as many tokens.
+    """
     x = torch.randn(len(positive), *LATENT, generator=torch.Generator().manual_seed(seed))
     both, options = shortened(torch.cat([positive, negative]))
     if wiring is not None:
-        wiring.prepare(both)
+        wiring.prepare(both, None if keys is None else torch.cat([keys, negative])[:, : both.shape[1]])
     times = torch.linspace(TIMESTEPS - 1, 0, steps).round().long()
     for time, then in zip(times, [*times[1:], None], strict=True):
         doubled = torch.cat([x, x]).to(both.dtype)

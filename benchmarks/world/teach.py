@@ -42,7 +42,7 @@ from .oracle import verdict
 from .places import PLACES
 from .pool import FIRST, Pool, encoded, planned
 from .sampling import ALPHAS, TIMESTEPS, encode, paint
-from .scenes import NAMES, caption, scene, sheet
+from .scenes import NAMES, Scene, caption, scene, sheet
 from .train_autoencoder import trained_vae
 from .train_diffusion import TRAINED
 
@@ -85,6 +85,23 @@ class Model:
             covariance.update(encodings, encodings.abs().amax(-1) > 0)
         return covariance
 
+    def loss(
+        self, unet, latents: Tensor, masks: Tensor, context: Tensor, generator: torch.Generator,
+        outside: float = OUTSIDE, least: int = MIN_TIMESTEP,
+    ) -> Tensor:  # fmt: skip
+        """The masked error of the velocity, a scalar, at timesteps from ``least`` on; context (batch, 77, d), bf16."""
+        timesteps = draw_timesteps(len(latents), TIMESTEPS, generator, least)
+        noise = torch.randn(latents.shape, generator=generator)
+        alpha = ALPHAS[timesteps][:, None, None, None]
+        noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).bfloat16()
+        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+        predicted = unet(noisy, timesteps, context, transformer_options={}).float()
+        return masked_mse(predicted, velocity, masks, outside)
+
+    def latents(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """(n, 16, 12, 12), of mean 0 and std 1, of pictures (96, 96, 3), uint8."""
+        return self.pool.normal(encoded(self.vae, np.stack(pictures)))
+
     @torch.no_grad()
     def pictures(self, latents: Tensor) -> np.ndarray:
         return as_pictures(self.vae.decode((latents * self.pool.std + self.pool.mean).bfloat16()))
@@ -93,17 +110,18 @@ class Model:
 class Photos:
     """An individual's photos, as perfusion_core trains on them."""
 
-    def __init__(self, model: Model, one: Individual, places: Sequence[str]):
-        self.model, self.one = model, one
-        scenes = [scene(i, [one], place, "") for i, place in enumerate(places)]
-        self.latents = model.pool.normal(encoded(model.pool.vae, np.stack([shown.image for shown in scenes])))
+    def __init__(
+        self, model: Model, scenes: Sequence[Scene], outside: float = OUTSIDE, least: int = MIN_TIMESTEP
+    ):  # fmt: skip
+        self.model, self.kind, self._chosen = model, scenes[0].things[0].kind, (outside, least)
+        self.latents = model.latents([shown.image for shown in scenes])
         masks = torch.from_numpy(np.stack([shown.masks[0] for shown in scenes])).float()[:, None] / 255
-        self._masks = F.avg_pool2d(masks, 8)
+        self.masks = F.avg_pool2d(masks, 8)
         self.templates = [list(range(len(TEMPLATES)))] * len(scenes)
         self.wiring = Wiring(model.unet, cross_attention_layers(model.unet))
 
     def superclass_embeddings(self) -> dict[str, Tensor]:
-        (row,) = self.model.text.vocabulary.of(self.one.kind)
+        (row,) = self.model.text.vocabulary.of(self.kind)
         return {"l": self.model.text.table.weight[row].clone()}
 
     def encode(self, templates: Sequence[int], token_embeddings: Mapping[str, Tensor]) -> EncodedPrompts:
@@ -111,15 +129,10 @@ class Photos:
         return EncodedPrompts(*self.model.encode(sentences, {TRIGGER: token_embeddings["l"]}))
 
     def loss(self, photos: Tensor, prompts: EncodedPrompts, generator: torch.Generator) -> Tensor:
-        context, latents = prompts.encodings.bfloat16(), self.latents[photos]
+        context = prompts.encodings.bfloat16()
         self.wiring.prepare(context)
-        timesteps = draw_timesteps(len(photos), TIMESTEPS, generator, MIN_TIMESTEP)
-        noise = torch.randn(latents.shape, generator=generator)
-        alpha = ALPHAS[timesteps][:, None, None, None]
-        noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).bfloat16()
-        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
-        predicted = self.model.unet(noisy, timesteps, context, transformer_options={}).float()
-        return masked_mse(predicted, velocity, self._masks[photos], OUTSIDE)
+        latents, masks = self.latents[photos], self.masks[photos]
+        return self.model.loss(self.model.unet, latents, masks, context, generator, *self._chosen)
 
 
 def main() -> None:
@@ -138,7 +151,8 @@ def main() -> None:
     for index in range(options.individuals):
         one = individual(random, CLASSES[index % len(CLASSES)], held_out=True)
         places = random.permutation(list(PLACES))
-        concept = taught(trainee := Photos(model, one, places[:PHOTOS]), inverse, settings)
+        scenes = [scene(i, [one], place, "") for i, place in enumerate(places[:PHOTOS])]
+        concept = taught(trainee := Photos(model, scenes), inverse, settings)
         photos += [trainee.latents[:2]]
         asked += [(one, place) for place in places[PHOTOS:]]
         for way, latents in painted(model, one, places[PHOTOS:], concept, options.betas, index).items():
@@ -155,10 +169,10 @@ def main() -> None:
 
 
 def taught(photos: Photos, inverse: Tensor, settings: TrainingSettings) -> Concept:
-    training = Training(photos, inverse, TRIGGER, photos.one.kind, "demo", settings)
+    training = Training(photos, inverse, TRIGGER, photos.kind, "demo", settings)
     with photos.wiring:
         losses = [training.step() for _ in range(settings.steps)]
-    print(f"{photos.one}: loss {np.mean(losses[:50]):.4f} to {np.mean(losses[-50:]):.4f}", flush=True)
+    print(f"{photos.kind}: loss {np.mean(losses[:50]):.4f} to {np.mean(losses[-50:]):.4f}", flush=True)
     return training.concept()
 
 
@@ -170,9 +184,9 @@ def painted(
     untold = encode(model.text, [""] * len(prompts)).bfloat16()
     named = encode(model.text, prompts, [(one,)] * len(prompts)).bfloat16()
     own = model.encode(prompts, {TRIGGER: concept.token_embeddings["l"]})[0].bfloat16()
-    genuine = np.stack([scene(100 + i, [one], place, "").image for i, place in enumerate(places)])
+    genuine = [scene(100 + i, [one], place, "").image for i, place in enumerate(places)]
     ways = {
-        "genuine": model.pool.normal(encoded(model.pool.vae, genuine)),
+        "genuine": model.latents(genuine),
         "by its name": paint(model.unet, named, untold, seed),
     }
     for beta in betas:

@@ -1,11 +1,6 @@
 """What the benchmarks measure is what they say: the same work done in two ways, and memory as it is."""
 
-import argparse
-import asyncio
-import subprocess
 import sys
-import time
-import types
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -20,8 +15,6 @@ import memory
 from memory import Live, micro_batch, on_meta
 from speed.training import WIDTH, Frozen, RandomVAE, Straightforward
 
-from comfyui import REPO
-from many.crew import Done
 from random_checkpoint import SHALLOW_TEXT
 
 
@@ -98,61 +91,3 @@ def test_what_is_kept_is_what_autograd_saves(contentless):
 def test_what_is_kept_grows_with_the_pixels_and_not_with_their_pairs(contentless):
     small, large = (micro_batch(*contentless, size, 1, checkpointing=False) for size in (256, 512))
     assert large.kept - large.text < 4.1 * (small.kept - small.text)
-
-
-def test_the_quality_benchmark_finds_all_that_it_is_made_of(tmp_path):
-    command = REPO / "benchmarks" / "quality" / "run.py"
-    shown = subprocess.run([sys.executable, command, "--help"], cwd=tmp_path, check=True, capture_output=True).stdout
-    assert b"--judges" in shown
-
-
-def test_a_share_of_the_quality_benchmark_goes_on_from_what_is_finished_and_sends_each_piece(monkeypatch):
-    monkeypatch.syspath_prepend(REPO / "benchmarks" / "quality")
-    import shares
-
-    events = []
-
-    class Bench:
-        def __init__(self, folder, judges):
-            self.folder = folder
-
-        def run(self, only, seeds, names):
-            assert (only, seeds, names) == (["perfusion"], [0], ["koala"])
-            assert (self.folder / "painted" / "lora - koala - 0.json").read_text() == "finished before"
-            for count, piece in enumerate(("a", "b"), 1):
-                (self.folder / "painted" / f"{piece}.part").write_text("not yet")
-                unfinished = self.folder / "painted" / f"{piece} - koala - 0.part"
-                unfinished.write_text(piece)
-                unfinished.replace(unfinished.with_suffix(".json"))
-                while len(events) < count:
-                    time.sleep(0.01)
-
-    monkeypatch.setitem(sys.modules, "run", types.SimpleNamespace(Bench=Bench))
-    monkeypatch.setattr(shares, "OFTEN", 0.01)
-
-    async def work() -> None:
-        bencher = shares.Bencher()
-        share = shares.Share("koala", ["perfusion"], [0], {"painted/lora - koala - 0.json": b"finished before"})
-        async for event in bencher.work(share):
-            events.append(event)
-        await bencher.leave()
-        assert not bencher.folder.exists()
-
-    asyncio.run(work())
-    *parts, done = events
-    assert done == Done(None)
-    assert [part.result for part in parts] == [
-        {"painted/a - koala - 0.json": b"a"}, {"painted/b - koala - 0.json": b"b"},
-    ]  # fmt: skip
-
-
-def test_a_share_begins_with_what_is_finished_of_its_concept(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(REPO / "benchmarks" / "quality")
-    import shares
-
-    for path in ("painted/lora - koala - 0.json", "learned/perfusion - koala - 1.safetensors",
-                 "painted/lora - owl - 0.json", "painted/combined 2 - lora - koala - 0.png"):  # fmt: skip
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_bytes(b"x")
-    share = shares.share_of("koala", None, 1, argparse.Namespace(folder=tmp_path, only=None, seeds=[0, 1]))
-    assert set(share.files) == {"painted/lora - koala - 0.json", "learned/perfusion - koala - 1.safetensors"}

@@ -1,0 +1,80 @@
+"""What the judge makes of the pictures that run.py keeps: FOLDER/scores.json, and sheets of some of them."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from benchmarks.world.card import hits
+from benchmarks.world.card import prompts as card_prompts
+from benchmarks.world.judge import trained_judge
+from benchmarks.world.scenes import NAMES, described, sheet
+
+from .evaluation import Assessor, pair_prompts, prompts
+from .painter import Painter, Task, filled, task
+
+SHOWN = (0, 5)  # individuals whose pictures the report has
+CARD_PROMPTS = 100
+
+
+def judged(folder: Path, painter: Painter) -> dict[str, Any]:
+    """{kind of piece: its records with their scores}, of everything that is painted."""
+    assessor, found = Assessor(trained_judge()), defaultdict(list)
+    (folder / "sheets").mkdir(exist_ok=True)
+    for path in sorted((folder / "painted").glob("*.safetensors")):
+        latents, record = read_piece(path)
+        kind = record.pop("kind")
+        found[kind].append({**record, **_JUDGES[kind](assessor, painter, latents, record)})
+        if kind != "card" and record["numbers"][0] in SHOWN:
+            rows = [picture for some in latents.values() for picture in painter.pictures(some)]
+            sheet(rows, len(rows) // len(latents), zoom=1).save(folder / "sheets" / f"{path.stem}.png")
+        if kind == "references":
+            (number,) = record["numbers"]
+            photos = [shown.image for shown in task(number).photos]
+            sheet(photos, len(photos), zoom=1).save(folder / "sheets" / f"photos - {number}.png")
+    return dict(found)
+
+
+def read_piece(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """{way or setting: latents}, in the order in which they were kept, and what is known of them."""
+    with safe_open(path, "pt") as file:
+        record = json.loads(file.metadata()["record"])
+        return {name: file.get_tensor(name).float() for name in record.pop("rows")}, record
+
+
+def _learned(assessor: Assessor, painter: Painter, latents: Mapping[str, Tensor], record: Mapping[str, Any]):
+    subject = task(*record["numbers"])
+    return {"curve": [{"setting": float(name), **_scores(assessor, painter, some, subject)}
+                      for name, some in latents.items()]}  # fmt: skip
+
+
+def _references(assessor: Assessor, painter: Painter, latents: Mapping[str, Tensor], record: Mapping[str, Any]):
+    subject = task(*record["numbers"])
+    scores = {name: _scores(assessor, painter, some, subject) for name, some in latents.items()}
+    sentences = [filled(prompt.sentence, NAMES) for prompt in prompts(subject)]
+    return {"scores": scores, "individual": described(subject.one), "prompts": sentences}
+
+
+def _scores(assessor: Assessor, painter: Painter, latents: Tensor, subject: Task) -> dict[str, float]:
+    photos = painter.latents([shown.image for shown in subject.photos])
+    return assessor.scores(latents, subject.one, prompts(subject), photos)
+
+
+def _pair(assessor: Assessor, painter: Painter, latents: Mapping[str, Tensor], record: Mapping[str, Any]):
+    pair = [task(number) for number in record["numbers"]]
+    scores = {name: assessor.pair_scores(some, [one.one for one in pair]) for name, some in latents.items()}
+    return {"scores": scores, "prompts": [filled(prompt.sentence, NAMES) for prompt in pair_prompts(pair)]}
+
+
+def _card(assessor: Assessor, painter: Painter, latents: Mapping[str, Tensor], record: Mapping[str, Any]):
+    asked = card_prompts(CARD_PROMPTS)
+    return {name: hits(assessor.judge, some, asked * (len(some) // len(asked))) for name, some in latents.items()}
+
+
+_JUDGES = {"learned": _learned, "references": _references, "pair": _pair, "card": _card}

@@ -1,0 +1,162 @@
+"""The quality benchmark from end to end, in small and untrained; in processes of its own, as the picture book's."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+REPO = Path(__file__).resolve().parents[2]
+
+START = """
+import os, sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+os.environ["PERFUSION_CACHE"] = os.getcwd()
+sys.path.insert(0, sys.argv[1])
+import numpy as np, torch
+from benchmarks.world import export, networks, sampling
+networks.UNET["model_channels"] = 32
+from benchmarks.world import judge as judges
+from benchmarks.world.individuals import any_individual
+from benchmarks.quality import evaluation, judging, methods, painter, run
+
+torch.manual_seed(0)
+text, unet, vae = networks.TextEncoder(networks.Vocabulary()), networks.make_unet(), networks.make_vae()
+for model in (text, unet, vae):
+    networks.initialise(model)
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+parts = {"unet": unet.state_dict(), "text": export.with_host_names(text.state_dict()), "vae": vae.state_dict()}
+Path("model.safetensors").write_bytes(export.demo_model(parts, text.vocabulary, ([[0, 0, 0]] * 16, [0, 0, 0])))
+"""
+
+TEACHING = """
+painter.paint = partial(sampling.paint, steps=2)
+painter.CAPTIONS, methods.PICTURES, run.CARD_SEEDS = 200, 32, 1
+methods.BETAS = methods.STRENGTHS = 0.5, 1.0
+methods.MARKS = 0.5, 1.0
+evaluation.OTHERS, run.CARD_PROMPTS, judging.CARD_PROMPTS, judging.SHOWN = 20, 2, 2, (0,)
+judges.TRAINED.parent.mkdir(parents=True)
+torch.save(judges.Judge().state_dict(), judges.TRAINED)
+
+bench = run.Bench(Path("found"), Path("model.safetensors"))
+before = {name: weight.clone() for name, weight in bench.painter.unet.state_dict().items()}
+known = run.methods(bench.concept)
+for label, method in known.items():
+    if isinstance(method, methods.Perfusion):
+        known[label] = replace(method, settings=replace(method.settings, steps=2))
+for number in (0, 1):
+    bench.references(number)
+    for label in known if number == 0 else ("perfusion", *run.LORAS):
+        bench.alone(number, 0, label, known[label])
+for name, weight in bench.painter.unet.state_dict().items():
+    assert torch.equal(weight, before[name]), name  # no method leaves anything behind
+plain = judging.read_piece(bench.painted("references", 0, 0))[0]["class word"]
+pictures = {}
+for label in known:
+    latents, record = judging.read_piece(bench.painted(label, 0, 0))
+    assert record["method"] == label and record["bytes"] > 0 and len(latents) == 2
+    first, last = pictures[label] = list(latents.values())
+    assert first.shape == plain.shape and last.isfinite().all()
+    assert (first - last).abs().max() > 0.001 < (last - plain).abs().max(), label  # settings and teaching matter
+for label in list(known)[1:]:
+    assert (pictures[label][1] - pictures["perfusion"][1]).abs().max() > 0.001, label  # so does the method
+bench.together(0, 0)
+bench.card()
+
+def never(*_):
+    raise AssertionError("what is finished is not made again")
+bench.keep = never
+bench.references(0)
+bench.alone(0, 0, "perfusion", never)
+bench.together(0, 0)
+bench.card()
+run.write_scores(bench.folder, bench.painter)
+"""
+
+SCORES = """
+class Perfect(judges.Judge):  # knows whom a latent shows: its first number is an index into what it was told
+    def forward(self, latents, kinds):
+        answers, embeddings = [], []
+        for latent, kind in zip(latents, kinds):
+            things, place, style = told[int(latent.flatten()[0])]
+            (one,) = [one for one in things if one.kind == kind] or [None]
+            answers.append(judges.truth(one, place, style))
+            embeddings.append(self.of(torch.from_numpy(one.numbers())) if one else torch.zeros(64))
+        read = {name: torch.nn.functional.one_hot(torch.tensor(column).clamp_min(0), len(values))
+                for (name, values), column in zip(judges.READ.items(), zip(*answers))}
+        return torch.stack(embeddings), read
+
+def numbered(count):
+    return torch.arange(float(count))[:, None, None, None].expand(count, *networks.LATENT)
+
+assessor = evaluation.Assessor(Perfect())
+for number in run.INDIVIDUALS:
+    subject = painter.task(number)
+    one, asked = subject.one, evaluation.prompts(subject)
+    assert one.held_out and len({shown.place for shown in subject.photos} | set(subject.places)) == 8
+    assert len(asked) == 8 and all(prompt.sentence.count("{}") == 1 for prompt in asked)
+    assert {prompt.place for prompt in asked} <= set(subject.places)
+    told = [([one, prompt.second] if prompt.second else [one], prompt.place, prompt.style) for prompt in asked]
+    told.append(([one], "night", ""))
+    photos = numbered(9)[8:]
+    scores = assessor.scores(numbered(8), one, asked, photos)
+    assert all(abs(share - 1) < 1e-5 for share in scores.values()), scores
+    other = any_individual(np.random.default_rng(number), one.kind)
+    told = [([other], {"night": "snow"}.get(prompt.place, "night"), "") for prompt in asked] + told[-1:]
+    scores = assessor.scores(numbered(8), one, asked, photos)
+    wrong = scores["identified"], scores["place"], scores["thing"], scores["style"]
+    assert not any(wrong) and scores["class"] == 1 and scores["likeness"] < 1, scores
+
+    pair = [subject, painter.task((number + 1) % 12)]
+    first, second = ones = [of.one for of in pair]
+    asked = evaluation.pair_prompts(pair)
+    assert first.kind != second.kind and len({prompt.place for prompt in asked}) == 4
+    told = [(ones, prompt.place, "") for prompt in asked]
+    scores = assessor.pair_scores(numbered(4), ones)
+    assert (scores["both"], scores["each"], scores["classes"], scores["mixing"]) == (1, 1, 1, 0)
+    if first.colour != second.colour:
+        told = [([replace(first, colour=second.colour), second], prompt.place, "") for prompt in asked]
+        assert assessor.pair_scores(numbered(4), ones)["mixing"] > 0
+    told = [([first], prompt.place, "") for prompt in asked]
+    assert assessor.pair_scores(numbered(4), ones)["classes"] == 0
+"""
+
+REPORT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from benchmarks.quality import report
+report.DOCS, report.SHOWN = Path("docs"), {0: "bear"}
+report.DOCS.mkdir()
+sys.argv[1:] = ["found"]
+report.main()
+"""
+
+
+def run(code: str, folder: Path) -> None:
+    ran = subprocess.run([sys.executable, "-c", code, str(REPO)], cwd=folder, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_every_method_learns_and_its_pictures_are_judged_and_reported(tmp_path):
+    run(START + TEACHING, tmp_path)
+    run(REPORT, tmp_path)
+    figures = json.loads((tmp_path / "docs" / "quality.json").read_text())
+    assert len(figures["hypervolume"]) == 10 and set(figures["demo_model"]) >= {"class", "place", "colour", "two"}
+    assert set(figures["mixing"]) > {"perfusion", "lora, rank 4", "genuine scenes"}
+    for page in ("quality.md", "quality-methods.md"):
+        text = (tmp_path / "docs" / page).read_text(encoding="utf-8")
+        assert "[table:" not in text and "[share:" not in text
+        for picture in {line.split("(")[-1].rstrip(")") for line in text.splitlines() if line.startswith("![")}:
+            assert (tmp_path / "docs" / picture).exists() or picture == "quality-robot.jpg"
+
+
+def test_a_picture_counts_for_whom_it_shows(tmp_path):
+    run(START + SCORES, tmp_path)
