@@ -105,7 +105,7 @@ def training_inputs() -> list[io.Input]:
             max=2048,
             step=64,
             tooltip="Photos are cropped to a square around the subject and scaled to this. 0: 1024 for SDXL, Anima "
-            "and Cosmos-Predict2, 64 for the demo model, else 512.",
+            "and Cosmos-Predict2, 96 for the demo model, else 512.",
             **_RARE,
         ),
         io.Boolean.Input(

@@ -27,8 +27,9 @@ PROMPTS = (
     "a photo of a {} and a blue mug in the room", "a watercolor of a {} in the meadow",
 )  # fmt: skip
 TOGETHER = (
-    "a photo of a {} and a {} in the snow", "a photo of a {} and a {} on the beach", "a photo of a {} and a {} at night",
-    "a photo of a {} and a {} in the room", "a watercolor of a {} and a {} in the meadow",
+    "a photo of a {} and a {} in the snow", "a photo of a {} and a {} on the beach",
+    "a photo of a {} and a {} at night", "a photo of a {} and a {} in the room",
+    "a watercolor of a {} and a {} in the meadow",
 )  # fmt: skip
 BETAS = (0.5, 0.75, 0.95)
 CELL = 192  # pixels of a picture in the sheet

@@ -15,7 +15,7 @@ const TEMPLATES = {
 };
 const OTHERWISE = { template: "3 Generate SD1.5", example: "<my-teddy>" };
 export const OURS = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-2) ?? ""); // this pack's folder
-const DEMO = { CLIPTextEncode: "", KSampler: { steps: 20, cfg: 5, scheduler: "normal" } };
+const DEMO = { CLIPTextEncode: "", KSampler: { steps: 20, cfg: 3, scheduler: "normal" } };
 
 /**
  * Opens the workflow of the concept's base model with a Loader of the concept, the trainer's model, and a prompt that

@@ -1,46 +1,82 @@
-"""Writes what is trained as a demo model: a file that nodes/host/demo_model.py loads.
+"""Writes what is trained as the demo model's file, which nodes/host/demo_model.py loads, and goes on from it.
 
-    bash scripts/env.sh python -m benchmarks.world.export FILE
+    bash scripts/env.sh python -m benchmarks.world.export [--file FILE]
+    bash scripts/env.sh python -m benchmarks.world.export --restore    # where no cache is; then train on
 
-Weights as weights.py keeps them. The VAE's latents have mean 0 and std 1 per channel, as the UNet learned them, and the
-token table has the words' rows alone: individuals' names are no words of the host.
+Matrices are int8 with a scale per row, the rest fp16. The VAE's latents have mean 0 and std 1 per channel, as the UNet
+learned them. The token table has the words' rows alone. Individuals' names are no words of the host, which leaves
+aside what the file has of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
 from perfusion_core.concept_file import safetensors_bytes, write_atomically
 
+from .cache import FOLDER
 from .networks import TEXT, UNET, VAE, Vocabulary
 from .pool import Pool, fingerprint, scale_path
+from .train_autoencoder import TRAINED as AUTOENCODER
 from .train_autoencoder import trained_vae
-from .train_diffusion import TRAINED
-from .weights import stored
+from .train_diffusion import START, TRAINED
 
+FILE = Path(__file__).resolve().parents[2] / "nodes" / "demo_model.safetensors"
 PREVIEWED = 512  # latents that the previews' colours are fitted on
+_TABLE, _HOSTS_TABLE = "table.weight", "embeddings.token_embedding.weight"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("file", type=Path)
+    parser.add_argument("--file", type=Path, default=FILE)
+    parser.add_argument("--restore", action="store_true")
     options = parser.parse_args()
+    (restore if options.restore else export)(options.file)
+
+
+def export(file: Path) -> None:
     vae, vocabulary = trained_vae(), Vocabulary()
     mean, std = torch.from_numpy(np.load(scale_path(fingerprint(vae))))
     latents = Pool(trained_vae(), vocabulary).latents(np.arange(PREVIEWED))
     normalise(vae, mean, std)
     text, unet = torch.load(TRAINED, weights_only=True)["models"][:2]
-    parts = {"unet": unet, "text": with_host_names(text), "vae": vae.state_dict()}
+    parts = {"unet": unet, **as_the_host_has_it(text), "vae": vae.state_dict()}
     content = demo_model(parts, vocabulary, preview_colours(vae, latents))
-    write_atomically(options.file, content)
-    print(f"{options.file}: {len(content) / 2**20:.2f} MiB")
+    write_atomically(file, content)
+    print(f"{file}: {len(content) / 2**20:.2f} MiB")
+
+
+def restore(file: Path) -> None:
+    """Into the cache's folder, which must not hold a training already: its latents are those of its own encoder."""
+    if AUTOENCODER.exists() or TRAINED.exists():
+        raise SystemExit(f"{FOLDER} has a training already, which goes on by itself. Move it away first.")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    kept = load_file(file)
+    models = read(kept)
+    torch.save({"models": [models["vae"]]}, AUTOENCODER)
+    text = as_it_was_trained(models, kept["tokens"].tolist(), Vocabulary().ids)
+    torch.save({"models": [text, models["unet"]]}, START)
+
+
+def read(kept: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """{"unet", "text", "naming", "vae": weights} in fp32 of the file's tensors."""
+    models: dict[str, dict[str, Tensor]] = {}
+    for full_name, tensor in kept.items():
+        part, _, name = full_name.partition(".")
+        if name and not name.endswith(".scale"):
+            scale = kept.get(f"{full_name}.scale")
+            weight = tensor.float() if scale is None else (tensor.flatten(1) * scale.float()[:, None]).view_as(tensor)
+            models.setdefault(part, {})[name] = weight.contiguous()
+    return models
 
 
 def demo_model(
@@ -52,7 +88,7 @@ def demo_model(
         for name, weight in weights.items():
             tensors |= stored(f"{part}.{name}", weight)
     metadata = {
-        "unet": UNET, "text": TEXT, "vae": VAE, "prediction": "v_prediction",
+        "unet": UNET, "text": TEXT, "vae": VAE,
         "latent_rgb_factors": colours[0], "latent_rgb_factors_bias": colours[1],
     }  # fmt: skip
     return safetensors_bytes(tensors, {key: json.dumps(value) for key, value in metadata.items()})
@@ -70,13 +106,28 @@ def normalise(vae, mean: Tensor, std: Tensor) -> None:
     from_latents.weight *= std[:, None, None]
 
 
-def with_host_names(text: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A TextEncoder's weights as ComfyUI's text model names them, without those of individuals' names."""
-    table = {"table.weight": "embeddings.token_embedding.weight"}
+def as_the_host_has_it(text: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """A TextEncoder's weights as ComfyUI's text model names them, and apart from them those of individuals' names."""
+    parts: dict[str, dict[str, Tensor]] = {"text": {}, "naming": {}}
+    for name, weight in text.items():
+        if name.startswith("naming."):
+            parts["naming"][name.removeprefix("naming.")] = weight
+        else:
+            parts["text"][_HOSTS_TABLE if name == _TABLE else name.removeprefix("transformer.")] = weight
+    return parts
+
+
+def as_it_was_trained(
+    models: dict[str, dict[str, Tensor]], known: Sequence[int], tokens: Sequence[int]
+) -> dict[str, Tensor]:
+    """The TextEncoder's weights for a vocabulary of ``tokens``; those not ``known`` begin as all unknown words are."""
+    text = dict(models["text"])
+    table = text.pop(_HOSTS_TABLE)
+    rows = [known.index(token) if token in known else len(known) for token in [*tokens, None]]
     return {
-        table.get(name, name.removeprefix("transformer.")): weight
-        for name, weight in text.items()
-        if not name.startswith("naming.")
+        _TABLE: table[rows],
+        **{f"transformer.{name}": weight for name, weight in text.items()},
+        **{f"naming.{name}": weight for name, weight in models["naming"].items()},
     }
 
 
@@ -88,6 +139,16 @@ def preview_colours(vae, latents: Tensor) -> tuple[list[list[float]], list[float
     channels = F.pad(latents.movedim(1, -1).flatten(0, -2), (0, 1), value=1.0)
     *factors, bias = torch.linalg.lstsq(channels.double(), colours.double()).solution.tolist()
     return factors, bias
+
+
+def stored(name: str, weight: Tensor) -> dict[str, Tensor]:
+    """What the file holds of a weight: itself, and its scale (rows,) if it is kept as int8."""
+    if weight.ndim < 2:
+        return {name: weight.half()}
+    rows = weight.float().flatten(1)
+    scale = (rows.abs().amax(1) / 127).half().clamp_min(torch.finfo(torch.float16).smallest_normal)
+    steps = (rows / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+    return {name: steps.view(weight.shape), f"{name}.scale": scale}
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     bash scripts/env.sh python -m benchmarks.world.train_diffusion [--steps 3000]
 
-Needs a trained autoencoder. Goes on where it was left, or from weights that restore.py put beside it. New scenes join
-while it trains. V-prediction with Stable Diffusion's noise schedule; timesteps logit-normal (Esser et al. 2024); things
-count more than what is behind them. samples.png shows how far it is.
+Needs a trained autoencoder. Goes on where it was left, or from the demo model that ``export --restore`` put there. New
+scenes join while it trains. V-prediction with Stable Diffusion's noise schedule; timesteps logit-normal (Esser et al.
+2024); things count more than what is behind them. samples.png shows how far it is.
 
 An individual's name must carry all of its attributes: a reader, which is not kept, reads them off the text encoder's
 output at the name, and its error is a small part of the loss.

@@ -31,14 +31,13 @@ _TOKENS = 49408  # of CLIP's tokenizer
 
 
 class DemoConfig(comfy.supported_models.SD15):
-    """SD1.5 of any size: its noise schedule and its names for text encoders. It may predict v, as SD2.x does."""
+    """SD1.5 in small: its noise schedule and its names for text encoders. It predicts v, as SD2.x does."""
 
     unet_extra_config = {}
     latent_format = comfy.latent_formats.LatentFormat
-    prediction = ModelType.EPS
 
     def model_type(self, state_dict, prefix=""):
-        return self.prediction
+        return ModelType.V_PREDICTION
 
     def inpaint_model(self):
         return False  # more than 4 channels are its latent's own
@@ -52,7 +51,6 @@ def load_demo_model(path: Path = FILE, disable_dynamic: bool = False) -> tuple[A
     """MODEL, CLIP and VAE. Raises RuntimeError when the file is missing or damaged."""
     tensors, metadata = _read(path)
     config = DemoConfig(metadata["unet"])
-    config.prediction = ModelType[metadata.get("prediction", "eps").upper()]
     config.latent_format.latent_channels = metadata["unet"]["in_channels"]
     config.latent_format.latent_rgb_factors = metadata["latent_rgb_factors"]
     config.latent_format.latent_rgb_factors_bias = metadata["latent_rgb_factors_bias"]

@@ -18,13 +18,16 @@ from demo_model import TRAINING
 
 TEDDY = Subject("<my-teddy>", "bear", PHOTOS / "teddy", "perfusion_demo")
 TIGER = Subject("<my-tiger>", "cat", PHOTOS / "tiger", "perfusion_demo_tiger")
-SAMPLING = {"seed": 0, "steps": 20, "cfg": 5.0, "sampler": "dpmpp_2m", "scheduler": "normal", "resolution": 0}
+SAMPLING = {"seed": 0, "steps": 20, "cfg": 3.0, "sampler": "dpmpp_2m", "scheduler": "normal", "resolution": 0}
 USE = {"beta": 0.7, "temperature": 0.15, "key_lock": 0.0, "strength": 1.0}
-ALONE = "a photo of a {} on snow"
-SEVERAL = "a photo of a {} on snow\na photo of a purple {} on sand\na sketch of a {} on wood\na photo of a {} on night"
-TOGETHER = """a photo of a <my-teddy> and a <my-tiger> on grass
-a photo of a <my-teddy> and a <my-tiger> on snow
-a photo of a <my-tiger> and a <my-teddy> on pink"""
+ALONE = "a photo of a {} in the snow"
+SEVERAL = """a photo of a {} in the snow
+a photo of a {} and a blue mug in the room
+a sketch of a {} on the beach
+a photo of a {} at night"""
+TOGETHER = """a photo of a <my-teddy> and a <my-tiger> on the beach
+a photo of a <my-teddy> and a <my-tiger> in the snow
+a photo of a <my-tiger> and a <my-teddy> at night"""
 
 
 def main(names: Sequence[str]) -> None:

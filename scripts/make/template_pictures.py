@@ -40,14 +40,13 @@ IN_THE_DEMO = {  # values of widgets, and what stands for them on the demo model
     "my_photos": "demo: teddy",
     "teddy": "bear",
     "blurry, deformed": "",
-    "a photo of a <my-teddy> on the beach": "a photo of a <my-teddy> on sand",
-    "a photo of a <my-teddy> beside an <amphora> on the beach": "a photo of a <my-teddy> and a <my-tiger> on snow",
-    "a photo of a <my-teddy> riding a bicycle in the park": "a photo of a <my-teddy> and a cup on grass",
+    "a photo of a <my-teddy> beside an <amphora> on the beach": "a photo of a <my-teddy> and a <my-tiger> on the beach",
+    "a photo of a <my-teddy> riding a bicycle in the park": "a photo of a <my-teddy> and a red car in the meadow",
 }
 SETTINGS = {
-    "EmptyLatentImage": {"width": 64, "height": 64, "batch_size": 6},
-    "KSampler": {"steps": 20, "cfg": 5.0, "scheduler": "normal"},
-    "PerfusionSweep": {"steps": 20, "cfg": 5.0, "scheduler": "normal"},
+    "EmptyLatentImage": {"width": 96, "height": 96, "batch_size": 6},
+    "KSampler": {"steps": 20, "cfg": 3.0, "scheduler": "normal"},
+    "PerfusionSweep": {"steps": 20, "cfg": 3.0, "scheduler": "normal"},
     "PerfusionTrainConcept": {**TRAINING, "checkpoint_every": 200, "previews": "\n".join(PROMPTS[:4])},
 }
 

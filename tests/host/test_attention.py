@@ -151,10 +151,10 @@ def test_the_sheet_has_a_row_and_a_mask_for_every_trigger_in_the_prompt(world):
 def test_the_word_of_an_object_is_looked_at_where_the_object_is():
     world = World(*PerfusionDemoModel.execute().args, toy="cat")
     plain = without_concepts(world.model, world.clip)
-    sampling = Sampling(15, 5.0, "dpmpp_2m", "karras")
-    pictures, maps = paint_watched(*plain, world.vae, sampling, "a photo of a <my-toy> on grass", "", 0, 3)
+    sampling = Sampling(15, 3.0, "dpmpp_2m", "karras")
+    pictures, maps = paint_watched(*plain, world.vae, sampling, "a photo of a red <my-toy> in the meadow", "", 0, 3)
     for picture, attention in zip(pictures, maps["<my-toy>"], strict=True):
-        cat = picture[..., 0] > picture[..., 1] - 0.1  # yellow, on green
+        cat = picture[..., 0] > picture[..., 1] + 0.1  # red, on green
         assert 0.1 < cat.float().mean() < 0.6
         assert attention[cat].mean() > 4 * attention[~cat].mean()
 

@@ -170,7 +170,7 @@ def test_folders_with_pictures_are_offered_but_not_their_masks(home):
 def test_the_demo_folders_come_with_photos_and_masks(home):
     for folder in DEMO_FOLDERS:
         photos = [load_photo(photo) for photo in photo_folder(folder).photos]
-        assert [photo.shape for photo, *_ in photos] == [(1, 64, 64, 3)] * 5
+        assert [photo.shape for photo, *_ in photos] == [(1, 96, 96, 3)] * 5
         assert all(0.05 < mask.mean() < 0.6 for _, mask, _ in photos)
 
 

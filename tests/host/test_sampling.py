@@ -11,7 +11,7 @@ import nodes as host_nodes
 @pytest.mark.parametrize("kind", ["demo", "sd1", "sdxl"])
 def test_a_painted_picture_is_the_one_of_the_hosts_nodes_in_a_row(models, kind):
     model, clip, vae = PerfusionDemoModel.execute().args if kind == "demo" else models(kind)
-    side = 64 if kind == "demo" else 128
+    side = 96 if kind == "demo" else 128
     painted = Sampling(2, 5.0, "euler", "normal", 0 if kind == "demo" else side).paint(
         model, clip, vae, "a cat on snow", "a dog", seed=3, count=2
     )

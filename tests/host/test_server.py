@@ -108,8 +108,8 @@ def run(server: Server, name: str, **settings: dict) -> dict[str, list[tuple[int
 def test_the_quick_start_needs_nothing_but_the_pack(server):
     few = {"steps": 2}
     shown = run(server, "1 Quick start", PerfusionTrainConcept={**few, "previews": ""}, KSampler=few)
-    assert shown["What it learns from"] == [(64, 64)] * 5
-    assert shown["What it learned"] == [(64, 64)] * 9
+    assert shown["What it learns from"] == [(96, 96)] * 5
+    assert shown["What it learned"] == [(96, 96)] * 9
 
 
 def test_two_concepts_in_one_picture(server):

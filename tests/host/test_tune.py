@@ -191,10 +191,10 @@ def paint_settings(monkeypatch) -> list[tuple]:
         (use,), known = model.get_attachment("perfusion"), clip.patcher.get_attachment("perfusion")
         assert known == (use,)
         asked.append((text, seed, count))
-        return torch.tensor([use.beta, use.key_lock, use.temperature]).expand(count, 64, 64, 3)
+        return torch.tensor([use.beta, use.key_lock, use.temperature]).expand(count, 96, 96, 3)
 
     def judge_each(name, subject, sentences):
-        assert (name, subject.superclass, subject.photos.shape) == ("tiny", "bear", (2, 64, 64, 3))
+        assert (name, subject.superclass, subject.photos.shape) == ("tiny", "bear", (2, 96, 96, 3))
         assert list(sentences) == ["a photo of {}", "a photo of {}", "a {} on snow", "a {} on snow"]
 
         def scores(pictures, first):
