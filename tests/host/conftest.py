@@ -81,16 +81,21 @@ def reference_model():
     return load_narrow("sd1")[0]
 
 
+@pytest.fixture(scope="session")
+def make_world():
+    from reference_model import World
+
+    return cache(World)
+
+
 @pytest.fixture
-def world(models, reference_model):
+def world(models, reference_model, make_world):
     """A World. Its model's weights are the same bits afterwards, and its modules have their own forward."""
     import comfy.model_management
 
-    from reference_model import World
-
     model, clip, _ = models("sd1")
     parameters = {name: parameter.clone() for name, parameter in model.model.named_parameters()}
-    yield World(model, clip, reference_model)
+    yield make_world(model, clip, reference_model).afresh()
     comfy.model_management.unload_all_models()
     assert all(torch.equal(parameter, parameters[name]) for name, parameter in model.model.named_parameters())
     for module in model.model.modules():

@@ -6,6 +6,7 @@ is found by comparing whole encodings.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -26,12 +27,18 @@ class World:
     def __init__(self, model, clip, reference):
         toy, cup = two_uses(model, clip)
         self.uses = [toy.replace(key_lock=1.0), cup.replace(key_lock=0.5)]
-        self.model, self.patched, self.reference = model, apply_to_model(model, self.uses), reference
-        self.plain_clip, self.clip = clip, apply_to_clip(clip, self.uses)
+        self.model, self.reference, self.plain_clip = model, reference, clip
+        self.clip = apply_to_clip(clip, self.uses)
         prompts = PROMPT, TOY_PROMPT, CUP_PROMPT, NEGATIVE
         self.positive, self.toy, self.cup, self.negative = (encode(self.clip, prompt) for prompt in prompts)
         self.locked = [(encode(self.clip, prompt)[0][0], self.keys(prompt, self.clip)) for prompt in prompts[:3]]
-        edit_weights(reference, self.uses, self.locked)
+
+    def afresh(self) -> World:
+        """The same for another test, with what tests change made anew; the encodings take long."""
+        world = copy.copy(self)
+        world.patched, world.clip = apply_to_model(self.model, self.uses), apply_to_clip(self.plain_clip, self.uses)
+        edit_weights(self.reference, self.uses, self.locked)
+        return world
 
     @staticmethod
     def keys(prompt: str, clip) -> Tensor:

@@ -80,7 +80,7 @@ def test_a_model_without_concepts_takes_a_locked_conditioning_as_any_other(world
     model = TorchCompileModel.execute(world.model, "eager")[0] if compiled else world.model
     assert isinstance(world.toy[0][0], LockedEncoding)
     plain = [[world.toy[0][0].as_subclass(torch.Tensor), {"pooled_output": world.toy[0][1]["pooled_output"]}]]
-    found, want = (sample(model, positive, world.negative) for positive in (world.toy, plain))
+    found, want = sample(model, world.toy, world.negative), sample(world.model, plain, world.negative)
     assert torch.equal(found, want)
     assert type(found) is torch.Tensor
 
