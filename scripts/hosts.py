@@ -18,7 +18,7 @@ PAIRS = [  # the frontends of the older two are those that belong to them
     ("0.30.0", "1.58.1"), ("0.30.0", "1.55.18"), ("0.30.0", "1.51.10"), ("0.30.0", "1.47.12"),
     ("0.18.2", "1.41.21"), ("0.16.3", "1.39.19"),
 ]  # fmt: skip
-IN_PARALLEL = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]  # as scripts/test.sh does
+IN_PARALLEL = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
 RENDERERS = {"classic": "classic canvas", "vue": "Vue nodes"}
 HEAD = """# ComfyUI and frontends
 

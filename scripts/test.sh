@@ -31,16 +31,34 @@ bash scripts/env.sh true || exit 1
 failed=0
 bash scripts/env.sh ruff format --check || failed=1
 bash scripts/env.sh ruff check || failed=1
-bash scripts/env.sh mypy perfusion_core || failed=1
-! $web || bash scripts/check_web.sh || failed=1
+cache=${PERFUSION_CACHE:-$HOME/.cache/comfyui-perfusion}
+bash scripts/env.sh mypy --cache-dir "$cache/mypy" perfusion_core || failed=1  # it reads all of torch's types at first
 if [ $# -gt 0 ]; then
+    ! $web || bash scripts/check_web.sh || failed=1
     bash scripts/env.sh python -m pytest "$@" || failed=1
-else  # files in parallel, the longest first (tests/host/conftest.py), one more than cores: some wait for what they start
-    export OMP_NUM_THREADS=1  # of what the tests start
-    files=(--dist loadfile --no-loadscope-reorder -n $(($(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses)
-    bash scripts/env.sh python -m pytest tests/core tests/host "${files[@]}" 4 || failed=1
-    bash scripts/env.sh python -m pytest tests/web "${files[@]}" 3 || failed=1
-    [ -n "${COMFYUI_PATH:-}" ] ||
-        bash scripts/host.sh 0.30.0 newest python -m pytest tests/web "${files[@]}" 3 || failed=1
+    exit $failed
 fi
+
+export OMP_NUM_THREADS=1  # of what the tests start
+
+check_face() {  # one after the other, with one server and one browser at a time
+    local failed=0
+    bash scripts/check_web.sh || failed=1
+    bash scripts/env.sh python -m pytest tests/web || failed=1
+    [ -n "${COMFYUI_PATH:-}" ] || bash scripts/host.sh 0.30.0 newest python -m pytest tests/web || failed=1
+    return $failed
+}
+
+said=$(mktemp)
+set -m  # a process group of its own, or Ctrl-C would not end it
+check_face >"$said" 2>&1 &
+face=$!
+set +m
+trap 'kill -- -$face; rm "$said"; exit 130' INT TERM
+# meanwhile the rest, files in parallel, the longest first (tests/host/conftest.py)
+bash scripts/env.sh python -m pytest tests/core tests/host \
+    --dist loadfile --no-loadscope-reorder -n "$(getconf _NPROCESSORS_ONLN)" --maxprocesses 4 || failed=1
+wait $face || failed=1
+cat "$said"
+rm "$said"
 exit $failed
