@@ -15,9 +15,9 @@ class PerfusionDemoModel(io.ComfyNode):
             node_id="PerfusionDemoModel",
             display_name="Perfusion Demo Model",
             category=USE,
-            description="A small model of 96x96 picture-book scenes that comes with the pack: for trying things out, in "
-            "seconds and without a GPU. Use it like Load Checkpoint, with a 96x96 Empty Latent Image and prompts such "
-            "as 'a photo of a cat in the meadow'.",
+            description="A small model of 96x96 picture-book scenes that comes with the pack: for trying things out, "
+            "in seconds and without a GPU. Use it like Load Checkpoint, with a 96x96 Empty Latent Image and prompts "
+            "such as 'a photo of a cat in the meadow'.",
             search_aliases=["perfusion", "picture book", "example", "test model", "tiny checkpoint"],
             inputs=[],
             outputs=[

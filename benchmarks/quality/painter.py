@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.world.export import as_it_was_trained, read
 from benchmarks.world.individuals import CLASSES, Individual, individual
 from benchmarks.world.networks import TextEncoder, Vocabulary, as_pictures, make_unet, make_vae
 from benchmarks.world.places import PLACES
@@ -18,25 +20,21 @@ from benchmarks.world.pool import FIRST, encoded, planned
 from benchmarks.world.sampling import paint
 from benchmarks.world.scenes import NAMES, Scene, caption, scene
 from benchmarks.world.teach import CAPTIONS, PHOTOS, Model
-from benchmarks.world.weights import read
 from perfusion_core import Covariance, Wiring
 
 FILE = Path(__file__).resolve().parents[2] / "nodes" / "demo_model.safetensors"
 GUIDANCE = 2.5
 UNKNOWN = "*"  # a word that the model knows nothing of
-_TABLE = "embeddings.token_embedding.weight"
 
 
 class Painter(Model):
     """The networks of a demo model's file, frozen. The text encoder is fp32, the UNet and the autoencoder bf16."""
 
     def __init__(self, file: Path = FILE):
-        weights = read(file)
-        self.text, self.unet, self.vae = TextEncoder(Vocabulary()), make_unet(), make_vae()
-        del self.text.naming  # individuals have no names there
-        names = weights["text"]
-        weights["text"] = {f"transformer.{name}": weight for name, weight in names.items() if name != _TABLE}
-        weights["text"]["table.weight"] = names[_TABLE]
+        kept, vocabulary = load_file(file), Vocabulary()
+        weights = read(kept)
+        weights["text"] = as_it_was_trained(weights, kept["tokens"].tolist(), vocabulary.ids)
+        self.text, self.unet, self.vae = TextEncoder(vocabulary), make_unet(), make_vae()
         for name, model in (("text", self.text), ("unet", self.unet), ("vae", self.vae)):
             model.load_state_dict(weights[name])
             model.eval().requires_grad_(False)
