@@ -12,8 +12,8 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 @pytest.fixture
 def test_sh(tmp_path):
-    """test_sh(*arguments) -> (the commands that it runs, in place of which there are stand-ins, its exit status, what it
-    says); the commands with ``failing`` in them fail."""
+    """test_sh(*arguments) -> (the commands that it runs, for which there are stand-ins, its exit status, what it says);
+    the commands with ``failing`` in them fail."""
     (tmp_path / "scripts").mkdir()
     (tmp_path / "bin").mkdir()
     shutil.copy(SCRIPTS / "test.sh", tmp_path / "scripts")
