@@ -49,21 +49,22 @@ def read_piece(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _learned(assessor: Assessor, painter: Painter, latents: Mapping[str, Tensor], record: Mapping[str, Any]):
-    subject = task(*record["numbers"])
-    return {"curve": [{"setting": float(name), **_scores(assessor, painter, some, subject)}
-                      for name, some in latents.items()]}  # fmt: skip
+    scores = _scores(assessor, painter, latents, task(*record["numbers"]))
+    return {"curve": [{"setting": float(name), **of} for name, of in scores.items()]}
 
 
 def _references(assessor: Assessor, painter: Painter, latents: Mapping[str, Tensor], record: Mapping[str, Any]):
     subject = task(*record["numbers"])
-    scores = {name: _scores(assessor, painter, some, subject) for name, some in latents.items()}
     sentences = [filled(prompt.sentence, NAMES) for prompt in prompts(subject)]
+    scores = _scores(assessor, painter, latents, subject)
     return {"scores": scores, "individual": described(subject.one), "prompts": sentences}
 
 
-def _scores(assessor: Assessor, painter: Painter, latents: Tensor, subject: Task) -> dict[str, float]:
-    photos = painter.latents([shown.image for shown in subject.photos])
-    return assessor.scores(latents, subject.one, prompts(subject), photos)
+def _scores(
+    assessor: Assessor, painter: Painter, latents: Mapping[str, Tensor], subject: Task
+) -> dict[str, dict[str, float]]:
+    photos, asked = painter.latents([shown.image for shown in subject.photos]), prompts(subject)
+    return {name: assessor.scores(some, subject.one, asked, photos) for name, some in latents.items()}
 
 
 def _pair(assessor: Assessor, painter: Painter, latents: Mapping[str, Tensor], record: Mapping[str, Any]):

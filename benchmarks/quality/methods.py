@@ -32,7 +32,7 @@ PICTURES = 1600  # that every method trains on, in batches that suit it
 BETAS = (0.3, 0.4, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9)
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)  # where that is swept
 MARKS = tuple(k / 8 for k in range(1, 9))  # shares of the steps, where these are
-TOGETHER_BETA = 0.6  # where concepts are combined
+TOGETHER_BETA = 0.55  # where concepts are combined
 REGULAR_SCENES = 32  # pictures of the superclass that keep Custom Diffusion and DreamBooth from forgetting it
 
 
@@ -88,9 +88,7 @@ class Perfusion:
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedConcepts:
         photos, settings = Photos(painter, task.photos, self.outside, self.least), replace(self.settings, seed=seed)
-        training = self.kind(
-            photos, painter.inverse_covariance, task.trigger, task.superclass, "demo", settings
-        )  # fmt: skip
+        training = self.kind(photos, painter.inverse_covariance, task.trigger, task.superclass, "demo", settings)
         with photos.wiring:
             for _ in range(settings.steps):
                 training.step()
@@ -287,9 +285,7 @@ class FineTune:
         start = task.superclass if self.embedding_rate else UNKNOWN
         run = _Run(painter, task, seed, phrase, start, self.batch, self.embedding_rate, regular=True)
         unet = copy.deepcopy(painter.unet)
-        trained = {
-            name: weight for name, weight in unet.named_parameters() if re.search(self.part, name)
-        }  # fmt: skip
+        trained = {name: weight for name, weight in unet.named_parameters() if re.search(self.part, name)}
         masters = [weight.detach().float() for weight in trained.values()]  # the model itself is bf16
         adam, versions = torch.optim.Adam(masters, self.rate, fused=True), {}
         for weight in trained.values():

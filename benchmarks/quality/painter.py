@@ -23,7 +23,7 @@ from benchmarks.world.teach import CAPTIONS, PHOTOS, Model
 from perfusion_core import Covariance, Wiring
 
 FILE = Path(__file__).resolve().parents[2] / "nodes" / "demo_model.safetensors"
-GUIDANCE = 2.5
+STEPS, GUIDANCE = 12, 2.5
 UNKNOWN = "*"  # a word that the model knows nothing of
 
 
@@ -69,7 +69,7 @@ class Painter(Model):
         """
         negative = self.encode([""] * len(encodings), {})[0].bfloat16()
         keys = None if keys is None else keys.bfloat16()
-        return paint(self.unet, encodings.bfloat16(), negative, seed, guidance=GUIDANCE, wiring=wiring, keys=keys)
+        return paint(self.unet, encodings.bfloat16(), negative, seed, STEPS, GUIDANCE, wiring, keys)
 
     def latents(self, pictures: Sequence[np.ndarray]) -> Tensor:
         return encoded(self.vae, np.stack(pictures))

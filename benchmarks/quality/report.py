@@ -192,7 +192,7 @@ def short_table(figures: Mapping[str, Any]) -> str:
 
 
 def methods_table(figures: Mapping[str, Any]) -> str:
-    lines = ["| method | hypervolume | 95 % | behind Perfusion, 95 % | file | to learn | trainings |",
+    lines = ["| method | hypervolume | 95 % | behind Perfusion, 95 % | file | to learn, one core | trainings |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, volume in sorted(figures["hypervolume"].items(), key=lambda item: -item[1]):
         low, high = figures["hypervolume_interval"][name]

@@ -14,12 +14,11 @@ REPO = Path(__file__).resolve().parents[2]
 START = """
 import os, sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 os.environ["PERFUSION_CACHE"] = os.getcwd()
 sys.path.insert(0, sys.argv[1])
 import numpy as np, torch
-from benchmarks.world import export, networks, sampling
+from benchmarks.world import export, networks
 networks.UNET["model_channels"] = 32
 from benchmarks.world import judge as judges
 from benchmarks.world.individuals import any_individual
@@ -37,8 +36,7 @@ Path("model.safetensors").write_bytes(export.demo_model(parts, text.vocabulary, 
 """
 
 TEACHING = """
-painter.paint = partial(sampling.paint, steps=2)
-painter.CAPTIONS, methods.PICTURES, run.CARD_SEEDS = 200, 32, 1
+painter.STEPS, painter.CAPTIONS, methods.PICTURES, run.CARD_SEEDS = 2, 200, 32, 1
 methods.BETAS = methods.STRENGTHS = 0.5, 1.0
 methods.MARKS = 0.5, 1.0
 evaluation.OTHERS, run.CARD_PROMPTS, judging.CARD_PROMPTS, judging.SHOWN = 20, 2, 2, (0,)
