@@ -2,8 +2,8 @@
 
     bash scripts/env.sh python -m benchmarks.quality.run FOLDER [--workers 2] [--seeds 0 1 2] [--only METHOD ...]
 
-Every finished piece is kept in FOLDER/painted, so it goes on where it was stopped. At the end the judge of
-benchmarks/world/judge.py, which must be trained, looks at all of them; report.py makes pages of what it says.
+Every finished piece is kept in FOLDER/painted, so it goes on where it was stopped; variants of Perfusion come last. The
+judge of benchmarks/world/judge.py, which must be trained, then looks at all of them, and report.py makes pages of that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.world.card import prompts as card_prompts
-from benchmarks.world.scenes import described, scene
+from benchmarks.world.sampling import encode
+from benchmarks.world.scenes import NAMES, described, scene
 from perfusion_core import Concept, load_concept, save_concept
 from perfusion_core.concept_file import safetensors_bytes, write_atomically
 
@@ -46,15 +47,17 @@ from .methods import (
     Perfusion,
     TextualInversion,
 )
-from .painter import FILE, Painter, filled, task
+from .painter import FILE, Painter, Task, filled, task
+from .report import WAYS
 from .variants import FreeKeyTraining, UngatedTraining
 
 INDIVIDUALS = tuple(range(12))  # two of each class
 LORAS = ("lora, rank 1", "lora, rank 4")
 CARD_SEEDS = 3
 PLAIN = {  # what stands in a sentence where no concept does
-    "class word": lambda subject: subject.superclass,
-    "in words": lambda subject: described(subject.one).split(" ", 1)[1],  # without its article
+    "class word": lambda subject, _: subject.superclass,
+    "in words": lambda subject, _: described(subject.one).split(" ", 1)[1],  # without its article
+    "true name": lambda _, name: name,
 }
 
 
@@ -89,9 +92,7 @@ class Bench:
         asked = prompts(subject)
         scenes = [prompt.scene(20000 + 100 * number + i, subject.one).image for i, prompt in enumerate(asked)]
         found = {"genuine scenes": self.painter.latents(scenes)}
-        for way, words in PLAIN.items():
-            encodings = self.encoded([prompt.sentence for prompt in asked], [words(subject)])
-            found[way] = self.painter.paint(encodings, number)
+        found |= self.plain([prompt.sentence for prompt in asked], [subject], number)
         self.keep(path, found, {"kind": "references", "numbers": [number]})
 
     def alone(self, number: int, seed: int, label: str, method: Method) -> None:
@@ -126,8 +127,7 @@ class Bench:
         }
         noise = 1000 * seed + number
         found = {label: way.paint(self.painter, sentences, noise, way.settings[0]) for label, way in ways.items()}
-        for way, words in PLAIN.items():
-            found[way] = self.painter.paint(self.encoded(sentences, [words(one) for one in pair]), noise)
+        found |= self.plain(sentences, pair, noise)
         scenes = [prompt.scene(30000 + 100 * number + i, pair[0].one).image for i, prompt in enumerate(asked)]
         found["genuine scenes"] = self.painter.latents(scenes)
         self.keep(path, found, {"kind": "pair", "numbers": list(numbers), "seed": seed})
@@ -139,15 +139,21 @@ class Bench:
             return
         asked = card_prompts(CARD_PROMPTS)
         genuine = [scene(200 + i, one.things, one.place, "").image for i, one in enumerate(asked)]
-        parts = self.encoded([one.sentence for one in asked], []).split(20)
+        parts = encode(self.painter.text, [one.sentence for one in asked]).split(20)
         shown = [
             self.painter.paint(part, 1000 * seed + i) for seed in range(CARD_SEEDS) for i, part in enumerate(parts)
         ]
         found = {"genuine scenes": self.painter.latents(genuine), "demo model": torch.cat(shown)}
         self.keep(path, found, {"kind": "card"})
 
-    def encoded(self, sentences: Sequence[str], words: Sequence[str]) -> Tensor:
-        return self.painter.encode([filled(sentence, words) for sentence in sentences], {})[0]
+    def plain(self, sentences: Sequence[str], subjects: Sequence[Task], noise: int) -> dict[str, Tensor]:
+        """{way: pictures} of subjects without a concept."""
+        found, ones = {}, tuple(subject.one for subject in subjects)
+        for way, words in PLAIN.items():
+            said = [words(subject, name) for subject, name in zip(subjects, NAMES, strict=False)]
+            told = [filled(sentence, said) for sentence in sentences]
+            found[way] = self.painter.paint(encode(self.painter.text, told, [ones] * len(told)), noise)
+        return found
 
     def painted(self, label: str, number: int, seed: int) -> Path:
         return self.folder / "painted" / f"{label} - {number} - {seed}.safetensors"
@@ -189,17 +195,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names of methods; nothing else is done")
     options = parser.parse_args()
     check_names(options.only or (), methods(None))
-    given = options.folder, options.model
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.workers, context, initializer=_open, initargs=given) as pool:
-        done = [pool.submit(_alone, number, options.seeds, options.only) for number in options.individuals]
+    first = options.only or [name for name in methods(None) if name in WAYS]
+    rest = [] if options.only else [name for name in methods(None) if name not in WAYS]
+    with crew(options.folder, options.model, options.workers) as pool:
+
+        def everyone(work: Callable[..., None], *given: Any) -> None:
+            list(pool.map(work, options.individuals, *map(itertools.repeat, given)))
+
+        everyone(_alone, options.seeds, first)
         if not options.only:
-            done.append(pool.submit(_card))
-        for one in done:
-            one.result()
-        if not options.only:
-            first = [number for number in options.individuals if next_one(number) in options.individuals]
-            list(pool.map(_together, first, itertools.repeat(options.seeds)))
+            card = pool.submit(_card)
+            everyone(_together, options.seeds, options.individuals)
+            everyone(_alone, options.seeds, rest)
+            card.result()
     torch.set_num_threads(1)
     write_scores(options.folder, Painter(options.model))
 
@@ -219,7 +227,13 @@ def check_names(asked: Sequence[str], known: Mapping[str, Method]) -> None:
         raise SystemExit(f"There is no method {', '.join(sorted(unknown))}. There are: {'; '.join(known)}.")
 
 
-_bench: Bench  # of a worker
+def crew(folder: Path, model: Path, workers: int) -> ProcessPoolExecutor:
+    """Processes on one core each, every one with its own ``bench()``."""
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _open, (folder, model))
+
+
+def bench() -> Bench:
+    return _bench
 
 
 def _open(folder: Path, model: Path) -> None:
@@ -229,20 +243,21 @@ def _open(folder: Path, model: Path) -> None:
     _bench = Bench(folder, model)
 
 
-def _alone(number: int, seeds: Sequence[int], only: Sequence[str] | None) -> None:
-    _bench.references(number)
-    known = methods(_bench.concept)
-    for seed, label in itertools.product(seeds, only or known):
-        _bench.alone(number, seed, label, known[label])
+def _alone(number: int, seeds: Sequence[int], labels: Sequence[str]) -> None:
+    bench().references(number)
+    known = methods(bench().concept)
+    for seed, label in itertools.product(seeds, labels):
+        bench().alone(number, seed, label, known[label])
 
 
-def _together(number: int, seeds: Sequence[int]) -> None:
-    for seed in seeds:
-        _bench.together(number, seed)
+def _together(number: int, seeds: Sequence[int], individuals: Sequence[int]) -> None:
+    if next_one(number) in individuals:
+        for seed in seeds:
+            bench().together(number, seed)
 
 
 def _card() -> None:
-    _bench.card()
+    bench().card()
 
 
 if __name__ == "__main__":
