@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RUNNER = ("pytest", "pytest-timeout", "hypothesis")
+FEW = ("--hypothesis-profile", "few")  # examples: all of them are tried outside of this file
 # of the core's tests those that are quick, and need nothing but the core
 OF_THE_CORE = ("edit", "masked_mse", "checkpoints", "metadata", "wiring")
 OF_LOWEST = {
@@ -82,7 +83,7 @@ def test_the_wheel_alone_with_what_it_names_runs_the_cores_tests(wheel: Path, tm
     where = run(python, "-I", "-c", "import perfusion_core; print(perfusion_core.__file__)", cwd=tmp_path).strip()
     assert Path(where).is_relative_to(packages)
     files = [tests / f"test_{name}.py" for name in OF_THE_CORE]
-    options = ("-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", tests)
+    options = ("-q", *FEW, "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", tests)
     said = run(python, "-m", "pytest", *options, *files, cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""})
     assert int(re.search(r"(\d+) passed", said)[1]) > 100
 
@@ -110,7 +111,7 @@ def test_the_lowest_versions_in_requirements_serve(part: str) -> None:
     if part == "tests/core":
         folders.append(lowest("safetensors", ("safetensors",)))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
-    options = ("-p", "no:cacheprovider", "-k", OF_LOWEST[part])
+    options = ("-p", "no:cacheprovider", "-k", OF_LOWEST[part], *(FEW if part == "tests/core" else ()))
     files = ["test_openclip", "test_concept_file", "test_edit"] if part == "tests/core" else ["test_plots", "test_tune"]
     paths = [f"{part}/{file}.py" for file in files]
     said = run(sys.executable, "-m", "pytest", *options, *paths, cwd=ROOT, env=environment)

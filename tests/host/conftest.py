@@ -1,5 +1,6 @@
 """A real ComfyUI in this process, on the CPU, with a scratch folder for its files, and small random models."""
 
+import gc
 import importlib.util
 import os
 import sys
@@ -13,8 +14,11 @@ import torch
 REPO = Path(__file__).resolve().parents[2]
 
 
-def _start_host() -> None:
-    """Makes the host importable before any test module is read."""
+def pytest_configure(config):
+    """Makes the host importable before any test module is read, but not where other processes run the tests."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    gc.disable()  # until all that stays is imported
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
     import comfy.cli_args
     import utils.extra_config  # noqa: F401, as main.py does before older hosts put another utils on the path
@@ -28,7 +32,11 @@ def _start_host() -> None:
     sys.path += [str(REPO / "scripts"), str(REPO / "scripts" / "make")]
 
 
-_start_host()
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
 torch.set_num_threads(1)  # the models are too small for more
 RAY_WAITS = {  # half a minute is too short where every core is busy
     "raylet_start_wait_time_s": 300, "gcs_server_port_wait_time_s": 300, "worker_register_timeout_seconds": 300,
