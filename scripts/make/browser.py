@@ -35,16 +35,18 @@ def workflow(name: str) -> dict[str, Any]:
 
 
 def add_stand_ins(base: Path) -> None:
-    """What workflows/ choose, so that their lists offer it; running them would fail."""
+    """What workflows/ choose, so that their lists offer it; loading these models would fail."""
     for name in (
         "models/checkpoints/v1-5-pruned-emaonly-fp16.safetensors", "models/checkpoints/sd_xl_base_1.0.safetensors",
         "models/loras/my-style.safetensors", "models/diffusion_models/anima-base-v1.0.safetensors",
         "models/text_encoders/qwen_3_06b_base.safetensors", "models/vae/qwen_image_vae.safetensors",
-        "models/controlnet/control_v11p_sd15_canny_fp16.safetensors", "input/my_photos/1.png",
+        "models/controlnet/control_v11p_sd15_canny_fp16.safetensors",
     ):  # fmt: skip
         (base / name).parent.mkdir(parents=True, exist_ok=True)
         (base / name).touch()
-    shutil.copyfile(PHOTOS / "teddy" / "1.png", base / "input" / "example.png")
+    for name in ("example.png", "my_photos/1.png"):
+        (base / "input" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(PHOTOS / "teddy" / "1.png", base / "input" / name)
     write_sample_concepts(base / "models" / "perfusion")
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from steps import TOGGLE_SIDEBAR, open_workflow
+from steps import LIST_AGAIN, TOGGLE_SIDEBAR, open_workflow
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path += [str(SCRIPTS), str(SCRIPTS / "make")]
@@ -27,8 +27,9 @@ def server(tmp_path_factory):
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def opened(server):
+    """For all tests, since opening it takes as long as ten of them."""
     from browser import open_frontend
 
     with open_frontend(server.address) as opened:
@@ -61,12 +62,12 @@ def pytest_runtest_makereport(item):
     return report
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def object_info(opened):
     return opened.get("/object_info").json()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def our_nodes(object_info):
     return {name: info for name, info in object_info.items() if name.startswith("Perfusion")}
 
@@ -92,9 +93,10 @@ def concepts(page):
 
 
 @pytest.fixture
-def no_new_files(server):
+def no_new_files(server, page):
     models = server.base / "models" / "perfusion"
     before = set(models.rglob("*.safetensors"))
     yield
     for path in set(models.rglob("*.safetensors")) - before:
         path.unlink()
+    page.evaluate(LIST_AGAIN)

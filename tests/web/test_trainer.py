@@ -165,7 +165,7 @@ def test_warnings_are_shown_while_it_runs_and_before(page, trainer):
 
 
 def test_the_photos_of_a_folder_are_looked_at_before_it_starts(page, trainer):
-    """The one in my_photos is a stand-in without a mask."""
+    """The one in my_photos has no mask."""
     says(trainer.get_by_role("listitem"), "Photos: 1.")
     page.evaluate(SET, {"PerfusionLoadPhotos": {"folder": "demo: teddy"}})
     page.evaluate("() => app.api.dispatchCustomEvent('graphChanged')")
@@ -292,10 +292,10 @@ def test_use_it_takes_the_text_encoder_and_the_autoencoder_that_have_loaders_of_
 @each_renderer
 def test_a_real_training_is_stopped_chosen_from_continued_and_paints(frontend, page, trainer, no_new_files):
     page.evaluate(ON_DEMO_MODEL)
-    long = {"superclass": "bear", **QUICK, "steps": 5000}
+    long = {"superclass": "bear", **QUICK, "steps": 5000, "previews": "a {} on grass"}
     changes = {
-        "PerfusionLoadPhotos": {"folder": "demo: teddy"}, "PerfusionCovariance": {"count": 100},
-        "PerfusionTrainConcept": long, "PerfusionSaveConcept": {"filename": "stopped"},
+        "PerfusionCovariance": {"count": 100}, "PerfusionTrainConcept": long,
+        "PerfusionSaveConcept": {"filename": "stopped"},
     }  # fmt: skip
     page.evaluate(SET, changes)
     page.evaluate(f"() => {{ window.ended = ({RUN})() }}")

@@ -38,6 +38,12 @@ def saved_links(workflow):
     return [[start, slot, end, inputs[end][to]["name"], kind] for _, start, slot, end, to, kind in workflow["links"]]
 
 
+def test_the_page_opens_without_a_complaint(frontend):
+    frontend.complaints.clear()
+    frontend.open()
+    assert about_us(frontend.complaints) == []
+
+
 @each_workflow
 def test_workflow_loads_without_a_complaint(frontend, name):
     frontend.load(name)
