@@ -11,6 +11,7 @@ import aiohttp
 import numpy as np
 import pytest
 from comfyui_perfusion.perfusion_core import load_concept
+from comfyui_perfusion.perfusion_core.captions import captions
 from PIL import Image
 
 import stand_ins
@@ -22,6 +23,7 @@ SMALL = {
     "previews": "a {}",
 }  # fmt: skip
 
+CAPTIONS = "captions.txt"
 TINY = {"width": 64, "height": 64, "batch_size": 1}
 
 
@@ -33,6 +35,7 @@ def server(tmp_path_factory):
     stand_ins.add_lora(base)
     stand_ins.add_controlnet(base)
     stand_ins.add_concepts(base)
+    (base / "input" / CAPTIONS).write_text("\n".join(captions(8)))  # of a hundred the text encoder takes half a minute
     with Server(base) as running:
         yield running
 
@@ -41,7 +44,7 @@ def training(server: Server) -> dict:
     """The prompt of the shipped workflow."""
     prompt = stand_ins.load_workflow(server, "2 Train SD1.5.json", "<my-toy>")
     override(prompt, "PerfusionLoadPhotos", folder=stand_ins.PHOTOS)
-    override(prompt, "PerfusionCovariance", count=100)
+    override(prompt, "PerfusionCovariance", caption_file=CAPTIONS)
     return prompt
 
 

@@ -292,7 +292,7 @@ def test_use_it_takes_the_text_encoder_and_the_autoencoder_that_have_loaders_of_
 @each_renderer
 def test_a_real_training_is_stopped_chosen_from_continued_and_paints(frontend, page, trainer, no_new_files):
     page.evaluate(ON_DEMO_MODEL)
-    long = {"superclass": "bear", **QUICK, "steps": 5000, "previews": "a {} on grass"}
+    long = {"superclass": "bear", **QUICK, "steps": 5000, "resolution": 64, "previews": "a {} on grass"}
     changes = {
         "PerfusionCovariance": {"count": 100}, "PerfusionTrainConcept": long,
         "PerfusionSaveConcept": {"filename": "stopped"},
