@@ -24,6 +24,7 @@ SMALL = {
 }  # fmt: skip
 
 CAPTIONS = "captions.txt"
+LONG = 300  # steps; the host tells of every 200th part
 TINY = {"width": 64, "height": 64, "batch_size": 1}
 
 
@@ -160,7 +161,7 @@ def test_a_cancelled_training_keeps_what_was_learned(server):
 
     # a seed of its own: where the server goes on from another training, nothing new may be learned until the cancel
     with pytest.raises(RuntimeError, match="interrupt"):
-        train(server, steps=10_000, name="never", on_progress=cancel, seed=1, previews="")
+        train(server, steps=LONG, name="never", on_progress=cancel, seed=1, previews="")
     cancels[0].join()
     folder = server.base / "models" / "perfusion"
     assert not (folder / "never.safetensors").exists()
@@ -189,7 +190,7 @@ def test_a_killed_server_loses_no_more_than_since_the_last_autosave(server, tmp_
                 doomed.process.kill()
 
         with pytest.raises((RuntimeError, OSError, aiohttp.ClientError)):
-            train(doomed, steps=10_000, name="never", on_progress=kill, demo=True, checkpoint_every=3, previews="")
+            train(doomed, steps=LONG, name="never", on_progress=kill, demo=True, checkpoint_every=3, previews="")
     new = {path for path in folder.rglob("*.safetensors") if path.relative_to(folder) not in there_before}
     (unfinished,) = (path for path in new if path.parent == folder)
     learned = int(load_concept(unfinished).metadata["steps"])
