@@ -14,11 +14,8 @@ import torch
 REPO = Path(__file__).resolve().parents[2]
 
 
-def pytest_configure(config):
-    """Makes the host importable before any test module is read, but not where other processes run the tests."""
-    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
-        return
-    gc.disable()  # until all that stays is imported
+def start_host() -> None:
+    """Makes the host importable."""
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
     import comfy.cli_args
     import utils.extra_config  # noqa: F401, as main.py does before older hosts put another utils on the path
@@ -30,6 +27,13 @@ def pytest_configure(config):
     sys.modules["comfyui_perfusion"] = pack
     spec.loader.exec_module(pack)
     sys.path += [str(REPO / "scripts"), str(REPO / "scripts" / "make")]
+
+
+def pytest_configure(config):
+    """Starts the host before any test module is read, but not where other processes run the tests."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        gc.disable()  # until all that stays is imported
+        start_host()
 
 
 def pytest_collection_finish():

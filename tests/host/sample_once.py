@@ -23,7 +23,9 @@ def sample_with(concept_file: Path, models) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    import conftest  # noqa: F401, starts the host
+    from conftest import start_host
+
+    start_host()
     from random_checkpoint import load_random
     from random_families import CONFIGS, random_family
 
