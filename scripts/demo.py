@@ -24,12 +24,12 @@ PHOTOS = REPO / "nodes" / "demo_photos"  # of two that the demo model never saw,
 
 PROMPTS = (
     "a photo of a {} in the snow", "a photo of a {} on the beach", "a photo of a {} at night",
-    "a photo of a {} and a blue mug in the room", "a watercolor of a {} in the meadow",
+    "a photo of a {} and a red car in the room", "pixel art of a {} in the meadow",
 )  # fmt: skip
 TOGETHER = (
     "a photo of a {} and a {} in the snow", "a photo of a {} and a {} on the beach",
     "a photo of a {} and a {} at night", "a photo of a {} and a {} in the room",
-    "a watercolor of a {} and a {} in the meadow",
+    "pixel art of a {} and a {} in the meadow",
 )  # fmt: skip
 BETAS = (0.5, 0.75, 0.95)
 CELL = 192  # pixels of a picture in the sheet
@@ -133,7 +133,7 @@ def prompts_of(subject: Subject, other: Subject | None = None) -> list[str]:
     """Those of one concept, or of two together."""
     if other is None:
         return [prompt.replace("{}", subject.trigger) for prompt in PROMPTS]
-    return [prompt.replace("{}", subject.trigger, 1).replace("{}", other.trigger) for prompt in TOGETHER]
+    return [prompt.replace("{}", other.trigger, 1).replace("{}", subject.trigger) for prompt in TOGETHER]
 
 
 class Graph:

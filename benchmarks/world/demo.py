@@ -18,7 +18,7 @@ from .scenes import caption, plan, scene
 
 REPO = Path(__file__).resolve().parents[2]
 SUBJECTS = {
-    "teddy": Individual("bear", "chubby", "brown", "white", "dots", "scarf", "yellow"),
+    "teddy": Individual("bear", "baby", "yellow", "blue", "stripes", "scarf", "teal"),
     "tiger": Individual("cat", "chubby", "orange", "black", "stripes", "bow", "green"),
 }
 PHOTO_PLACES = ("meadow", "room", "street", "forest", "desert")

@@ -18,7 +18,7 @@ PHOTOS = REPO / "nodes" / "demo_photos"
 LAYERS = {"input_blocks.1.1.transformer_blocks.0.attn2": 320}  # of a model, and what its values are wide
 WIDTHS = {"sd1": {"l": 768}, "sdxl": {"l": 768, "g": 1280}}  # of the token embeddings
 SAMPLES = (  # file, trigger, superclass, base model, similarity of the superclass, photo, notes
-    ("my-teddy", "<my-teddy>", "teddy", "sd1", 0.46, "teddy/1.png", "The brown one with the scarf."),
+    ("my-teddy", "<my-teddy>", "teddy", "sd1", 0.46, "teddy/1.png", "The yellow one with the scarf."),
     ("my-tiger", "<my-tiger>", "cat", "sdxl", 0.31, "tiger/1.png", ""),
     ("vases/amphora", "<amphora>", "vase", "sd1", 0.58, "", "Red clay, two handles. Wants a plain background."),
 )
