@@ -1,6 +1,6 @@
 """Tells who stands in a picture, whatever the place, the style, and who else: trained on the latents of all scenes.
 
-    bash scripts/env.sh python -m benchmarks.world.judge [--steps 3000]
+    bash scripts/env.sh python -m benchmarks.world.judge [--steps 5000]
 
 It is asked for a class, and says who of that class is there. An embedding network, as in face recognition: a latent is
 brought near the embedding of its individual's attributes, and away from those of a hundred others of the class. Beside
@@ -31,6 +31,8 @@ from .train_autoencoder import trained_vae
 TRAINED = FOLDER / "judge.pt"
 SCENES = 6000  # that it needs at least
 BATCH, RATE, OTHERS, BANK, SHARPNESS, NOISE = 64, 2e-3, 100, 1500, 16.0, 0.1
+LOOKS = 8  # places of a picture that it looks at, wherever they are
+CROWDED = 0.5  # share of a batch that has two things for sure; in the world such scenes are few, and harder
 ABSENT = 0.15  # how often it is asked for a class that the picture does not show
 READ = {
     **dict(zip(("shape", "colour", "second", "pattern", "accessory", "accessory_colour"), LISTS[1:], strict=True)),
@@ -47,23 +49,32 @@ class Judge(nn.Module):
         self.fine = nn.ModuleList(_Block(width) for _ in range(2))
         self.down = nn.Conv2d(width, 2 * width, 2, stride=2)
         self.coarse = nn.ModuleList(_Block(2 * width) for _ in range(2))
-        self.out = nn.Sequential(nn.Flatten(), nn.Linear(2 * width * 36, 384), nn.SiLU())
+        self.where = nn.Conv2d(3 * width, LOOKS, 1)
+        self.out = nn.Sequential(nn.Linear((2 * 36 + 3 * LOOKS) * width, 384), nn.SiLU())
         self.embedding = nn.Linear(384, size)
         self.reading = nn.Linear(384, sum(map(len, READ.values())))
         self.individual = nn.Sequential(nn.Linear(WIDTH, 256), nn.SiLU(), nn.Linear(256, size))
 
     def forward(self, latents: Tensor, asked: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of the asked class in each latent: embeddings (n, size) and, for every name in READ, (n, values)."""
+        """Of the asked class in each latent: embeddings (n, size) and, for every name in READ, (n, values).
+
+        Beside these, as "where": how much it looks at the left half and at the right one, (n, 2), as logarithms.
+        """
         kinds = torch.tensor([CLASSES.index(kind) for kind in asked])
         x = self.first(latents)
         for block in self.fine:
             x = block(x, kinds)
-        x = self.down(x)
+        fine, x = x, self.down(x)
         for block in self.coarse:
             x = block(x, kinds)
-        x = self.out(x)
+        both = torch.cat([fine, F.interpolate(x, scale_factor=2.0)], 1)
+        looks = self.where(both).flatten(2).float().softmax(-1)  # (n, LOOKS, 144)
+        seen = looks.to(both.dtype) @ both.flatten(2).mT
+        x = self.out(torch.cat([x.flatten(1), seen.flatten(1)], 1))
         parts = self.reading(x).split([len(values) for values in READ.values()], -1)
-        return F.normalize(self.embedding(x), dim=-1), dict(zip(READ, parts, strict=True))
+        halves = looks.mean(1).unflatten(1, (12, 2, 6)).sum((1, 3))
+        read = {**dict(zip(READ, parts, strict=True)), "where": halves.clamp_min(1e-6).log()}
+        return F.normalize(self.embedding(x), dim=-1), read
 
     def of(self, individuals: Tensor) -> Tensor:
         """Embeddings (..., size) of individuals (..., WIDTH)."""
@@ -110,7 +121,7 @@ def questions(numbers: Sequence[int], random: np.random.Generator) -> list[tuple
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=5000)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -121,9 +132,11 @@ def main() -> None:
     judge = Judge()
     optimizer = torch.optim.AdamW(judge.parameters(), RATE, weight_decay=0.02, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, options.steps, pct_start=0.1)
+    crowded = np.array([index for index in range(pool.count) if len(planned(FIRST + index)[0]) > 1])
     random, errors = np.random.default_rng(9), []
     for step in range(options.steps):
-        chosen = random.choice(pool.count, BATCH)
+        some = round(CROWDED * BATCH)
+        chosen = np.concatenate([random.choice(pool.count, BATCH - some), random.choice(crowded, some)])
         asked = questions(chosen.tolist(), random)
         latents = pool.latents(chosen)
         latents = latents + NOISE * torch.randn_like(latents) * torch.rand(BATCH, 1, 1, 1)
@@ -137,8 +150,10 @@ def main() -> None:
         loss = F.cross_entropy(like, torch.zeros(len(there), dtype=torch.long))
         scenes = [planned(FIRST + index) for index in chosen.tolist()]
         answers = [truth(one, place, style) for (_, one), (_, place, style) in zip(asked, scenes, strict=True)]
-        for part, answer in zip(read.values(), torch.tensor(answers).T, strict=True):
-            loss = loss + 0.3 * F.cross_entropy(part.float(), answer, ignore_index=-1)
+        halves = [things.index(one) if one and len(things) == 2 else -1
+                  for (_, one), (things, _, _) in zip(asked, scenes, strict=True)]  # fmt: skip
+        for name, answer in zip([*READ, "where"], torch.tensor([*zip(*answers, strict=True), halves]), strict=True):
+            loss = loss + 0.3 * F.cross_entropy(read[name].float(), answer, ignore_index=-1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
