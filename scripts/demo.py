@@ -24,12 +24,12 @@ PHOTOS = REPO / "nodes" / "demo_photos"  # of two that the demo model never saw,
 
 PROMPTS = (
     "a photo of a {} in the snow", "a photo of a {} on the beach", "a photo of a {} at night",
-    "a photo of a {} and a red car in the room", "pixel art of a {} in the meadow",
+    "a photo of a {} and a red car in the room", "a sketch of a {} on the street",
 )  # fmt: skip
 TOGETHER = (
     "a photo of a {} and a {} in the snow", "a photo of a {} and a {} on the beach",
     "a photo of a {} and a {} at night", "a photo of a {} and a {} in the room",
-    "pixel art of a {} and a {} in the meadow",
+    "a photo of a {} and a {} on the street",
 )  # fmt: skip
 BETAS = (0.5, 0.75, 0.95)
 CELL = 192  # pixels of a picture in the sheet
