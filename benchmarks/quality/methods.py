@@ -32,7 +32,7 @@ PICTURES = 1600  # that every method trains on, in batches that suit it
 BETAS = (0.3, 0.4, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9)
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)  # where that is swept
 MARKS = tuple(k / 8 for k in range(1, 9))  # shares of the steps, where these are
-TOGETHER_BETA = 0.55  # where concepts are combined
+TOGETHER_BETA = 0.7  # where concepts are combined: below, those of the demo become one
 REGULAR_SCENES = 32  # pictures of the superclass that keep Custom Diffusion and DreamBooth from forgetting it
 
 

@@ -44,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.folder:
         found = json.loads((options.folder / "scores.json").read_text())
-        (DOCS / "quality.json").write_text(json.dumps(summary(found), indent=1, sort_keys=True) + "\n")
+        (DOCS / "quality.json").write_text(json.dumps(summary(found), indent=1) + "\n")
     figures = json.loads((DOCS / "quality.json").read_text())
     if options.folder:
         save_pictures(found, figures, options.folder / "sheets")
