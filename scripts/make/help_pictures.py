@@ -22,7 +22,7 @@ from gallery import everything, only
 from template_pictures import clear_the_screen
 
 HELP = REPO / "web" / "docs"
-QUALITY = 80
+QUALITY = 76
 WIDTH = 640  # pixels at most
 MADE = {  # the picture of the gallery that shows what a node makes
     "PerfusionAttentionMap": "attention",
