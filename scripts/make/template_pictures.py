@@ -23,7 +23,7 @@ from demo_model import TRAINING
 from perfusion_core import load_concept, save_concept
 
 SIZE = (640, 400)  # of a graph it is half of what the browser draws: smooth, and under 60 KB
-QUALITY = 88
+QUALITY = 82
 BACKGROUND, GAP = "#202020", 8
 
 MAKERS = {  # the title of the node that shows what a workflow makes
