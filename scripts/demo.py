@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from comfyui import REPO, Server, override
-from demo_model import TRAINING, on_the_demo_model
+from demo_model import SAMPLING, SIDE, TRAINING, on_the_demo_model
 from environment.setup_env import CACHE
 
 sys.path.insert(0, str(REPO))
@@ -161,9 +161,9 @@ class Graph:
         for seed, sentence in enumerate(sentences):
             positive = self.add("CLIPTextEncode", clip=[source, 1], text=sentence)
             sampled = self.add(
-                "KSampler", model=[source, 0], positive=[positive, 0], negative=[negative, 0], seed=seed, steps=20,
-                cfg=3.0, sampler_name="dpmpp_2m", scheduler="normal", denoise=1.0,
-                latent_image=[self.add("EmptyLatentImage", width=96, height=96, batch_size=1), 0],
+                "KSampler", model=[source, 0], positive=[positive, 0], negative=[negative, 0], seed=seed,
+                **SAMPLING, sampler_name="dpmpp_2m", denoise=1.0,
+                latent_image=[self.add("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1), 0],
             )  # fmt: skip
             previews.append(
                 self.add("PreviewImage", images=[self.add("VAEDecode", samples=[sampled, 0], vae=[vae, 2]), 0])

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+SIDE = 96  # pixels
+SAMPLING = {"steps": 20, "cfg": 3.0, "scheduler": "normal"}
 CAPTIONS = Path(__file__).with_name("demo_captions.txt")
 TRAINING = {  # the embedding learns slowly, or two concepts in one prompt become one
     "steps": 400, "batch_size": 4, "accumulation": 1, "seed": 0, "flip": False,
@@ -16,8 +18,8 @@ def on_the_demo_model(prompt: dict[str, Any]) -> None:
     settings = {
         "PerfusionCovariance": {"captions": CAPTIONS.read_text(encoding="utf-8")},
         "PerfusionTrainConcept": TRAINING,
-        "EmptyLatentImage": {"width": 96, "height": 96},
-        "KSampler": {"steps": 20, "cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "normal"},
+        "EmptyLatentImage": {"width": SIDE, "height": SIDE},
+        "KSampler": {**SAMPLING, "sampler_name": "dpmpp_2m"},
     }
     for node in prompt.values():
         if node["class_type"] == "CheckpointLoaderSimple":  # which has the same outputs

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from benchmarks.world.individuals import individual
 from benchmarks.world.places import PLACES
+from benchmarks.world.pool import ODD_WORD
 from benchmarks.world.scenes import NAMES, described, scene
 from benchmarks.world.teach import MIN_TIMESTEP, OUTSIDE, SETTINGS, Photos
 from perfusion_core import Concept, ConceptSet, Training, TrainingSettings, Wiring, cross_attention_layers
 from perfusion_core.captions import TEMPLATES
 
-from .painter import UNKNOWN, Painter, Task, filled
+from .painter import Painter, Task, filled
 from .variants import UngatedSet, UngatedTraining
 
 PICTURES = 1600  # that every method trains on, in batches that suit it
@@ -282,7 +283,7 @@ class FineTune:
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedWeights:
         phrase = f"{task.trigger} {task.superclass}"
-        start = task.superclass if self.embedding_rate else UNKNOWN
+        start = task.superclass if self.embedding_rate else ODD_WORD
         run = _Run(painter, task, seed, phrase, start, self.batch, self.embedding_rate, regular=True)
         unet = copy.deepcopy(painter.unet)
         trained = {name: weight for name, weight in unet.named_parameters() if re.search(self.part, name)}

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.world.export import as_it_was_trained, read
+from benchmarks.world.export import FILE, as_it_was_trained, read
 from benchmarks.world.individuals import CLASSES, Individual, individual
 from benchmarks.world.networks import TextEncoder, Vocabulary, as_pictures, make_unet, make_vae
 from benchmarks.world.places import PLACES
@@ -22,9 +22,7 @@ from benchmarks.world.scenes import NAMES, Scene, caption, scene
 from benchmarks.world.teach import CAPTIONS, PHOTOS, Model
 from perfusion_core import Covariance, Wiring
 
-FILE = Path(__file__).resolve().parents[2] / "nodes" / "demo_model.safetensors"
 STEPS, GUIDANCE = 12, 2.5
-UNKNOWN = "*"  # a word that the model knows nothing of
 
 
 class Painter(Model):

@@ -22,7 +22,8 @@ FIRST = 10**6  # the number of its first scene; the autoencoder learns from thos
 LIMIT = 60_000
 THINGS = 2
 _AT_ONCE, _AT_FIRST = 32, 2048  # scenes encoded together; and before training, which say how large latents are
-_UNTOLD, _ODD, _UNKNOWN = 0.1, 0.05, "*"  # captions that are empty; with a word that no picture shows; such a word
+_UNTOLD, _ODD = 0.1, 0.05  # captions that are empty; with a word that no picture shows
+ODD_WORD = "*"
 
 
 class Batch(NamedTuple):
@@ -110,7 +111,7 @@ def with_odd_word(text: str, random: np.random.Generator) -> str:
     if random.random() >= _ODD:
         return text
     words = text.split()
-    words.insert(int(random.integers(len(words) + 1)), _UNKNOWN)
+    words.insert(int(random.integers(len(words) + 1)), ODD_WORD)
     return " ".join(words)
 
 

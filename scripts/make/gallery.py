@@ -14,11 +14,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from comfyui import REPO, Server
 from demo import BASE, PHOTOS, Graph, ProgressLine, Subject, gather_photos, opened, training_prompt
-from demo_model import TRAINING
+from demo_model import SAMPLING, TRAINING
 
 TEDDY = Subject("<my-teddy>", "bear", PHOTOS / "teddy", "perfusion_demo")
 TIGER = Subject("<my-tiger>", "cat", PHOTOS / "tiger", "perfusion_demo_tiger")
-SAMPLING = {"seed": 0, "steps": 20, "cfg": 3.0, "sampler": "dpmpp_2m", "scheduler": "normal", "resolution": 0}
+SWEPT = {**SAMPLING, "seed": 0, "sampler": "dpmpp_2m", "resolution": 0}
 USE = {"beta": 0.7, "temperature": 0.15, "key_lock": 0.0, "strength": 1.0}
 ALONE = "a photo of a {} in the snow"
 SEVERAL = """a photo of a {} in the snow
@@ -71,7 +71,7 @@ def everything() -> tuple[dict[str, Any], dict[str, str]]:
         return [
             graph.add(
                 "PerfusionSweep", model=model, clip=clip, vae=vae, concepts=concepts, text=text, negative="",
-                **axes, **SAMPLING,
+                **axes, **SWEPT,
             ),
             0,
         ]  # fmt: skip
@@ -87,7 +87,7 @@ def everything() -> tuple[dict[str, Any], dict[str, str]]:
         "attention": [
             graph.add(
                 "PerfusionAttentionMap", model=[applied, 0], clip=[applied, 1], vae=vae, text=TOGETHER.splitlines()[0],
-                negative="", **SAMPLING,
+                negative="", **SWEPT,
             ),
             0,
         ],

@@ -19,7 +19,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from browser import Frontend, add_stand_ins, open_frontend, workflow
 from comfyui import REPO, Server
 from demo import BASE, PROMPTS, ProgressLine, opened
-from demo_model import TRAINING
+from demo_model import SAMPLING, SIDE, TRAINING
 from perfusion_core import load_concept, save_concept
 
 SIZE = (640, 400)  # of a graph it is half of what the browser draws: smooth, and under 60 KB
@@ -44,9 +44,9 @@ IN_THE_DEMO = {  # values of widgets, and what stands for them on the demo model
     "a photo of a <my-teddy> riding a bicycle in the park": "a photo of a <my-teddy> and a red car in the meadow",
 }
 SETTINGS = {
-    "EmptyLatentImage": {"width": 96, "height": 96, "batch_size": 6},
-    "KSampler": {"steps": 20, "cfg": 3.0, "scheduler": "normal"},
-    "PerfusionSweep": {"steps": 20, "cfg": 3.0, "scheduler": "normal"},
+    "EmptyLatentImage": {"width": SIDE, "height": SIDE, "batch_size": 6},
+    "KSampler": SAMPLING,
+    "PerfusionSweep": SAMPLING,
     "PerfusionTrainConcept": {**TRAINING, "checkpoint_every": 200, "previews": "\n".join(PROMPTS[:4])},
 }
 

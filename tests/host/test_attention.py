@@ -152,11 +152,15 @@ def test_the_word_of_an_object_is_looked_at_where_the_object_is():
     world = World(*PerfusionDemoModel.execute().args, toy="cat")
     plain = without_concepts(world.model, world.clip)
     sampling = Sampling(15, 3.0, "dpmpp_2m", "karras")
-    pictures, maps = paint_watched(*plain, world.vae, sampling, "a photo of a red <my-toy> in the meadow", "", 0, 3)
+    text = "a photo of a red <my-toy> and a blue car on the beach"
+    pictures, maps = paint_watched(*plain, world.vae, sampling, text, "", 0, 3)
     for picture, attention in zip(pictures, maps["<my-toy>"], strict=True):
-        cat = picture[..., 0] > picture[..., 1] + 0.1  # red, on green
-        assert 0.1 < cat.float().mean() < 0.6
-        assert attention[cat].mean() > 2 * attention[~cat].mean()  # "red" is looked at there, too
+        cat = picture[..., 0] > picture[..., 1] + 0.1  # and a little of the sand
+        car = picture[..., 2] > picture[..., 0] + 0.2
+        car[:32], car[:, :48] = False, False  # below the sky, to the right
+        assert 0.1 < cat.float().mean() < 0.6 and 0.1 < car.float().mean() < 0.3
+        assert attention[cat].mean() > 3 * attention[~cat].mean()
+        assert attention[cat].mean() > 4 * attention[car].mean()
 
 
 def test_a_cancel_leaves_model_and_text_encoder_as_they_were(world):
