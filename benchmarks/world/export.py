@@ -5,13 +5,15 @@
 
 Matrices are int8 with a scale per row, the rest fp16. The VAE's latents have mean 0 and std 1 per channel, as the UNet
 learned them. The token table has the words' rows alone. Individuals' names are no words of the host, which leaves
-aside what the file has of them.
+aside what the file has of them. The covariance of the new text encoder is made along.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +32,8 @@ from .train_autoencoder import TRAINED as AUTOENCODER
 from .train_autoencoder import trained_vae
 from .train_diffusion import START, TRAINED
 
-FILE = Path(__file__).resolve().parents[2] / "nodes" / "demo_model.safetensors"
+REPO = Path(__file__).resolve().parents[2]
+FILE = REPO / "nodes" / "demo_model.safetensors"
 PREVIEWED = 512  # latents that the previews' colours are fitted on
 _TABLE, _HOSTS_TABLE = "table.weight", "embeddings.token_embedding.weight"
 
@@ -53,6 +56,8 @@ def export(file: Path) -> None:
     content = demo_model(parts, vocabulary, preview_colours(vae, latents))
     write_atomically(file, content)
     print(f"{file}: {len(content) / 2**20:.2f} MiB")
+    if file == FILE:
+        subprocess.run([sys.executable, REPO / "scripts" / "make" / "demo_covariance.py"], check=True)
 
 
 def restore(file: Path) -> None:

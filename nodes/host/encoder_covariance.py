@@ -23,6 +23,7 @@ from .progress import Progress
 from .text import encode_rows, is_adapted, placing, prepare_encoders, skipped, tokenizers
 
 CAPTIONS = 10_000  # built-in captions when the user gives no number
+SHIPPED = Path(__file__).parents[1] / "covariances"  # the demo model's, by scripts/make/demo_covariance.py
 TOKENS = {"all": "", "up to end": "-up-to-end", "content": "-content"}  # which positions count, and their files' ending
 MAX_MIB = 64  # of a caption file
 _LONGEST = 10_000  # characters of a caption; what is longer was not meant as one
@@ -40,7 +41,7 @@ def cached_covariance(
     captions: Sequence[str] | None = None,
     model=None,
 ) -> Covariance:
-    """C for exactly this CLIP, read from the models folder, or made and kept there.
+    """C for exactly this CLIP, read from the pack or the models folder, or made and kept there.
 
     It is over ``count`` built-in captions, or over the first ``count`` of ``captions``. key: the CLIP's fingerprint,
     where it is known already. tokens, bar, model and errors are those of ``measure_covariance``.
@@ -53,11 +54,12 @@ def cached_covariance(
     received = _receiver(clip, model)
     adapter = "-" + adapter_digest(model) if received else ""
     path = covariance_path(f"{key or fingerprint(clip)}{adapter}-{count}{chosen}{TOKENS[tokens]}")
-    try:
-        if path.is_file():
-            return Covariance.load(path)
-    except (OSError, ValueError) as error:
-        logging.warning("Perfusion: the kept covariance cannot be used and is made anew: %s", error)
+    for there in (SHIPPED / path.name, path):
+        try:
+            if there.is_file():
+                return Covariance.load(there)
+        except (OSError, ValueError) as error:
+            logging.warning("Perfusion: the kept covariance cannot be used and is made anew: %s", error)
     if captions is None:
         captions = list(built_in_captions(count))
     covariance = measure_covariance(clip, captions, node_id, tokens, bar, model)

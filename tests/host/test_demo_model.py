@@ -13,17 +13,25 @@ import torch
 from comfyui_perfusion.nodes.demo import PerfusionDemoModel
 from comfyui_perfusion.nodes.host import trainee
 from comfyui_perfusion.nodes.host.demo_model import FILE, load_demo_model
+from comfyui_perfusion.nodes.host.encoder_covariance import (
+    CAPTIONS,
+    SHIPPED,
+    cached_covariance,
+    fingerprint,
+    measure_covariance,
+)
 from comfyui_perfusion.nodes.host.model import base_model
 from comfyui_perfusion.nodes.load import PerfusionLoader
 from comfyui_perfusion.nodes.train import PerfusionTrainConcept
-from comfyui_perfusion.perfusion_core import save_concept
+from comfyui_perfusion.perfusion_core import Covariance, save_concept
+from comfyui_perfusion.perfusion_core.captions import captions
 from safetensors.torch import save_file
 
 import nodes as host_nodes
 from conftest import REPO
 from makers import make_concept, random_covariance, train_node
 
-CAPTIONS = (
+PROMPTS = (
     "a photo of a cat in the meadow", "", "A red car, and a house in the snow", "a zeppelin above Manhattan",
     " ".join(["pixel art of a blue mug on the beach"] * 8) + " and a bear",  # fills all 77 tokens
 )  # fmt: skip
@@ -62,7 +70,7 @@ print(json.dumps(sorted({word for part in parts for word in part} - {"", "plain"
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     out = tmp_path_factory.mktemp("reference") / "reference.pt"
-    arguments = [str(REPO / "benchmarks" / "world"), str(FILE), str(out), json.dumps(CAPTIONS)]
+    arguments = [str(REPO / "benchmarks" / "world"), str(FILE), str(out), json.dumps(PROMPTS)]
     command = [sys.executable, "-c", REFERENCE, *arguments]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return {**torch.load(out), "words": json.loads(printed.splitlines()[-1])}
@@ -85,7 +93,7 @@ def encode(clip, prompt: str):
     return host_nodes.CLIPTextEncode().encode(clip, prompt)[0]
 
 
-def sample(model, clip, prompt: str = CAPTIONS[0], batch: int = 1):
+def sample(model, clip, prompt: str = PROMPTS[0], batch: int = 1):
     """LATENT after three steps."""
     empty = host_nodes.EmptyLatentImage().generate(96, 96, batch)[0]
     positive, negative = encode(clip, prompt), encode(clip, "")
@@ -98,7 +106,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def test_prompts_are_encoded_as_in_training(demo, reference):
-    encodings = [encode(demo[1], caption)[0][0] for caption in CAPTIONS]
+    encodings = [encode(demo[1], prompt)[0][0] for prompt in PROMPTS]
     assert {tuple(encoding.shape) for encoding in encodings} == {(1, 77, 192)}
     assert close(torch.cat(encodings), reference["encodings"])
     words = encodings[0][0].abs().sum(-1)
@@ -125,7 +133,21 @@ def test_stock_nodes_make_pictures_of_96_pixels_from_a_96_pixel_latent(demo):
 
 def test_clip_skip_works(demo):
     skipped = host_nodes.CLIPSetLastLayer().set_last_layer(demo[1], -2)[0]
-    assert not torch.allclose(encode(skipped, CAPTIONS[0])[0][0], encode(demo[1], CAPTIONS[0])[0][0])
+    assert not torch.allclose(encode(skipped, PROMPTS[0])[0][0], encode(demo[1], PROMPTS[0])[0][0])
+
+
+def test_its_covariance_comes_with_the_pack_and_is_of_no_other_encoder(demo, model_folder, monkeypatch):
+    (path,) = SHIPPED.iterdir()
+    shipped, some = Covariance.load(path), list(captions(CAPTIONS))[::50]
+    measured = measure_covariance(demo[1], some, None).matrix()
+    assert (shipped.matrix() - measured).norm() < 0.05 * measured.norm()
+    assert shipped.count == CAPTIONS * 77
+    skipped = host_nodes.CLIPSetLastLayer().set_last_layer(demo[1], -2)[0]
+    assert fingerprint(skipped) not in path.name
+
+    monkeypatch.setattr("comfyui_perfusion.nodes.host.encoder_covariance.measure_covariance", lambda *_: pytest.fail())
+    assert torch.equal(cached_covariance(demo[1], CAPTIONS, None).matrix(), shipped.matrix())
+    assert list(model_folder.iterdir()) == []
 
 
 def test_a_lora_under_any_of_its_usual_names_applies_and_goes_again(demo, lora_folder):
