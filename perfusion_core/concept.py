@@ -34,6 +34,7 @@ class Concept:
     superclass_input: s, (d,), the encoding of the superclass word; keys are locked to W_K s.
     value_deltas: per layer, (d_out,), what the value output has beyond W_V s.
     key_outputs: per layer, (d_out,), free key outputs in place of W_K s; only imported concepts have them.
+    key_freedom: how far keys are the trigger's own, in 0..1: 0 locks them to W_K s, as in the paper.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Concept:
     superclass_input: Tensor
     value_deltas: Mapping[str, Tensor]
     key_outputs: Mapping[str, Tensor] | None = None
+    key_freedom: float = 0.0
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,6 +92,8 @@ class Concept:
             return "it has no value outputs for any layer"
         if self.key_outputs is not None and self.key_outputs.keys() != self.value_deltas.keys():
             return "its key outputs and value outputs are not for the same layers"
+        if not 0 <= self.key_freedom <= 1:
+            return f"its key freedom is {self.key_freedom}, expected a number from 0 to 1"
         for label, tensor in self.tensors().items():
             if tensor.ndim != 1 or tensor.numel() == 0:
                 return f"{label} has shape {tuple(tensor.shape)}, expected one vector"

@@ -21,11 +21,12 @@ from torch import Tensor
 from .concept import Concept
 
 FORMAT = "perfusion-concept"
-FORMAT_VERSION = 1
+_LOCKED, _FREER = FORMAT_VERSIONS = ("1", "2")  # 2 has a key freedom, which readers of 1 would not see
 MAX_BYTES = 16 * 2**20  # far above any concept; a file this large is something else
 _PER_LAYER = ("value_delta", "key_output")
 _VECTORS = ("target_input", "target_dual", "superclass_input")
 _OWN_METADATA = ("format", "format_version", "name", "trigger", "superclass", "base_model")
+_KEY_FREEDOM = "key_freedom"  # in version 2
 
 
 class ConceptFileError(ValueError):
@@ -82,11 +83,12 @@ def save_concept(concept: Concept, path: str | os.PathLike[str]) -> None:
     tensors = stored_tensors(concept)
     own = {
         "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
+        "format_version": _FREER if concept.key_freedom else _LOCKED,
         "name": concept.name,
         "trigger": concept.trigger,
         "superclass": concept.superclass,
         "base_model": concept.base_model,
+        **({_KEY_FREEDOM: str(concept.key_freedom)} if concept.key_freedom else {}),
     }
     if problem := _assemble(concept.name, tensors, own).problem():  # the file's numbers reach less far
         raise ConceptFileError(f"{concept.name} is not saved: {problem}.")
@@ -175,10 +177,10 @@ def _read(path: Path, with_tensors: bool = True) -> tuple[dict[str, Tensor], dic
     if size > MAX_BYTES:
         raise ConceptFileError(f"{path.name} has {size / 2**20:.0f} MiB, which no concept needs. Get the file anew.")
     version = metadata.get("format_version", "")
-    if version != str(FORMAT_VERSION):
+    if version not in FORMAT_VERSIONS:
         raise ConceptFileError(
             f"{path.name} is written in format version {version[:20] or '(none)'}; this version of ComfyUI-Perfusion "
-            f"reads version {FORMAT_VERSION}. Update ComfyUI-Perfusion."
+            f"reads versions {' and '.join(FORMAT_VERSIONS)}. Update ComfyUI-Perfusion."
         )
     return tensors, metadata
 
@@ -197,6 +199,10 @@ def _assemble(file_name: str, tensors: Mapping[str, Tensor], metadata: Mapping[s
         raise ConceptFileError(f"{file_name} lacks {', '.join(sorted(missing))}. Get the file anew.")
     if unknown := vectors.keys() - set(_VECTORS):
         raise ConceptFileError(f"{file_name} holds {min(unknown)!r}, which no concept has. Get the file anew.")
+    try:
+        key_freedom = float(metadata[_KEY_FREEDOM]) if metadata["format_version"] == _FREER else 0.0
+    except (KeyError, ValueError):
+        raise ConceptFileError(f"{file_name} does not say its key freedom. Get the file anew.") from None
     return Concept(
         name=metadata["name"],
         trigger=metadata["trigger"],
@@ -205,7 +211,8 @@ def _assemble(file_name: str, tensors: Mapping[str, Tensor], metadata: Mapping[s
         token_embeddings=groups["token_embedding"],
         value_deltas=groups["value_delta"],
         key_outputs=groups["key_output"] or None,
-        metadata={key: value for key, value in metadata.items() if key not in _OWN_METADATA},
+        key_freedom=key_freedom,
+        metadata={key: value for key, value in metadata.items() if key not in (*_OWN_METADATA, _KEY_FREEDOM)},
         **vectors,
     )
 

@@ -9,6 +9,9 @@ E_jk = i_j · a_k; g gate; t strength; W a layer's projection; δ_j the layer's 
     e'    = e + Σ_j t_j (g_j s_j − p_j i_j)     what to_k and to_v receive
     K, V  = W_K e',  W_V e' + Σ_j t_j g_j δ_j
 
+A concept of key freedom f moves what to_k receives only by 1 − f of that: at f = 0 the key is locked to the superclass
+(the paper), at 1 it is the trigger's own.
+
 Where strengths differ, p is taken with each concept counting by its strength (``_removal``): one at 0 is as if absent,
 and two alike ones at different strengths do not tear the encoding apart.
 
@@ -72,6 +75,7 @@ class ConceptSet:
             )
         self.active = any(self.strengths)  # whether the edit changes anything at all
         self.free_keys = any(concept.key_outputs is not None for concept in concepts)  # in place of the superclass's
+        self.one_input = not self.free_keys and not any(concept.key_freedom for concept in concepts)  # of to_k and to_v
         with torch.inference_mode(False):  # a set may outlive the mode it was made in
             self._targets = torch.stack([_precise(concept.target_input) for concept in concepts])  # (concepts, d)
             self._duals = torch.stack([_precise(concept.target_dual) for concept in concepts])  # (concepts, d)
@@ -96,8 +100,8 @@ class ConceptSet:
     def edit_input(self, encoding: Tensor, keys: bool = False, words: Tensor | None = None) -> Tensor:
         """e', what to_v (and, with ``keys``, to_k) receives: (batch, tokens, d) -> the same shape and dtype.
 
-        The two differ only for concepts with key outputs of their own, which ``edit_key`` then adds. words: (batch,
-        tokens), False where a token is padding and stays as it is.
+        The two differ only for concepts with some key freedom, or with key outputs of their own, which ``edit_key``
+        then adds. words: (batch, tokens), False where a token is padding and stays as it is.
         """
         if not self.active:
             return encoding
@@ -174,10 +178,11 @@ class ConceptSet:
             superclasses = torch.stack([_precise(concept.superclass_input) for concept in self.concepts])
             added = einsum(strengths, superclasses, "concept, concept d -> concept d")
             locked = torch.tensor([[concept.key_outputs is None] for concept in self.concepts])
+            held = torch.tensor([[1 - concept.key_freedom] for concept in self.concepts], dtype=torch.float64)
             coefficients = _Coefficients(
                 duals=(self._duals / scale).to(*place),
                 directions=torch.cat([-removal, added]).to(*place),
-                key_directions=torch.cat([-removal, added * locked]).to(*place),
+                key_directions=torch.cat([-removal * held, added * held * locked]).to(*place),
                 betas=torch.tensor(self.betas, dtype=torch.float64).to(*place),
                 temperatures=torch.tensor(self.temperatures, dtype=torch.float64).to(*place),
             )
@@ -190,7 +195,7 @@ class ConceptSet:
 class _Coefficients:
     duals: Tensor  # (concepts, d), a_j / E_jj
     directions: Tensor  # (2 concepts, d), what each similarity, at 1 for e = i_j, and each gate add to the encoding
-    key_directions: Tensor  # (2 concepts, d), the same without s where a concept brings its own keys
+    key_directions: Tensor  # (2 concepts, d), as far as keys are locked; without s where a concept brings its own keys
     betas: Tensor  # (concepts,)
     temperatures: Tensor  # (concepts,)
 
@@ -222,7 +227,7 @@ class EditedEncoding:
         self.value_input = concepts.edit_input(encoding, words=words)
         self.gates = concepts.gates(encoding, words)
         seen = encoding if key_encoding is None or not concepts.active else key_encoding
-        if seen is encoding and not concepts.free_keys:
+        if seen is encoding and concepts.one_input:
             self.key_input, self.key_gates = self.value_input, self.gates
         else:
             self.key_input = concepts.edit_input(seen, keys=True, words=words)

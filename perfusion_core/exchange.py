@@ -95,6 +95,7 @@ def rank_one_update(
         up = o* − W i*,  down = a^T / (a · i*)
 
     where o* = W_K s, or the key output, and W_V s + δ, so that W' i* = o* and e gets the share e · a / (a · i*) of it.
+    With a key freedom f, the key's o* is W_K (f i* + (1 − f) s).
     ``project(layer, projection, x)`` gives W x, (d) -> (d_out).
     """
     dual, target = concept.target_dual.double(), concept.target_input.double()
@@ -104,7 +105,7 @@ def rank_one_update(
     for layer, delta in concept.value_deltas.items():
         updates[layer, "to_v"] = project(layer, "to_v", moved) + delta
         if concept.key_outputs is None:
-            updates[layer, "to_k"] = project(layer, "to_k", moved)
+            updates[layer, "to_k"] = (1 - concept.key_freedom) * project(layer, "to_k", moved)
         else:
             updates[layer, "to_k"] = concept.key_outputs[layer] - project(layer, "to_k", concept.target_input)
     return {place: (up[:, None], down.clone()) for place, up in updates.items()}

@@ -37,6 +37,7 @@ class TrainingSettings:
     beta: float = 0.75
     temperature: float = 0.1
     decay: float = 0.99  # of the running mean i*, per four photos
+    key_freedom: float = 0.0  # how far keys are the trigger's own, in 0..1; 0 locks them to the superclass's, the paper
     target_gradient: bool = False  # whether the embedding also learns through i*, straight through its running mean
     seed: int = 0
 
@@ -55,6 +56,8 @@ class TrainingSettings:
             raise ValueError(f"beta must be a number, got {self.beta}.")
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {self.decay}.")
+        if not 0 <= self.key_freedom <= 1:
+            raise ValueError(f"key_freedom must be in [0, 1], got {self.key_freedom}.")
 
     def share_of_rates(self, done: int) -> float:
         """What the learning rates of the step after ``done`` others are multiplied by."""
@@ -259,6 +262,7 @@ class Training:
             target_dual=self._inverse @ target,
             superclass_input=self.superclass_input,
             value_deltas=self.value_deltas,
+            key_freedom=self.settings.key_freedom,
         )
 
     def concept(self) -> Concept:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from perfusion_core import Concept, ConceptFileError, load_concept, save_concept
+from perfusion_core.concept_file import read_metadata
 
 from .makers import FIRST, LAYERS, file_concept, same_bits
 
@@ -71,6 +72,27 @@ def test_a_concept_comes_back_bit_for_bit(path: Path, free_keys: bool) -> None:
     assert all(same_bits(tensor, concept.tensors()[name]) for name, tensor in loaded.tensors().items())
     assert (loaded.key_outputs is None) == (not free_keys)
     assert loaded.metadata["notes"] == "brown, ö"
+
+
+@pytest.mark.parametrize(("key_freedom", "version"), [(0.0, "1"), (0.3, "2"), (1.0, "2")])
+def test_only_a_concept_with_some_key_freedom_needs_the_second_version(
+    path: Path, key_freedom: float, version: str
+) -> None:
+    concept = file_concept(key_freedom=key_freedom)
+    save_concept(concept, path)
+    assert read_metadata(path)["format_version"] == version
+    loaded = load_concept(path)
+    assert loaded.key_freedom == key_freedom
+    assert "key_freedom" not in loaded.metadata
+
+
+@pytest.mark.parametrize("written", [None, "", "half", "-0.1", "1.1", "nan", "inf"])
+def test_a_second_version_without_a_sound_key_freedom_is_refused(
+    path: Path, whole: bytes, written: str | None
+) -> None:
+    header, data = split(whole)
+    header["__metadata__"] |= {"format_version": "2"} | ({} if written is None else {"key_freedom": written})
+    refused(path, join(header, data), "key freedom")
 
 
 def test_saving_what_was_loaded_keeps_every_byte_of_meaning(path: Path) -> None:
@@ -348,7 +370,7 @@ def test_a_tensor_of_any_type_loads_as_numbers_or_is_refused(path: Path, whole: 
         assert loaded.value_deltas["new"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("version", ["2", "10", "9" * 5000, "-1", "1.5", "one", "", None])
+@pytest.mark.parametrize("version", ["3", "10", "9" * 5000, "-1", "1.5", "one", "", None])
 def test_a_newer_format_is_refused_and_says_to_update(path: Path, whole: bytes, version: str | None) -> None:
     header, data = split(whole)
     if version is None:

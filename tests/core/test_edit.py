@@ -208,6 +208,23 @@ def test_the_target_itself_becomes_the_target_output(case: Case) -> None:
     assert_close(value[0, 0], w_value @ concept.superclass_input + concept.value_deltas[FIRST])
 
 
+@given(case=several, data=st.data())
+def test_keys_move_as_far_as_they_are_locked_and_values_all_the_way(case: Case, data: st.DataObject) -> None:
+    freedoms = [data.draw(st.sampled_from([0.0, 0.3, 1.0])) for _ in case.concepts]
+    freer = [concept.replace(key_freedom=f) for concept, f in zip(case.concepts, freedoms, strict=True)]
+    settings = case.betas, case.temperatures, 1.0, False  # each as if alone, so that their moves add up
+    key, value = edited_key_value(ConceptSet(freer, *settings), case.encoding, FIRST)
+    plain = case.encoding @ weight(FIRST, case.dim, 1).T
+    expected = plain.clone()
+    for concept, beta, temperature, freedom in zip(case.concepts, *settings[:2], freedoms, strict=True):
+        alone = ConceptSet([concept], beta, temperature)
+        locked, _ = edited_key_value(alone, case.encoding, FIRST)
+        own = alone.gates(case.encoding) @ concept.key_outputs[FIRST][None] if concept.key_outputs else 0
+        expected += (1 - freedom) * (locked - plain - own) + own
+    assert_close(key, expected)
+    assert_close(value, edited_key_value(ConceptSet(case.concepts, *settings), case.encoding, FIRST)[1])
+
+
 def test_only_the_concepts_that_bring_keys_have_free_keys() -> None:
     case = make_case(count=2, free_keys=True)
     case.concepts[0] = case.concepts[0].replace(key_outputs=None)

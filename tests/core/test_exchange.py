@@ -304,10 +304,10 @@ def test_a_matrix_that_is_no_covariance_is_refused(path: Path, what: str) -> Non
 # Rank-1 LoRA
 
 
-@pytest.mark.parametrize("free_keys", [False, True])
-def test_the_update_is_the_edit_without_its_gate_and_acts_by_similarity(free_keys: bool) -> None:
+@pytest.mark.parametrize(("free_keys", "key_freedom"), [(False, 0), (True, 0), (False, 0.3)])
+def test_the_update_is_the_edit_without_its_gate_and_acts_by_similarity(free_keys: bool, key_freedom: float) -> None:
     case = make_case(free_keys=free_keys)
-    (concept,) = case.concepts
+    concept = case.concepts[0].replace(key_freedom=key_freedom)
     weights = {
         (layer, projection): weight(layer, case.dim, seed)
         for layer in CASE_LAYERS
@@ -322,6 +322,8 @@ def test_the_update_is_the_edit_without_its_gate_and_acts_by_similarity(free_key
             output = output + concept.value_deltas[layer]
         elif concept.key_outputs is not None:
             output = concept.key_outputs[layer]
+        else:
+            output = output.lerp(w @ concept.target_input, key_freedom)
         changed = w + up @ down.double()
         torch.testing.assert_close(changed @ concept.target_input, output, rtol=1e-5, atol=1e-5)
         for e in case.encoding.flatten(0, 1):

@@ -130,12 +130,17 @@ def test_an_error_in_the_middle_leaves_the_base_model_unwired() -> None:
     assert all("forward" not in module.__dict__ for module in trainee.net.modules())
 
 
+@pytest.mark.parametrize("key_freedom", [0, 0.5])
 @pytest.mark.parametrize("straight_through", [False, True])
 @pytest.mark.parametrize("prepare", [False, True])
-def test_gradients_equal_finite_differences_of_the_loss(prepare: bool, straight_through: bool) -> None:
+def test_gradients_equal_finite_differences_of_the_loss(
+    prepare: bool, straight_through: bool, key_freedom: float
+) -> None:
     """i* is held fixed, a running mean that gradients do not pass, or moves along with the trigger's encoding."""
     trainee = TinyTrainee(prepare=prepare)
-    settings = TrainingSettings(batch_size=4, accumulation=1, target_gradient=straight_through)
+    settings = TrainingSettings(
+        batch_size=4, accumulation=1, target_gradient=straight_through, key_freedom=key_freedom
+    )
     training = start(trainee, settings)
     with trainee.wiring:
         for _ in range(3):
@@ -455,6 +460,9 @@ def test_numbers_that_go_wrong_stop_training_and_spare_what_was_learned(
         {"decay": 1},
         {"decay": -0.1},
         {"decay": float("nan")},
+        {"key_freedom": -0.1},
+        {"key_freedom": 1.1},
+        {"key_freedom": float("nan")},
     ],
 )
 def test_bad_settings_are_named(wrong: dict[str, Any]) -> None:
