@@ -23,6 +23,7 @@ from .concept import Concept
 FORMAT = "perfusion-concept"
 _LOCKED, _FREER = FORMAT_VERSIONS = ("1", "2")  # 2 has a key freedom, which readers of 1 would not see
 MAX_BYTES = 16 * 2**20  # far above any concept; a file this large is something else
+_MAX_HEADER = 4 * 2**20  # bytes; LoRAs have up to one million, and millions of names take minutes to read
 _PER_LAYER = ("value_delta", "key_output")
 _VECTORS = ("target_input", "target_dual", "superclass_input")
 _OWN_METADATA = ("format", "format_version", "name", "trigger", "superclass", "base_model")
@@ -113,6 +114,14 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     return _with_metadata(save(dict(tensors), dict(metadata)), metadata)
 
 
+def check_header(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError for a safetensors file whose header is larger than any of ours or of those like ours."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER:
+        raise ValueError(f"its header would have {length / 2**20:.0f} MiB")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes beside ``path`` and moves the result over it once it is on the disk. Raises OSError."""
     write_together({path: content})
@@ -158,6 +167,7 @@ def _read(path: Path, with_tensors: bool = True) -> tuple[dict[str, Tensor], dic
     if size is None:
         raise ConceptFileError(f"{path.name!r} is not a file. Choose a concept file.")
     try:
+        check_header(path)
         with safe_open(path, framework="pt") as file:
             names, metadata = list(file.keys()), file.metadata() or {}
             wanted = names if with_tensors and size <= MAX_BYTES and metadata.get("format") == FORMAT else ()

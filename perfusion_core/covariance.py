@@ -11,7 +11,7 @@ from einops import rearrange
 from safetensors import safe_open
 from torch import Tensor
 
-from .concept_file import safetensors_bytes, write_atomically
+from .concept_file import check_header, safetensors_bytes, write_atomically
 
 FORMAT = "perfusion-covariance"
 RIDGE = 0.01  # share of the mean variance; enough for a few hundred captions, harmless for many
@@ -99,13 +99,15 @@ class Covariance:
             raise ValueError(f"{origin} is not {kind}: it holds NaN or infinity.")
         if (matrix - matrix.T).abs().max() > _ASYMMETRY * matrix.abs().max():
             raise ValueError(f"{origin} is not {kind}: it is not symmetric.")
-        variances, directions = torch.linalg.eigh((matrix + matrix.T) / 2)
+        variances, directions = torch.linalg.eigh(matrix / 2 + matrix.T / 2)  # halved first, or huge ones overflow
         # rounding makes the least ones of a C negative, which the ridge mends; an inverse has none that are 0
         least = variances.max() * torch.finfo(torch.float32).eps if inverse else -RIDGE * variances.mean()
         if variances.max() <= 0 or variances.min() < least:
             raise ValueError(f"{origin} is not {kind}: it has directions of no or negative variance.")
         covariance = cls(len(matrix))
         covariance.sum = directions * (1 / variances if inverse else variances.clamp(min=0)) @ directions.T
+        if not torch.isfinite(covariance.sum).all():
+            raise ValueError(f"{origin} is not {kind}: its numbers are too large or too small.")
         covariance.count, covariance.origin = 1, origin
         return covariance
 
@@ -121,6 +123,7 @@ class Covariance:
         """Reads what ``save`` wrote. Raises ValueError for anything else."""
         name = Path(path).name
         try:
+            check_header(path)
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 count = int(metadata["count"]) if metadata.get("format") == FORMAT else 0

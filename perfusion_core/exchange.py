@@ -6,15 +6,17 @@ Files from outside are data: whatever would have to be run to be read is refused
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from .concept import BASE_MODELS, Concept
+from .concept_file import check_header
 from .covariance import Covariance
 
 MAX_BYTES = 256 * 2**20  # far above any; a file this large is something else
@@ -77,7 +79,7 @@ def load_covariance(path: str | os.PathLike[str], inverse: bool = False) -> Cova
     square = {
         name: tensor
         for name, tensor in named.items()
-        if isinstance(tensor, Tensor) and tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]
+        if _is_dense(tensor) and tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]
     }
     if len(square) != 1:
         raise ValueError(
@@ -121,8 +123,8 @@ def _foreign_parts(name: str, held: Mapping[str, Any]) -> tuple[Tensor, list[tup
     tensors = {"embed_params": embeddings, "C_inv": inverse}
     tensors |= {f"key_value_params[{i}][{j}]": pair[j] for i, pair in enumerate(pairs) for j in (0, 1)}
     for label, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or tensor.ndim != 2 or not tensor.is_floating_point() or not tensor.numel():
-            found = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        if not _is_dense(tensor) or tensor.ndim != 2 or not tensor.is_floating_point() or not tensor.numel():
+            found = f"{tensor.dtype} {tuple(tensor.shape)}" if _is_dense(tensor) else type(tensor).__name__
             raise ValueError(f"{name} cannot be imported: its {label} is {found}, expected a matrix of numbers.")
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} cannot be imported: its {label} holds NaN or infinity.")
@@ -137,6 +139,14 @@ def _foreign_parts(name: str, held: Mapping[str, Any]) -> tuple[Tensor, list[tup
                 f"each of the file's {count} trigger embeddings."
             )
     return embeddings.float(), [(target.float(), output.float()) for target, output in pairs], inverse.float()
+
+
+def _is_dense(found: object) -> TypeGuard[Tensor]:
+    """Whether it is a tensor that holds each of its numbers: a torch file can have sparse ones, ones without data, and
+    one number seen as billions."""
+    if not isinstance(found, Tensor) or found.is_nested or found.layout != torch.strided or found.device.type != "cpu":
+        return False
+    return found.untyped_storage().nbytes() >= found.numel() * found.element_size()
 
 
 def _by_layer(
@@ -172,11 +182,16 @@ def _read(path: Path) -> Any:
         if (size := path.stat().st_size) > MAX_BYTES:
             raise ValueError(f"{size / 2**20:.0f} MiB")
         if path.suffix.lower() == ".safetensors":
+            check_header(path)
             return {name: tensor.clone() for name, tensor in load_file(path).items()}  # or it stays mapped
         if path.suffix.lower() == ".npy":
             import numpy  # which torch can do without
 
             return torch.from_numpy(numpy.load(path, allow_pickle=False))
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch packs nothing
+                if (unpacked := sum(part.file_size for part in archive.infolist())) > size:
+                    raise ValueError(f"{unpacked / 2**20:.0f} MiB, packed")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make the libraries raise nearly anything
         raise ValueError(

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .concept import Concept
-from .concept_file import safetensors_bytes, stored_tensors, write_atomically
+from .concept_file import check_header, safetensors_bytes, stored_tensors, write_atomically
 
 FORMAT = "perfusion-training"
 FORMAT_VERSION = "1"
@@ -32,6 +32,7 @@ def load_training(path: str | os.PathLike[str], concept: Concept) -> dict[str, T
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"{path.stat().st_size / 2**20:.0f} MiB")
+        check_header(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             # cloned, or the file stays mapped; keys(), for it is no mapping

@@ -11,6 +11,7 @@ import comfy.model_management
 import torch
 
 FEW_PHOTOS = 3
+_MOST = 10**9  # of anything
 _GIB = 2**30
 _UNCOUNTED = 1.1  # GiB: CUDA itself, workspaces, what the allocator holds in reserve
 _BACKWARD, _CHECKPOINTED = 2.0, 2.7  # forward passes that a forward and a backward one take, and with checkpointing
@@ -126,7 +127,9 @@ def job_of(options: Mapping[str, Any]) -> Job:
         job = Job(options["base_model"], **numbers, **more, gradient_checkpointing=choice, low_memory=low_memory)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{error} is missing.") from error
-    if job.base_model not in FAMILIES or choice not in ("auto", "on", "off") or min(numbers.values()) < 1:
+    sound = all(1 <= number <= _MOST for number in numbers.values())
+    sound &= all(0 <= number <= _MOST for number in more.values())
+    if job.base_model not in FAMILIES or choice not in ("auto", "on", "off") or not sound:
         raise ValueError("Nothing can be said of such a training.")
     return job
 

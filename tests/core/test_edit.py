@@ -412,3 +412,16 @@ def test_settings_must_be_finite_and_one_per_concept(setting: str, wrong: float 
 def test_temperatures_must_be_above_zero(wrong: float | list[float]) -> None:
     with pytest.raises(ValueError, match="above 0"):
         ConceptSet(make_case(count=2).concepts, temperatures=wrong)
+
+
+def test_a_concept_that_acts_in_a_part_of_the_picture_leaves_its_outputs_to_the_caller() -> None:
+    """What is left out of V is the share of the gate in the concept's output, times its strength."""
+    case = make_case(count=2)
+    settings = {"betas": case.betas, "temperatures": case.temperatures, "strengths": [0.5, 0.8]}
+    whole, placed = ConceptSet(case.concepts, **settings), ConceptSet(case.concepts, **settings, placed=[True, False])
+    gates, value = whole.gates(case.encoding), case.encoding[..., : LAYERS[FIRST]]
+    outputs = placed.value_outputs(FIRST, value)
+    assert_close(outputs[0], 0.5 * case.concepts[0].value_deltas[FIRST])
+    left_out = whole.edit_value(value, gates, FIRST) - placed.edit_value(value, gates, FIRST)
+    assert_close(left_out, gates[..., :1] * outputs[0])
+    assert torch.equal(whole.targets, torch.stack(case.targets))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,9 @@ UNUSABLE: dict[str, tuple[Any, str]] = {
         "8 of width 6; this model has 8, .* 2 of width 5, 4 of width 6, 2 of width 7. Connect a MODEL of the family",
     ),
     "different targets": (changed(lambda held: held["key_value_params"][2][0].mul_(1.1)), "different encodings"),
+    "sparse": (changed(lambda held: held.update(C_inv=torch.eye(DIM).to_sparse())), "C_inv is Tensor"),
+    "without data": (changed(lambda held: held.update(C_inv=torch.eye(DIM, device="meta"))), "C_inv is Tensor"),
+    "one seen as many": (changed(lambda held: held.update(embed_params=torch.ones(1).expand(1, 2**40))), "is Tensor"),
     "negative energy": (changed(lambda held: held["C_inv"].neg_()), "must be positive"),
 }  # fmt: skip
 
@@ -218,6 +222,19 @@ def test_foreign_bytes_are_refused(tmp_path: Path, name: str, content: bytes) ->
 
 
 @pytest.mark.parametrize("reader", READERS)
+def test_a_packed_torch_file_is_not_unpacked(path: Path, reader: str) -> None:
+    """As torch never writes them: a thousand times its size may be in it."""
+    plain = write({**saved(), "more": torch.zeros(2**20)}, path.with_name("plain.pt"))
+    with zipfile.ZipFile(plain) as whole, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for part in whole.infolist():
+            packed.writestr(part.filename, whole.read(part))
+    assert torch.load(path, weights_only=True).keys() == {*saved(), "more"}
+    with pytest.raises(ValueError, match="cannot be read") as caught:
+        READERS[reader](path)
+    assert "MiB, packed" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("reader", READERS)
 def test_a_file_far_too_large_is_not_read(path: Path, reader: str) -> None:
     with path.open("wb") as file:
         file.truncate(300 * 2**20)  # sparse
@@ -289,6 +306,11 @@ NO_COVARIANCE: dict[str, tuple[Any, bool, str]] = {
     "negative": (torch.diag(torch.tensor([1.0, 1.0, -0.5])), False, "negative variance"),
     "all negative": (-torch.eye(3), True, "negative variance"),
     "zeros": (torch.zeros(3, 3), False, "no or negative variance"),
+    "sparse": (torch.eye(3).to_sparse(), False, "holds 0 square matrices"),
+    "without data": (torch.eye(3, device="meta"), False, "holds 0 square matrices"),
+    "one seen as many": (torch.ones(1).expand(2**20, 2**20), False, "holds 0 square matrices"),
+    "too large": (torch.full((3, 3), 1e308, dtype=torch.float64), False, "too large or too small"),
+    "too small": (torch.eye(3, dtype=torch.float64) * 1e-310, True, "too large or too small"),
     "a singular inverse": (torch.diag(torch.tensor([1.0, 1.0, 0.0])), True, "the inverse of a covariance: it has"),
 }
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from perfusion_core import Concept, ConceptFileError, load_concept, load_training, save_concept, save_training
-from perfusion_core.concept_file import edit_metadata, read_metadata
+from perfusion_core.concept_file import edit_metadata, read_metadata, recommended_settings
 from perfusion_core.training_file import digest
 
 from .makers import FIRST, file_concept
@@ -137,3 +137,23 @@ def test_the_superclass_stands_where_its_gate_opens() -> None:
     energy = concept.target_input.double() @ concept.target_dual.double()
     assert concept.superclass_similarity == pytest.approx((similarity / energy).item(), abs=1e-12)
     assert concept.replace(superclass_input=concept.target_input).superclass_similarity == 1.0
+
+
+@pytest.mark.parametrize(
+    ("recommended", "used"),
+    [
+        (("0.6", "0.15", "1"), {"beta": 0.6, "temperature": 0.15, "key_lock": 1.0}),
+        (("0", "1", "0"), {"beta": 0.0, "temperature": 1.0, "key_lock": 0.0}),
+        (("1.01", "0.15", "0"), None),
+        (("-0.01", "0.15", "0"), None),
+        (("0.6", "0", "0"), None),
+        (("0.6", "nan", "0"), None),
+        (("0.6", "0.15", "much"), None),
+        (("0.6", "0.15"), None),
+    ],
+)
+def test_recommended_settings_are_all_sound_or_none(
+    recommended: tuple[str, ...], used: dict[str, float] | None
+) -> None:
+    names = ("recommended_beta", "recommended_temperature", "recommended_key_lock")
+    assert recommended_settings(dict(zip(names, recommended, strict=False))) == used

@@ -518,6 +518,15 @@ def test_a_layer_that_gets_no_gradient_stops_training(cut: Callable[[Tensor], Te
     assert all(torch.equal(tensor, before[name]) for name, tensor in training.state_dict().items())
 
 
+def test_a_model_that_lets_nothing_through_stops_training() -> None:
+    trainee = TinyTrainee()
+    training = start(trainee)
+    for module in (module for pair in trainee.wiring.projections.values() for module in pair):
+        module.register_forward_hook(lambda module, given, output: output.detach())
+    with trainee.wiring, pytest.raises(RuntimeError, match=r"token_embedding|value_delta"):
+        training.step()
+
+
 @pytest.mark.parametrize("start", [-1, 50, 51])
 def test_timesteps_that_are_none_are_refused(start: int) -> None:
     with pytest.raises(ValueError, match="below 50"):

@@ -123,6 +123,14 @@ def test_a_forward_of_someone_elses_is_kept_and_used(net: Net) -> None:
     torch.testing.assert_close(edited, expected)
 
 
+def test_an_open_wiring_is_not_opened_again(net: Net) -> None:
+    wiring = wired(net, concept(3))
+    assert not wiring.is_open
+    with wiring, pytest.raises(RuntimeError, match="already open"), wiring:
+        pytest.fail("it would edit twice")
+    assert not wiring.is_open
+
+
 def test_a_wiring_can_be_entered_again(net: Net) -> None:
     wiring = wired(net, concept(10))
     with wiring:

@@ -56,7 +56,16 @@ def test_low_memory_takes_longer_and_samples_take_time():
 
 @pytest.mark.parametrize(
     "change",
-    [{"base_model": "flux"}, {"steps": "0"}, {"steps": "many"}, {"gradient_checkpointing": "?"}, {"steps": None}],
+    [
+        {"base_model": "flux"},
+        {"steps": "0"},
+        {"steps": "many"},
+        {"gradient_checkpointing": "?"},
+        {"steps": None},
+        {"steps": "1" + "0" * 400},
+        {"resolution": "1" + "0" * 200},
+        {"previews": "-1"},
+    ],
 )
 def test_nonsense_is_refused(change):
     asked = {"base_model": "sd1", **{name: str(value) for name, value in PAPER.items()}, **change}

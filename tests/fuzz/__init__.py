@@ -1,0 +1,1 @@
+"""What fuzz.py runs, and the tests replay on the inputs that it found."""
