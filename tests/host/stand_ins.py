@@ -66,7 +66,10 @@ def add_controlnet(base: Path) -> None:
 
 
 def add_photos(base: Path) -> None:
+    """With a caption, in place of which the whole text encoder would read all templates before a training begins."""
     draw_photos(base / "input" / PHOTOS, count=2)
+    for photo in (base / "input" / PHOTOS).glob("*.png"):
+        photo.with_suffix(".txt").write_text("a photo of a {}")
 
 
 def load_workflow(server: Server, name: str, trigger: str) -> dict[str, Any]:

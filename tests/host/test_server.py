@@ -53,6 +53,7 @@ def train(server: Server, steps: int, name: str, on_progress=None, demo: bool = 
     prompt = training(server)
     if demo:
         on_the_demo_model(prompt)
+        override(prompt, "PerfusionCovariance", captions="")  # but for those in the file
     override(prompt, "PerfusionTrainConcept", steps=steps, **{**SMALL, **inputs})
     override(prompt, "PerfusionSaveConcept", filename=name)
     return server.run(prompt, on_progress)
