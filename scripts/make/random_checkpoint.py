@@ -75,8 +75,11 @@ SHALLOW_TEXT = {
     f"{name}_model_config": {"num_hidden_layers": 3, "intermediate_size": 1024}
     for name in ("clip_l", "clip_g", "clip_h")
 }
-# And most tests need no more than a UNet and a VAE of a fifth and a quarter of the width.
-NARROW, NARROW_VAE = {"model_channels": 64}, {**VAE_ENCODER, "ch": 32}
+# And most tests need no more than a UNet of a fifth of the width, and a VAE and text encoders as small as can be.
+NARROW = {"model_channels": 64}
+NARROW_VAE = {**VAE_ENCODER, "ch": 32, "ch_mult": [1, 1, 1, 2], "num_res_blocks": 1}
+NARROW_TEXT = {"intermediate_size": 256}
+NARROW_TEXT_OF_SD1 = {**NARROW_TEXT, "num_hidden_layers": 2}  # which reads the last one
 
 
 @torch.no_grad()
@@ -106,8 +109,8 @@ def random_state_dict(
         unet[LAYER_TELLING_V_PREDICTION].normal_(std=0.3, generator=generator)
     text_class = config.clip_target().clip
     text = initialise(text_class(dtype=torch.float16, model_options=text_options or {}), generator).state_dict()
-    encoder = NARROW_VAE if narrow else VAE_ENCODER
-    vae = initialise(AutoencoderKL(ddconfig=encoder, decoder_ddconfig=VAE_DECODER, embed_dim=4), generator)
+    encoder, decoder = (NARROW_VAE, NARROW_VAE) if narrow else (VAE_ENCODER, VAE_DECODER)
+    vae = initialise(AutoencoderKL(ddconfig=encoder, decoder_ddconfig=decoder, embed_dim=4), generator)
     vae.quant_conv.weight.data[:4] /= config.latent_format.scale_factor  # latents of std about 1, as trained ones have
     return {
         **config.process_unet_state_dict_for_saving(unet),
@@ -125,7 +128,8 @@ def load_random(kind: str, seed: int = 0) -> tuple[Any, Any, Any]:
 
 def load_narrow(kind: str, seed: int = 0) -> tuple[Any, Any, Any]:
     """The same with narrow networks, which the host has to be told of."""
-    text = {name: {**options, "intermediate_size": 256} for name, options in SHALLOW_TEXT.items()}
+    narrow = NARROW_TEXT_OF_SD1 if kind == "sd1" else NARROW_TEXT
+    text = {name: {**options, **narrow} for name, options in SHALLOW_TEXT.items()}
     state_dict = random_state_dict(kind, seed, text, narrow=True)
     with mock.patch.dict(KINDS[kind].host_config.unet_config, NARROW):
         model, clip, *_ = comfy.sd.load_state_dict_guess_config(state_dict, output_vae=False, te_model_options=text)
