@@ -75,10 +75,15 @@ def _lines(use: ConceptUse) -> Iterator[str]:
     yield from (f"{key.capitalize()}: {metadata[key]}" for key in ("notes", "covariance") if metadata.get(key))
     if settings := recommended_settings(metadata):
         yield "Its file recommends " + ", ".join(f"{name} {value:g}" for name, value in settings.items()) + "."
-    if concept.key_outputs is None:
-        yield f"Keys are locked to the word {concept.superclass}: it goes where a {concept.superclass} would."
-    else:
+    if concept.key_outputs is not None:
         yield "Keys are its own: where it goes was learned, too."
+    elif concept.key_freedom:
+        yield (
+            f"Keys are {concept.key_freedom:.0%} its own and {1 - concept.key_freedom:.0%} locked to the word "
+            f"{concept.superclass}."
+        )
+    else:
+        yield f"Keys are locked to the word {concept.superclass}: it goes where a {concept.superclass} would."
     yield (
         f"Lengths: its encoding {concept.target_input.norm():.1f}, that of {concept.superclass} "
         f"{concept.superclass_input.norm():.1f}; of what it looks like {_lengths(concept)}."

@@ -230,4 +230,14 @@ def training_inputs() -> list[io.Input]:
             "Wan and LTX-Video.",
             **_RARE,
         ),
+        io.Float.Input(
+            "key_freedom",
+            default=settings.key_freedom,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="How far the trigger's keys, which say where it goes, are its own. Paper: 0, locked to the "
+            "superclass. On the demo model concepts are more like their photos with 1, and two in one prompt mix less.",
+            **_RARE,
+        ),
     ]

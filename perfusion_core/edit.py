@@ -171,18 +171,15 @@ class ConceptSet:
             strengths = torch.tensor(self.strengths, dtype=torch.float64)
             # sim_j / E_jj and E_jj p: of no scale of C's, which fp32 may not hold
             scale = self._energies.diagonal()[:, None]
-            if self.joint:
-                removal = scale * (_removal(self._energies, strengths) @ self._targets)
-            else:
-                removal = einsum(strengths, self._targets, "concept, concept d -> concept d")
+            removal = scale * _removal(self._energies, strengths) if self.joint else torch.diag(strengths)
             superclasses = torch.stack([_precise(concept.superclass_input) for concept in self.concepts])
             added = einsum(strengths, superclasses, "concept, concept d -> concept d")
             locked = torch.tensor([[concept.key_outputs is None] for concept in self.concepts])
             held = torch.tensor([[1 - concept.key_freedom] for concept in self.concepts], dtype=torch.float64)
             coefficients = _Coefficients(
                 duals=(self._duals / scale).to(*place),
-                directions=torch.cat([-removal, added]).to(*place),
-                key_directions=torch.cat([-removal * held, added * held * locked]).to(*place),
+                directions=torch.cat([-removal @ self._targets, added]).to(*place),
+                key_directions=torch.cat([-removal @ (held * self._targets), held * added * locked]).to(*place),
                 betas=torch.tensor(self.betas, dtype=torch.float64).to(*place),
                 temperatures=torch.tensor(self.temperatures, dtype=torch.float64).to(*place),
             )

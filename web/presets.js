@@ -11,10 +11,11 @@ const PAPER = {
   learning_rate_schedule: "constant",
   checkpoint_every: 50,
   low_memory: false,
+  key_freedom: 0,
 };
 
-// On the demo model four pictures a step are enough, and it bears to learn faster
-const DEMO = { accumulation: 1, learning_rate_values: 0.05 };
+// On the demo model four pictures a step are enough, it bears to learn faster, and locked keys cost likeness
+const DEMO = { accumulation: 1, learning_rate_values: 0.05, key_freedom: 1 };
 const DEMO_FALLING = { ...DEMO, learning_rate_values: 0.1 };
 
 /** @typedef {{name: string, meaning: string, values: Record<string, number | string | boolean>}} Preset */
@@ -27,7 +28,7 @@ export const trainingPresets = (demo = false) => [
   {
     name: text("Quick look"),
     meaning: text("Rough, in a sixteenth of the time: to see whether photos and words are right"),
-    values: { ...PAPER, steps: 100, accumulation: 1, learning_rate_values: 0.05, checkpoint_every: 25 },
+    values: { ...PAPER, steps: 100, checkpoint_every: 25, accumulation: 1, learning_rate_values: 0.05, ...(demo && DEMO) },
   },
   { name: text("Normal"), meaning: text("What the paper does"), values: { ...PAPER, ...(demo && DEMO) } },
   {

@@ -80,7 +80,7 @@ class LearnedConcepts:
 
 @dataclass(frozen=True)
 class Perfusion:
-    """Trained as the paper says; beta is swept at inference."""
+    """Beta is swept at inference. With a key freedom of 0 it is the paper's."""
 
     settings: TrainingSettings = SETTINGS
     outside: float = OUTSIDE
@@ -306,7 +306,7 @@ class FineTune:
 
 @dataclass
 class LearnedSum:
-    """LoRAs added up, as a row of LoRA loaders does."""
+    """LoRAs added up, as a row of LoRA loaders does; or words alone."""
 
     learned: Sequence[LearnedWeights]  # with a version of strength 1, in the order in which sentences name them
     settings: Sequence[float] = (1.0,)

@@ -28,13 +28,14 @@ SHOWN = {0: "bear", 5: "robot"}  # individuals whose pictures are kept
 OURS = "perfusion"
 WAYS = {  # to teach an individual, in colours that all eyes tell apart; the others are variants of Perfusion
     "perfusion": ("#0072b2", "o"),
+    "perfusion, locked keys": ("#56b4e9", "o"),
     "lora, rank 1": ("#e69f00", "^"),
     "lora, rank 4": ("#d55e00", "v"),
     "custom diffusion": ("#009e73", "P"),
     "textual inversion": ("#6b6b00", "X"),
     "dreambooth": ("#202124", "*"),
 }
-TOGETHER = ("perfusion", "perfusion, global lock", "lora, rank 1", "lora, rank 4")
+TOGETHER = ("perfusion", "perfusion, locked keys", "lora, rank 4", "textual inversion")
 INK, GRID, GRAY = "#202124", "#dadce0", "#c4c7cc"
 
 

@@ -52,7 +52,9 @@ from .report import WAYS
 from .variants import FreeKeyTraining, UngatedTraining
 
 INDIVIDUALS = tuple(range(12))  # two of each class
+LOCKED = "perfusion, locked keys"
 LORAS = ("lora, rank 1", "lora, rank 4")
+ADDED = (*LORAS, "textual inversion")  # up, in one prompt
 CARD_SEEDS = 3
 PLAIN = {  # what stands in a sentence where no concept does
     "class word": lambda subject, _: subject.superclass,
@@ -62,14 +64,16 @@ PLAIN = {  # what stands in a sentence where no concept does
 
 
 def methods(trained) -> dict[str, Method]:
-    """trained: what the first of them has learned, by an individual's number and a seed."""
+    """trained: what LOCKED has learned, by an individual's number and a seed."""
     plain = Perfusion()
+    locked = replace(plain, settings=replace(plain.settings, key_freedom=0.0))  # as in the paper
     return {
         "perfusion": plain,
+        LOCKED: locked,
         "perfusion, global lock": GlobalLock(trained),
-        "perfusion, trained keys": replace(plain, kind=FreeKeyTraining),
-        "perfusion, no mask": replace(plain, outside=1.0),
-        "perfusion, no gate": replace(plain, kind=UngatedTraining),
+        "perfusion, trained keys": replace(locked, kind=FreeKeyTraining),
+        "perfusion, no mask": replace(locked, outside=1.0),
+        "perfusion, no gate": replace(locked, kind=UngatedTraining),
         "textual inversion": TextualInversion(),
         "lora, rank 1": Lora(1, rate=0.001),
         "lora, rank 4": Lora(4),
@@ -120,10 +124,12 @@ class Bench:
         asked = pair_prompts(pair)
         sentences = [prompt.sentence for prompt in asked]
         concepts = [self.concept(one, seed) for one in numbers]
+        locked = [self.locked_concept(one, seed) for one in numbers]
         ways: dict[str, Learned] = {
             "perfusion": LearnedConcepts(concepts, (TOGETHER_BETA,)),
-            "perfusion, global lock": LearnedConcepts(concepts, (TOGETHER_BETA,), key_lock=1.0),
-            **{label: LearnedSum([self.lora(label, one, seed) for one in numbers]) for label in LORAS},
+            LOCKED: LearnedConcepts(locked, (TOGETHER_BETA,)),
+            "perfusion, global lock": LearnedConcepts(locked, (TOGETHER_BETA,), key_lock=1.0),
+            **{label: LearnedSum([self.weights(label, one, seed) for one in numbers]) for label in ADDED},
         }
         noise = 1000 * seed + number
         found = {label: way.paint(self.painter, sentences, noise, way.settings[0]) for label, way in ways.items()}
@@ -169,19 +175,22 @@ class Bench:
 
     def remember(self, label: str, number: int, seed: int, learned: Learned) -> None:
         """What is combined later."""
-        if label == "perfusion" and isinstance(learned, LearnedConcepts):
+        if label in ("perfusion", LOCKED) and isinstance(learned, LearnedConcepts):
             save_concept(learned.concepts[0], self.learned(label, number, seed))
-        elif label in LORAS and isinstance(learned, LearnedWeights):
-            embedding, weights = learned.versions[1.0]
+        elif label in ADDED and isinstance(learned, LearnedWeights):
+            embedding, weights = learned.versions[1.0 if label in LORAS else learned.settings[-1]]
             content = safetensors_bytes({"embedding": embedding, **weights}, {})
             write_atomically(self.learned(label, number, seed), content)
 
-    def concept(self, number: int, seed: int) -> Concept:
-        return load_concept(self.learned("perfusion", number, seed))
+    def concept(self, number: int, seed: int, label: str = "perfusion") -> Concept:
+        return load_concept(self.learned(label, number, seed))
 
-    def lora(self, label: str, number: int, seed: int) -> LearnedWeights:
+    def locked_concept(self, number: int, seed: int) -> Concept:
+        return self.concept(number, seed, LOCKED)
+
+    def weights(self, label: str, number: int, seed: int) -> LearnedWeights:
         weights, subject = load_file(self.learned(label, number, seed)), task(number)
-        phrase = f"{subject.trigger} {subject.superclass}"
+        phrase = f"{subject.trigger} {subject.superclass}" if label in LORAS else subject.trigger
         return LearnedWeights(phrase, subject.trigger, 0, {1.0: (weights.pop("embedding"), weights)})
 
 
@@ -245,7 +254,7 @@ def _open(folder: Path, model: Path) -> None:
 
 def _alone(number: int, seeds: Sequence[int], labels: Sequence[str]) -> None:
     bench().references(number)
-    known = methods(bench().concept)
+    known = methods(bench().locked_concept)
     for seed, label in itertools.product(seeds, labels):
         bench().alone(number, seed, label, known[label])
 

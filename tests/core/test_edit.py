@@ -211,17 +211,19 @@ def test_the_target_itself_becomes_the_target_output(case: Case) -> None:
 @given(case=several, data=st.data())
 def test_keys_move_as_far_as_they_are_locked_and_values_all_the_way(case: Case, data: st.DataObject) -> None:
     freedoms = [data.draw(st.sampled_from([0.0, 0.3, 1.0])) for _ in case.concepts]
-    freer = [concept.replace(key_freedom=f) for concept, f in zip(case.concepts, freedoms, strict=True)]
-    settings = case.betas, case.temperatures, 1.0, False  # each as if alone, so that their moves add up
+    case.concepts[:] = [concept.replace(key_outputs=None) for concept in case.concepts]
+    freer = [concept.replace(key_freedom=freedom) for concept, freedom in zip(case.concepts, freedoms, strict=True)]
+    settings = case.betas, case.temperatures
     key, value = edited_key_value(ConceptSet(freer, *settings), case.encoding, FIRST)
-    plain = case.encoding @ weight(FIRST, case.dim, 1).T
-    expected = plain.clone()
-    for concept, beta, temperature, freedom in zip(case.concepts, *settings[:2], freedoms, strict=True):
-        alone = ConceptSet([concept], beta, temperature)
-        locked, _ = edited_key_value(alone, case.encoding, FIRST)
-        own = alone.gates(case.encoding) @ concept.key_outputs[FIRST][None] if concept.key_outputs else 0
-        expected += (1 - freedom) * (locked - plain - own) + own
-    assert_close(key, expected)
+    targets = torch.stack(case.targets)
+    duals = torch.linalg.solve(case.covariance, targets.T)  # (dim, concepts)
+    coordinates = torch.linalg.solve(targets @ duals, (case.encoding @ duals)[..., None])[..., 0]
+    gates = ConceptSet(case.concepts, *settings).gates(case.encoding)
+    moved = case.encoding.clone()
+    for j, (concept, freedom) in enumerate(zip(case.concepts, freedoms, strict=True)):
+        locked = gates[..., j, None] * concept.superclass_input - coordinates[..., j, None] * targets[j]
+        moved += (1 - freedom) * locked
+    assert_close(key, moved @ weight(FIRST, case.dim, 1).T, rtol=1e-8)
     assert_close(value, edited_key_value(ConceptSet(case.concepts, *settings), case.encoding, FIRST)[1])
 
 

@@ -94,6 +94,8 @@ def test_free_keys_and_missing_metadata_and_other_layers_are_told():
     toy = concept(0.2, value_deltas={"blocks.0.attn2": torch.ones(4)}, key_outputs={"blocks.0.attn2": torch.ones(4)})
     report, _, _ = PerfusionConceptInfo.execute((ConceptUse(toy),)).args
     assert "Keys are its own" in report and "Not saved yet." in report and "down 2.0" in report
+    report, _, _ = PerfusionConceptInfo.execute((ConceptUse(concept(0.2, key_freedom=0.25)),)).args
+    assert "Keys are 25% its own and 75% locked to the word" in report
 
 
 @pytest.mark.parametrize("temperature", [0.01, 1.0])

@@ -21,8 +21,9 @@ NEGATIVE = "blurry"
 
 
 def two_uses(model, clip, **settings) -> list[ConceptUse]:
+    """The first with locked keys, the second with some freedom."""
     toy = make_concept(model, clip, "<my-toy>", "teddy", seed=1)
-    cup = make_concept(model, clip, "<my-cup>", "cup", seed=2)
+    cup = make_concept(model, clip, "<my-cup>", "cup", seed=2).replace(key_freedom=0.3)
     return [ConceptUse(toy, 0.6, 0.15, **settings), ConceptUse(cup, 0.7, 0.1, **settings)]
 
 
@@ -66,17 +67,17 @@ def expected(encoding, keys_encoding, weights_k, weights_v, uses, layer):
     """K and V in float64, without bias, from the paper's output-space form: h = W e_perp + sum of gated outputs, W read
     explicitly."""
 
-    def edit(e, weight, outputs):
+    def edit(e, weight, outputs, held):
         e, weight = e.double(), weight.double()
         targets = torch.stack([use.concept.target_input for use in uses]).double()
         duals = torch.stack([use.concept.target_dual for use in uses]).double()
         energies = targets @ duals.T
         similarity = e @ duals.T
-        share = torch.linalg.solve(energies.T, similarity.mT).mT
+        share = torch.linalg.solve(energies.T, similarity.mT).mT * torch.tensor(held).double()
         result = e @ weight.T - share @ (targets @ weight.T)
         for j, use in enumerate(uses):
             gate = torch.sigmoid((similarity[..., j] / energies[j, j] - use.beta) / use.temperature)
-            result = result + gate[..., None] * outputs[j]
+            result = result + held[j] * gate[..., None] * outputs[j]
         return result
 
     superclasses = [use.concept.superclass_input.double() for use in uses]
@@ -85,7 +86,8 @@ def expected(encoding, keys_encoding, weights_k, weights_v, uses, layer):
         weights_v.double() @ s + use.concept.value_deltas[layer].double()
         for s, use in zip(superclasses, uses, strict=True)
     ]
-    return edit(keys_encoding, weights_k, locked), edit(encoding, weights_v, learned)
+    held = [1 - use.concept.key_freedom for use in uses]
+    return edit(keys_encoding, weights_k, locked, held), edit(encoding, weights_v, learned, [1.0] * len(uses))
 
 
 def worst_difference(model, seen, forwards, encodings, key_encodings, uses, weight=lambda layer, projection, w: w):

@@ -45,13 +45,13 @@ torch.save(judges.Judge().state_dict(), judges.TRAINED)
 
 bench = run.Bench(Path("found"), Path("model.safetensors"))
 before = {name: weight.clone() for name, weight in bench.painter.unet.state_dict().items()}
-known = run.methods(bench.concept)
+known = run.methods(bench.locked_concept)
 for label, method in known.items():
     if isinstance(method, methods.Perfusion):
         known[label] = replace(method, settings=replace(method.settings, steps=2))
 for number in (0, 1):
     bench.references(number)
-    for label in known if number == 0 else ("perfusion", *run.LORAS):
+    for label in known if number == 0 else ("perfusion", run.LOCKED, *run.ADDED):
         bench.alone(number, 0, label, known[label])
 for name, weight in bench.painter.unet.state_dict().items():
     assert torch.equal(weight, before[name]), name  # no method leaves anything behind
@@ -147,7 +147,7 @@ def test_every_method_learns_and_what_it_paints_counts_for_whom_it_shows(tmp_pat
     run(START + SCORES + TEACHING, tmp_path)
     run(REPORT, tmp_path)
     figures = json.loads((tmp_path / "docs" / "quality.json").read_text())
-    assert len(figures["hypervolume"]) == 10 and set(figures["demo_model"]) >= {"class", "place", "colour", "two"}
+    assert len(figures["hypervolume"]) == 11 and set(figures["demo_model"]) >= {"class", "place", "colour", "two"}
     assert set(figures["mixing"]) > {"perfusion", "lora, rank 4", "genuine scenes"}
     for page in ("quality.md", "quality-methods.md"):
         text = (tmp_path / "docs" / page).read_text(encoding="utf-8")

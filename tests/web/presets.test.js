@@ -22,8 +22,9 @@ test("all presets set the same inputs, so that one takes back the other", () => 
   expect(ESTIMATED).toContain("steps");
 });
 
-test("on the demo model a step is four pictures, whatever the preset", () => {
+test("on the demo model a step is four pictures and keys are free, whatever the preset", () => {
   expect(trainingPresets(true).map(({ values }) => values.accumulation)).toEqual([1, 1, 1, 1]);
+  expect(trainingPresets(true).map(({ values }) => values.key_freedom)).toEqual([1, 1, 1, 1]);
   expect(trainingPresets(true).map(({ name }) => name)).toEqual(trainingPresets().map(({ name }) => name));
 });
 
