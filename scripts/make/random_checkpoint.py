@@ -75,11 +75,10 @@ SHALLOW_TEXT = {
     f"{name}_model_config": {"num_hidden_layers": 3, "intermediate_size": 1024}
     for name in ("clip_l", "clip_g", "clip_h")
 }
-# And most tests need no more than a UNet of a fifth of the width, and a VAE and text encoders as small as can be.
+# And most tests need no more than a UNet of a fifth of the width, narrower text encoders and a VAE as small as can be.
 NARROW = {"model_channels": 64}
-NARROW_VAE = {**VAE_ENCODER, "ch": 32, "ch_mult": [1, 1, 1, 2], "num_res_blocks": 1}
 NARROW_TEXT = {"intermediate_size": 256}
-NARROW_TEXT_OF_SD1 = {**NARROW_TEXT, "num_hidden_layers": 2}  # which reads the last one
+NARROW_VAE = {**VAE_ENCODER, "ch": 32, "ch_mult": [1, 1, 1, 2], "num_res_blocks": 1}
 
 
 @torch.no_grad()
@@ -128,8 +127,7 @@ def load_random(kind: str, seed: int = 0) -> tuple[Any, Any, Any]:
 
 def load_narrow(kind: str, seed: int = 0) -> tuple[Any, Any, Any]:
     """The same with narrow networks, which the host has to be told of."""
-    narrow = NARROW_TEXT_OF_SD1 if kind == "sd1" else NARROW_TEXT
-    text = {name: {**options, **narrow} for name, options in SHALLOW_TEXT.items()}
+    text = {name: {**options, **NARROW_TEXT} for name, options in SHALLOW_TEXT.items()}
     state_dict = random_state_dict(kind, seed, text, narrow=True)
     with mock.patch.dict(KINDS[kind].host_config.unet_config, NARROW):
         model, clip, *_ = comfy.sd.load_state_dict_guess_config(state_dict, output_vae=False, te_model_options=text)
