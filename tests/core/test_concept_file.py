@@ -87,9 +87,7 @@ def test_only_a_concept_with_some_key_freedom_needs_the_second_version(
 
 
 @pytest.mark.parametrize("written", [None, "", "half", "-0.1", "1.1", "nan", "inf"])
-def test_a_second_version_without_a_sound_key_freedom_is_refused(
-    path: Path, whole: bytes, written: str | None
-) -> None:
+def test_a_second_version_without_a_sound_key_freedom_is_refused(path: Path, whole: bytes, written: str | None) -> None:
     header, data = split(whole)
     header["__metadata__"] |= {"format_version": "2"} | ({} if written is None else {"key_freedom": written})
     refused(path, join(header, data), "key freedom")

@@ -138,9 +138,7 @@ def test_gradients_equal_finite_differences_of_the_loss(
 ) -> None:
     """i* is held fixed, a running mean that gradients do not pass, or moves along with the trigger's encoding."""
     trainee = TinyTrainee(prepare=prepare)
-    settings = TrainingSettings(
-        batch_size=4, accumulation=1, target_gradient=straight_through, key_freedom=key_freedom
-    )
+    settings = TrainingSettings(batch_size=4, accumulation=1, target_gradient=straight_through, key_freedom=key_freedom)
     training = start(trainee, settings)
     with trainee.wiring:
         for _ in range(3):
