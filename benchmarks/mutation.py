@@ -95,7 +95,7 @@ def _places(tree: ast.AST) -> Iterator[tuple[ast.AST, str, object]]:
             yield node, "value", f"{node.value}X"
         elif isinstance(node, (ast.If, ast.IfExp, ast.While)):
             yield node, "test", ast.UnaryOp(ast.Not(), node.test)
-        elif isinstance(node, (ast.Expr, ast.Return)) and isinstance(node.value, ast.expr):
+        elif isinstance(node, (ast.Expr, ast.Return)) and node.value and not isinstance(node.value, ast.Constant):
             yield node, "value", ast.Constant(None)
 
 
@@ -106,8 +106,8 @@ def _said_or_done(node: ast.AST) -> Iterator[ast.AST]:
         if field in ("annotation", "returns", "type_comment") or isinstance(node, (ast.JoinedStr, ast.Raise)):
             continue
         for child in value if isinstance(value, list) else [value]:
-            docstring = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
-            if isinstance(child, ast.AST) and not docstring and not isinstance(child, (ast.Import, ast.ImportFrom)):
+            said = isinstance(node, (ast.Expr, ast.Return)) and isinstance(child, ast.Constant)
+            if isinstance(child, ast.AST) and not said and not isinstance(child, (ast.Import, ast.ImportFrom)):
                 yield from _said_or_done(child)
 
 

@@ -194,6 +194,13 @@ def test_a_file_without_a_ridge_has_the_usual_one(tmp_path: Path) -> None:
     assert Covariance.load(tmp_path / "older.safetensors").ridge == RIDGE
 
 
+def test_the_smallest_covariance_comes_back(tmp_path: Path) -> None:
+    smallest = Covariance(1)
+    smallest.update(torch.tensor([[3.0]]))
+    smallest.save(tmp_path / "c.safetensors")
+    assert Covariance.load(tmp_path / "c.safetensors").matrix().tolist() == [[9.0]]
+
+
 def test_a_loaded_covariance_goes_on_where_it_stopped(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     filled().save(path)

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from perfusion_core import Concept, ConceptFileError, load_concept, load_training, save_concept, save_training
+from perfusion_core.concept import trigger_problem
 from perfusion_core.concept_file import edit_metadata, read_metadata, recommended_settings
 from perfusion_core.training_file import digest
 
@@ -41,7 +42,7 @@ def test_all_metadata_is_read_and_no_tensor(path: Path, monkeypatch: pytest.Monk
     assert (expected["trigger"], expected["notes"]) == ("<concept0>", "old")
 
 
-@pytest.mark.parametrize("metadata", [None, {"format": "perfusion-concept", "format_version": "2"}])
+@pytest.mark.parametrize("metadata", [None, {"format": "perfusion-concept", "format_version": "3"}])
 def test_metadata_of_other_files_are_refused(path: Path, metadata: dict[str, str] | None) -> None:
     save_file({"lora_up": torch.ones(1)}, path, metadata)
     with pytest.raises(ConceptFileError, match=r"teddy\.safetensors is"):
@@ -157,3 +158,8 @@ def test_recommended_settings_are_all_sound_or_none(
 ) -> None:
     names = ("recommended_beta", "recommended_temperature", "recommended_key_lock")
     assert recommended_settings(dict(zip(names, recommended, strict=False))) == used
+
+
+def test_half_a_character_is_no_trigger() -> None:
+    """As a page may send it, and no file can hold it."""
+    assert "U+D800" in (trigger_problem("<my\ud800toy>") or "")

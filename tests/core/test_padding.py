@@ -29,3 +29,14 @@ def test_a_view_of_an_edited_encoding_is_that_encoding() -> None:
     assert edited.is_of(case.encoding.view(*case.encoding.shape))
     assert not edited.is_of(case.encoding.clone())
     assert not edited.is_of(case.encoding[:, :-1])
+
+
+def test_no_gate_opens_on_a_zero_where_zeros_are_padding() -> None:
+    case = make_case(count=2)
+    case.encoding[:, -1] = 0
+    plain, padded = ConceptSet(case.concepts), ConceptSet(case.concepts, zero_padded=True)
+    assert not padded.gates(case.encoding)[:, -1].any()
+    assert not padded.edit_input(case.encoding)[:, -1].any()
+    assert plain.gates(case.encoding)[:, -1].all()
+    for give in (ConceptSet.gates, ConceptSet.edit_input):
+        assert torch.equal(give(padded, case.encoding)[:, :-1], give(plain, case.encoding)[:, :-1])

@@ -231,6 +231,24 @@ def test_nothing_is_kept_while_hooks_change_weights(world, both_ways, runs):
     assert not torch.equal(found, world.paint(world.patched, steps=STEPS))
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, comfy.model_management.InterruptProcessingException])
+def test_after_a_step_that_failed_or_was_no_number_the_next_picture_is_as_ever(world, error):
+    before = world.paint(world.patched, steps=2)
+    failing, spoiled, steps = world.patched.clone(), world.patched.clone(), itertools.count()
+
+    def fail(q, k, v, _):
+        if next(steps) == 3:
+            raise error("in the middle of a step")
+        return q, k, v
+
+    failing.set_model_attn2_patch(fail)
+    with pytest.raises(error):
+        world.paint(failing, steps=4)
+    spoiled.set_model_attn2_patch(lambda q, k, v, _: (q, k * torch.nan, v))
+    assert world.paint(spoiled).isnan().any()
+    assert torch.equal(world.paint(world.patched, steps=2), before)
+
+
 def test_all_is_let_go_of_when_sampling_ends_however_it_ends(world, runs):
     world.paint(world.patched)
     failing, steps = world.patched.clone(), itertools.count()

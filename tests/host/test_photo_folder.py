@@ -1,5 +1,7 @@
 """Which files of a folder are photos, masks and captions, and what is said of the others."""
 
+import os
+import time
 import unicodedata
 
 import folder_paths
@@ -139,6 +141,18 @@ def test_a_change_in_the_same_moment_is_seen(home):
     assert photo_folders()[:2] == ["a", "a/b"]
     (home / "a/1.jpg").unlink()
     assert photo_folders()[0] == "a/b"
+
+
+@pytest.mark.parametrize("hours", [-1000, -1, 1, 1000])
+def test_a_clock_that_jumps_hides_no_photo(home, hours):
+    put(home, "a/1.jpg")
+    assert photo_folders()[0] == "a"
+    put(home, "b/1.jpg")
+    later = time.time() + 3600 * hours
+    os.utime(home, (later, later))
+    assert photo_folders()[:2] == ["a", "b"]
+    put(home, "c/1.jpg")  # the clock is right again
+    assert photo_folders()[:3] == ["a", "b", "c"]
 
 
 def test_text_files_beside_photos_of_their_name_are_no_caption_files(home):
