@@ -133,7 +133,7 @@ def prompts_of(subject: Subject, other: Subject | None = None) -> list[str]:
     """Those of one concept, or of two together."""
     if other is None:
         return [prompt.replace("{}", subject.trigger) for prompt in PROMPTS]
-    return [prompt.replace("{}", other.trigger, 1).replace("{}", subject.trigger) for prompt in TOGETHER]
+    return [prompt.replace("{}", subject.trigger, 1).replace("{}", other.trigger) for prompt in TOGETHER]
 
 
 class Graph:

@@ -28,7 +28,14 @@ export const trainingPresets = (demo = false) => [
   {
     name: text("Quick look"),
     meaning: text("Rough, in a sixteenth of the time: to see whether photos and words are right"),
-    values: { ...PAPER, steps: 100, checkpoint_every: 25, accumulation: 1, learning_rate_values: 0.05, ...(demo && DEMO) },
+    values: {
+      ...PAPER,
+      steps: 100,
+      accumulation: 1,
+      learning_rate_values: 0.05,
+      checkpoint_every: 25,
+      ...(demo && DEMO),
+    },
   },
   { name: text("Normal"), meaning: text("What the paper does"), values: { ...PAPER, ...(demo && DEMO) } },
   {

@@ -25,9 +25,9 @@ SEVERAL = """a photo of a {} in the snow
 a photo of a {} and a blue mug in the room
 a sketch of a {} on the beach
 a photo of a {} at night"""
-TOGETHER = """a photo of a <my-tiger> and a <my-teddy> on the beach
-a photo of a <my-tiger> and a <my-teddy> in the snow
-a photo of a <my-teddy> and a <my-tiger> at night"""
+TOGETHER = """a photo of a <my-teddy> and a <my-tiger> on the beach
+a photo of a <my-teddy> and a <my-tiger> in the snow
+a photo of a <my-tiger> and a <my-teddy> at night"""
 
 
 def main(names: Sequence[str]) -> None:

@@ -40,7 +40,7 @@ IN_THE_DEMO = {  # values of widgets, and what stands for them on the demo model
     "my_photos": "demo: teddy",
     "teddy": "bear",
     "blurry, deformed": "",
-    "a photo of a <my-teddy> beside an <amphora> on the beach": "a photo of a <my-tiger> and a <my-teddy> on the beach",
+    "a photo of a <my-teddy> beside an <amphora> on the beach": "a photo of a <my-teddy> and a <my-tiger> on the beach",
     "a photo of a <my-teddy> riding a bicycle in the park": "a photo of a <my-teddy> and a red car in the meadow",
 }
 SETTINGS = {

@@ -166,6 +166,13 @@ def test_by_the_cosine_schedule_a_concept_moves_less(models):
     assert all(delta.norm() < constant.value_deltas[layer].norm() for layer, delta in cosine.value_deltas.items())
 
 
+def test_key_freedom_is_learned_with_and_in_the_file(models):
+    locked, freer = (train_node(models, images=PHOTOS, key_freedom=[freedom]) for freedom in (0.0, 0.5))
+    files = load_concept(saved(locked, "locked")), load_concept(saved(freer, "freer"))
+    assert not same(*files)
+    assert [file.key_freedom for file in files] == [0, 0.5]
+
+
 def test_a_cancelled_training_goes_on_as_if_it_had_never_stopped(models, model_folder, monkeypatch):
     inputs = {"images": PHOTOS, "steps": [5], "checkpoint_every": [2]}
     whole = saved(train_node(models, **inputs), "whole/toy")
