@@ -1,10 +1,10 @@
-"""How far keys and values are from float64 in each precision, with and without the edit:
+"""How far values are from float64 in each precision, with and without the edit:
 
     bash scripts/env.sh python benchmarks/precision.py
 
 Two concepts on one layer of SD1.5's width; encodings and weights in the precision, the host's own linear layers. The
-error is the largest of K and V, as a share of the largest number there: of the plain projection, and of the edited one
-on words that a concept changes.
+error is the largest of V, as a share of the largest number there: of the plain projection, and of the edited one on
+words that a concept changes. K comes of the same edited input.
 """
 
 from __future__ import annotations
