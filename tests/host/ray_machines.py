@@ -6,6 +6,7 @@ import socket
 import tempfile
 from pathlib import Path
 
+from ray._common.utils import get_default_ray_temp_dir
 from ray.cluster_utils import Cluster
 
 from many import comfyuis
@@ -26,6 +27,8 @@ class Machines:
 
     def __enter__(self) -> "Machines":
         self.folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # sockets need a short path
+        # a cluster's address is noted there, in whichever folder its machines are
+        Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)
         self.cluster = Cluster()
         try:
             self.add(cores=0)
