@@ -64,7 +64,7 @@ DAMAGE = {
     "a pickle": (lambda path: torch.save({"a": torch.ones(1)}, path), "Copy or download it again"),
     "a LoRA": (lambda path: save_file({"lora_up.weight": torch.ones(2, 2)}, path), "Load it with the node made for it"),
     "newer": (
-        lambda path: save_file({"a": torch.ones(1)}, path, {"format": "perfusion-concept", "format_version": "2"}),
+        lambda path: save_file({"a": torch.ones(1)}, path, {"format": "perfusion-concept", "format_version": "3"}),
         "Update ComfyUI-Perfusion",
     ),
     "NaN": (lambda path: change_tensors(path, target_dual=torch.full((768,), torch.nan)), "anew"),

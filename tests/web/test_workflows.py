@@ -228,7 +228,7 @@ def test_the_classic_canvas_folds_rare_inputs_until_asked(frontend):
         }"""
     )
     assert folded[:4] == ["trigger", "superclass", "steps", "seed"]  # the fifth says what becomes of the seed
-    assert (len(folded), len(unfolded)) == (5, 25)
+    assert (len(folded), len(unfolded)) == (5, 26)
 
 
 def test_nothing_of_ours_leaves_this_machine(frontend):
