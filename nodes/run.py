@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..perfusion_core import Checkpoint, Training, load_concept, load_training, openclip
+from ..perfusion_core import Checkpoint, Training, TrainingSettings, load_concept, load_training, openclip
 from ..perfusion_core.checkpoints import best_of, best_tensors
 from ..perfusion_core.concept import plain_words
 from .host.files import (
@@ -228,7 +228,7 @@ def judge_each(name: str, subject: Subject, sentences: Sequence[str]) -> Callabl
 
 
 def saved_state(
-    name: str, model, trigger: str, superclass: str, steps: int, offset: bool = False
+    name: str, model, trigger: str, superclass: str, settings: TrainingSettings, offset: bool
 ) -> tuple[Mapping[str, Tensor], Checkpoint | None]:
     """What a training goes on from: its whole state where that was kept, else what the concept file holds; and its best
     checkpoint until then. Raises ValueError for a concept that cannot be trained on in this way."""
@@ -249,12 +249,17 @@ def saved_state(
         raise ValueError(
             f"{name} was imported with keys of its own, which training here does not know. Set continue_from to none."
         )
+    if concept.key_freedom != settings.key_freedom:
+        raise ValueError(
+            f"{name} was trained another way, and continue_from goes on with it. Set key_freedom to "
+            f"{concept.key_freedom}."
+        )
     try:
         state = load_training(training_path(concept, path), concept)
     except ValueError as error:
         logging.warning("Perfusion: %s The training goes on from the concept alone, with a fresh optimizer.", error)
         return concept.tensors(), None
-    if len(state["losses"]) >= steps:
+    if len(state["losses"]) >= settings.steps:
         raise ValueError(
             f"{name} has been trained for {len(state['losses'])} steps already. Set steps higher, or load it instead."
         )

@@ -81,7 +81,7 @@ class PerfusionTrainConcept(io.ComfyNode):
         resumed, earlier = None, None
         if plan.continue_from:
             resumed, earlier = saved_state(
-                plan.continue_from, model, plan.trigger, locked.superclass, plan.settings.steps, offset
+                plan.continue_from, model, plan.trigger, locked.superclass, plan.settings, offset
             )
         encoder = fingerprint(clip)
         covariance = covariance or cached_covariance(clip, CAPTIONS, node_id, bar=False, key=encoder, model=model)

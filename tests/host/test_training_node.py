@@ -268,6 +268,7 @@ def test_whenever_saving_is_cut_short_the_concept_there_has_its_own_state(models
         ({"trigger": ["<other>"]}, r"toy\.safetensors is <my-toy>, a teddy"),
         ({"superclass": ["bear"]}, r"Write that trigger and superclass"),
         ({"steps": [2]}, "trained for 2 steps already. Set steps higher"),
+        ({"key_freedom": [0.5]}, "Set key_freedom to 0"),
         ({"continue_from": ["../../gone.safetensors"]}, "There is no concept"),
     ],
 )
