@@ -236,8 +236,9 @@ def training_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.05,
-            tooltip="How far the trigger's keys, which say where it goes, are its own. Paper: 0, locked to the "
-            "superclass. On the demo model concepts are more like their photos with 1, and two in one prompt mix less.",
+            tooltip="How freely your word is placed. Paper: 0, just like the superclass, to which its keys are locked; "
+            "1: in its own way. On the demo model concepts are more like their photos with 1, and two in one prompt "
+            "mix less.",
             **_RARE,
         ),
     ]
