@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .apart import PerfusionKeepApart, PerfusionRegions
 from .attention import PerfusionAttentionMap
 from .compose import (
     PerfusionApply,
@@ -39,9 +40,11 @@ class PerfusionExtension(ComfyExtension):
             PerfusionSchedule,
             PerfusionCombineConcepts,
             PerfusionApply,
+            PerfusionKeepApart,
             PerfusionConceptInfo,
             PerfusionGateMap,
             PerfusionAttentionMap,
+            PerfusionRegions,
             PerfusionLoadPhotos,
             PerfusionMasksFromText,
             PerfusionPasteSubject,

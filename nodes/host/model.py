@@ -15,27 +15,31 @@ from comfy.patcher_extension import WrappersMP
 from einops import einsum, rearrange
 from torch import Tensor
 
+from .apart import APART, KeepApart
 from .families import FAMILIES, Family, family_of
 from .runtime import Runtime
 from .uses import KEY, ConceptUse, combine, stages
 
 PREFIX = "diffusion_model."
+_JOINT = "perfusion_joint"  # how concepts are merged, among what is attached to a MODEL
 
 
-def apply_to_model(model, uses: Sequence[ConceptUse], joint: bool = True):
+def apply_to_model(model, uses: Sequence[ConceptUse], joint: bool | None = True):
     """A clone of the MODEL that uses these concepts too, all of them merged as said last (see ConceptSet).
 
-    Raises ValueError for a concept of another base model.
+    joint: None leaves it as it is. Raises ValueError for a concept of another base model.
     """
     for use in uses:
         check_fits(use.concept, model)
     model = model.clone()
     uses = combine(model.get_attachment(KEY) or (), uses)
+    joint = model.get_attachment(_JOINT) is not False if joint is None else joint
     model.set_attachments(KEY, uses)
+    model.set_attachments(_JOINT, joint)
     for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.APPLY_MODEL):
         model.remove_wrappers_with_key(kind, KEY)
     layers = cross_attentions(model)
-    runtime = Runtime(model, uses, joint) if uses else None
+    runtime = Runtime(model, uses, joint, model.get_attachment(APART)) if uses else None
     for layer, stage in stages(layers).items():
         attention = layers[layer]
         for projection in ("to_q", "to_k", "to_v", "to_out"):
@@ -43,7 +47,7 @@ def apply_to_model(model, uses: Sequence[ConceptUse], joint: bool = True):
             foreign = getattr(model.object_patches.get(name), "perfusion_foreign", model.object_patches.get(name))
             if runtime is not None and projection in ("to_k", "to_v"):
                 model.add_object_patch(name, runtime.forward(layer, stage, attention, projection, foreign))
-            elif runtime is not None and runtime.is_masked:
+            elif runtime is not None and runtime.is_placed:
                 model.add_object_patch(name, runtime.beside(layer, attention, projection, foreign))
             elif foreign is not None:
                 model.add_object_patch(name, foreign)
@@ -53,6 +57,13 @@ def apply_to_model(model, uses: Sequence[ConceptUse], joint: bool = True):
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, runtime.outer_sample)
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, runtime.apply_model)
     return model
+
+
+def keep_apart(model, apart: KeepApart, uses: Sequence[ConceptUse] = ()):
+    """A clone of the MODEL whose concepts are kept apart, also those that are applied later; ``uses`` are applied."""
+    model = model.clone()
+    model.set_attachments(APART, apart)
+    return apply_to_model(model, uses, joint=None)
 
 
 def concepts_on(model) -> tuple[ConceptUse, ...]:

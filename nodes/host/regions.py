@@ -3,6 +3,7 @@
 Attention is linear in V, so what a concept adds to it is one number for each head and spot, how much the spot looks at
 the concept's tokens, times its value output. V goes without that output; q and k are read where the projections return
 them, and the product is added ahead of to_out, times the mask. Whatever computes attention in between is left alone.
+How much a spot looks at a concept also says where the concept is (see apart.py).
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import comfy.utils
 import torch
 import torch.nn.functional as F
-from einops import einsum, rearrange, repeat
+from comfy.utils import repeat_to_batch_size
+from einops import einsum, rearrange
 from torch import Tensor
 
 from ...perfusion_core import EditedEncoding
+from .apart import Finder, halves, in_three
 from .key_lock import KeyLock
 
 _AT_ONCE = 2**25  # attention scores
+_POSITIVE = 0  # in the host's cond_or_uncond
 
 
 @dataclass
@@ -33,7 +36,8 @@ class Heard:
 
 @dataclass
 class Regions:
-    """The masks of the concepts in one forward, (pictures, height, width) each or None for one that acts everywhere."""
+    """The masks of the concepts in one forward, (pictures, frames, height, width) each or None for one that acts
+    everywhere; frames may be 1 for all."""
 
     masks: Sequence[Tensor | None]
     latent: Sequence[int]  # spatial sizes of this forward's latents: height and width, or frames ahead of them
@@ -41,13 +45,15 @@ class Regions:
     locks: Sequence[KeyLock]
     batch: int
     words: Tensor | None = None  # (batch, tokens), 0 where attention leaves padding out
+    kinds: Sequence[int] = ()  # the host's cond_or_uncond
+    finder: Finder | None = None  # which is told where the concepts are looked at
     heard: dict[str, Heard] = field(default_factory=dict)
     _spots: dict[int, Tensor] = field(default_factory=dict)
 
     def added(self, layer: str, attention, model: torch.nn.Module) -> Tensor:
         """What masked concepts add to attention's result in a layer, (batch, spots, heads d)."""
         heard = self.heard.pop(layer)
-        placed = [index for index, mask in enumerate(self.masks) if mask is not None]
+        placed = [index for index, found in enumerate(heard.edited.concepts.placed) if found]
         outputs = heard.edited.concepts.value_outputs(layer, heard.queries)[placed]
         outputs = rearrange(outputs, "concept (heads d) -> concept heads d", heads=attention.heads)
         gates = heard.edited.gates[..., placed].to(outputs.dtype)
@@ -57,33 +63,49 @@ class Regions:
                    "batch heads spot token, batch token concept -> batch heads spot concept")
             for part in heard.queries.split(step, dim=1)
         ], dim=2)  # fmt: skip
+        if self.finder is not None:
+            self._find(self.finder, shares, gates)
         where = self._where(shares.shape[2], shares)[..., placed]
         found = einsum(shares, where, outputs, "b heads spot c, b spot c, c heads d -> b spot heads d")
         return rearrange(found, "batch spot heads d -> batch spot (heads d)")
+
+    def _find(self, finder: Finder, shares: Tensor, gates: Tensor) -> None:
+        rows = self._rows
+        if len(rows) != len(self.kinds):  # another node has made a batch of its own
+            return
+        (height, _), frames = grid(self.latent, shares.shape[2])
+        looks = rearrange(shares.mean(1), "batch (frames h w) c -> batch c frames h w", frames=frames, h=height)
+        counts = [count for count, _ in rows]
+        for kind, (_, area), part, open_ in zip(
+            self.kinds, rows, looks.split(counts), gates.split(counts), strict=True
+        ):
+            if kind == _POSITIVE:
+                finder.add(part, open_, area)
+
+    @property
+    def _rows(self) -> list[tuple[int, Sequence[int] | None]]:
+        """How many rows of the batch each conditioning has, and its area."""
+        rows = [(lock.rows, lock.area) for lock in self.locks]
+        return rows if sum(count for count, _ in rows) == self.batch else [(self.batch, None)]
 
     def _where(self, spots: int, like: Tensor) -> Tensor:
         """(batch, spots, concepts) in 0..1 for a layer with so many spots, where a tensor like this is."""
         if spots not in self._spots:
             size, frames = grid(self.latent, spots)
-            rows = [(lock.rows, lock.area) for lock in self.locks]
-            if sum(count for count, _ in rows) != self.batch:  # another node has made a batch of its own
-                rows = [(self.batch, None)]
             self._spots[spots] = torch.stack([
-                torch.ones(self.batch, spots) if mask is None else
-                torch.cat([repeat(comfy.utils.repeat_to_batch_size(self._part(mask, area, size), count),
-                                  "batch h w -> batch (frames h w)", frames=frames) for count, area in rows])
+                like.new_ones(self.batch, spots) if mask is None else
+                torch.cat([repeat_to_batch_size(self._part(mask, area, (frames, *size)), count).flatten(1)
+                           for count, area in self._rows]).to(like)
                 for mask in self.masks
-            ], dim=-1).to(like)  # fmt: skip
+            ], dim=-1)  # fmt: skip
         return self._spots[spots]
 
-    def _part(self, mask: Tensor, area: Sequence[int] | None, size: tuple[int, int]) -> Tensor:
+    def _part(self, mask: Tensor, area: Sequence[int] | None, size: Sequence[int]) -> Tensor:
         """A mask as an area's layers see it, (pictures, *size)."""
         mask = mask[:, None]
         if area is not None:
-            *_, height, width = area[: len(area) // 2]
-            *_, top, left = area[len(area) // 2 :]
-            mask = F.interpolate(mask, tuple(self.whole[-2:]), mode="area")
-            mask = mask[..., top : top + height, left : left + width]
+            part = tuple(slice(start, start + length) for length, start in zip(*halves(area), strict=True))
+            mask = F.interpolate(mask, in_three(self.whole), mode="area")[(..., *part)]
         return F.interpolate(mask, size, mode="area")[:, 0]
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from ...perfusion_core import ConceptSet, EditedEncoding
 from ...perfusion_core.edit import is_same
 from .adapter import network_dtype
+from .apart import Finder, KeepApart
 from .families import Family, family_of
 from .kept import Run
 from .key_lock import KeyLock, found_keys, key_context, with_key_lock
@@ -39,6 +40,7 @@ class _Running(threading.local):
 
     run: Run | None = None
     whole: Sequence[int] = ()  # spatial sizes of the latents that are sampled
+    finder: Finder | None = None  # where concepts are kept apart
     forward: _Forward | None = None
 
     @contextmanager
@@ -54,11 +56,13 @@ class _Running(threading.local):
 class Runtime:
     """What one patched MODEL does while it samples."""
 
-    def __init__(self, model, uses: Sequence[ConceptUse], joint: bool):
+    def __init__(self, model, uses: Sequence[ConceptUse], joint: bool, apart: KeepApart | None = None):
         self._uses, self._joint, self._family = uses, joint, family_of(model)
+        self._apart = apart if len(uses) > 1 and apart is not None and apart.strength > 0 else None
         self._scheduled = any(use.scheduled for use in uses)
-        self._masks = [use.mask for use in uses]
+        self._masks = [None if use.mask is None else use.mask[:, None] for use in uses]  # of one frame
         self._sets: dict[tuple, ConceptSet] = {}
+        self._always: dict[bool, dict[str, ConceptSet]] = {}  # where nothing changes while sampling
         self._own_model = weakref.ref(model.model)  # only for calls from outside sampling
         self._running = _Running()
 
@@ -67,9 +71,14 @@ class Runtime:
         guider.conds = {name: [with_key_lock(cond) for cond in conds] for name, conds in guider.conds.items()}
         hooked = any(cond.get("hooks") for conds in guider.conds.values() for cond in conds)  # they change weights
         run = None if hooked or any(use.moving for use in self._uses) else Run()
-        with self._running.during(run=run, whole=args[0].shape[2:]):
+        whole = args[0].shape[2:]
+        finder = None if self._apart is None else Finder(whole, self._masks)
+        with self._running.during(run=run, whole=whole, finder=finder):
             try:
-                return executor(*args, **kwargs)
+                samples = executor(*args, **kwargs)
+                if finder is not None:
+                    self._apart.remember(samples, finder)
+                return samples
             finally:
                 if run is not None:
                     run.end()
@@ -83,21 +92,30 @@ class Runtime:
         model = executor.class_obj
         # cast here, as the model would: then the layers get this very tensor, unless another node changes it
         context = comfy.model_management.cast_to_device(c_crossattn, x.device, network_dtype(model))
-        percent = _percent(model, t) if self._scheduled else 0.0
+        finder = self._running.finder
+        percent = _percent(model, t) if self._scheduled or finder is not None else 0.0
+        if finder is not None and percent > self._apart.end_percent:
+            finder = None
         for lock in locks or []:
             lock.receive(self._family, model.diffusion_model, context)
         projecting = self._family if self._family.in_forward else None
-        forward = _Forward(model, projecting, context, self._concepts(percent), locks or [], self._running.run)
-        if self.is_masked:
-            sizes = x.shape[2:], self._running.whole or x.shape[2:]
-            forward.regions = Regions(self._masks, *sizes, locks or [], x.shape[0], kwargs.get("attention_mask"))
+        concepts = self._concepts(percent, finder is not None)
+        forward = _Forward(model, projecting, context, concepts, locks or [], self._running.run)
+        masks = self._masks
+        if finder is not None:
+            finder.begin(t.max().item())
+            masks = finder.masks(self._apart.strength)
+        if finder is not None or any(mask is not None for mask in masks):
+            sizes, words = (x.shape[2:], self._running.whole or x.shape[2:]), kwargs.get("attention_mask")
+            kinds = transformer_options.get("cond_or_uncond", ())
+            forward.regions = Regions(masks, *sizes, locks or [], x.shape[0], words, kinds, finder)
         with self._running.during(forward=forward):
             return executor(x, t, c_concat, context, control, transformer_options, **kwargs)
 
     @property
-    def is_masked(self) -> bool:
+    def is_placed(self) -> bool:
         """Whether a concept acts in a part of the picture only."""
-        return any(mask is not None for mask in self._masks)
+        return self._apart is not None or any(mask is not None for mask in self._masks)
 
     def forward(self, layer: str, stage: str, attention, projection: str, foreign: Callable | None) -> Callable:
         """The forward of "to_k" or "to_v"; ``foreign`` is another node's patch of it, which then projects."""
@@ -105,7 +123,7 @@ class Runtime:
 
         @torch.compiler.disable
         def forward(x: Tensor) -> Tensor:
-            now = self._running.forward or _Forward(self._own_model(), None, x, self._concepts(0.0), [], None)
+            now = self._running.forward or _Forward(self._own_model(), None, x, self._concepts(0.0, False), [], None)
             output = project(now, x)
             if now.regions is not None:
                 heard = now.regions.heard.setdefault(layer, Heard())
@@ -153,23 +171,22 @@ class Runtime:
 
         return project
 
-    def _concepts(self, percent: float) -> dict[str, ConceptSet]:
-        """{stage: those in use there at a percent of the schedule}; the same set for the same settings."""
-        if not self._scheduled:
-            return self._always
-        return {stage: self._concept_set(percent, stage) for stage in STAGES.values()}
+    def _concepts(self, percent: float, apart: bool) -> dict[str, ConceptSet]:
+        """{stage: those in use there at a percent of the schedule}; the same set for the same settings. apart: whether
+        all of them act in a part of the picture only."""
+        if self._scheduled:
+            return {stage: self._concept_set(percent, stage, apart) for stage in STAGES.values()}
+        if apart not in self._always:
+            self._always[apart] = {stage: self._concept_set(0.0, stage, apart) for stage in STAGES.values()}
+        return self._always[apart]
 
-    @cached_property
-    def _always(self) -> dict[str, ConceptSet]:
-        return {stage: self._concept_set(0.0, stage) for stage in STAGES.values()}
-
-    def _concept_set(self, percent: float, stage: str) -> ConceptSet:
+    def _concept_set(self, percent: float, stage: str, apart: bool) -> ConceptSet:
         uses = [use.at(percent, stage) for use in self._uses]
-        settings = tuple((use.beta, use.temperature, use.strength) for use in uses)
+        settings = apart, *((use.beta, use.temperature, use.strength) for use in uses)
         if settings not in self._sets:
             if len(self._sets) == MANY_SETS:  # some samplers never come to the same sigma again
                 self._sets.clear()
-            placed = [mask is not None for mask in self._masks]
+            placed = [apart or mask is not None for mask in self._masks]
             self._sets[settings] = concept_set(uses, self._joint, self._family.zero_padded, placed)
         return self._sets[settings]
 
