@@ -83,6 +83,7 @@ class PerfusionRegions(io.ComfyNode):
                 ),
                 io.Image.Output(display_name="overlay"),
             ],
+            is_output_node=True,
         )
 
     @classmethod
@@ -94,7 +95,7 @@ class PerfusionRegions(io.ComfyNode):
         if regions is None:
             raise ValueError(
                 "No regions are known for this LATENT. Connect it from the KSampler that has this very model, with no "
-                "node in between; the model needs two concepts or more."
+                "node in between; the model needs two concepts or more, and Keep Apart a strength above 0."
             )
         regions = rearrange(regions, "concept picture frame h w -> concept (picture frame) h w")
         masks = F.interpolate(regions, tuple(image.shape[1:3]), mode="bilinear").clamp(0, 1)

@@ -16,7 +16,7 @@ from perfusion_core import Concept, save_concept
 
 PHOTOS = REPO / "nodes" / "demo_photos"
 LAYERS = {"input_blocks.1.1.transformer_blocks.0.attn2": 320}  # of a model, and what its values are wide
-WIDTHS = {"sd1": {"l": 768}, "sdxl": {"l": 768, "g": 1280}}  # of the token embeddings
+WIDTHS = {"sd1": {"l": 768}, "sdxl": {"l": 768, "g": 1280}, "demo": {"l": 192}}  # of the token embeddings
 SAMPLES = (  # file, trigger, superclass, base model, similarity of the superclass, photo, notes
     ("my-teddy", "<my-teddy>", "teddy", "sd1", 0.46, "teddy/1.png", "The yellow one with the scarf."),
     ("my-tiger", "<my-tiger>", "cat", "sdxl", 0.31, "tiger/1.png", ""),
@@ -24,9 +24,11 @@ SAMPLES = (  # file, trigger, superclass, base model, similarity of the supercla
 )
 
 
-def write_sample_concepts(folder: Path, layers: Mapping[str, int] = LAYERS) -> None:
-    """Writes them to ``folder``, which stands for models/perfusion. layers: those of the model they are to fit."""
-    for seed, (file, trigger, superclass, family, similarity, photo, notes) in enumerate(SAMPLES):
+def write_sample_concepts(folder: Path, layers: Mapping[str, int] = LAYERS, base_model: str = "") -> None:
+    """Writes them to ``folder``, which stands for models/perfusion. layers, base_model: of the model they are to fit,
+    else each has its own."""
+    for seed, (file, trigger, superclass, own, similarity, photo, notes) in enumerate(SAMPLES):
+        family = base_model or own
         generator = torch.Generator().manual_seed(seed)
         encoders = WIDTHS[family]
         target, other = torch.randn(2, sum(encoders.values()), generator=generator)

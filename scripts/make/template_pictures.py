@@ -33,9 +33,11 @@ MAKERS = {  # the title of the node that shows what a workflow makes
     "6 Two concepts": "Save Image",
     "8 Layout or look": "The grid",
     "7 Sweep": "The grid",
+    "perfusion_several_characters": "Each keeps its looks",
 }
 IN_THE_DEMO = {  # values of widgets, and what stands for them on the demo model
     "my-teddy.safetensors": "perfusion_demo.safetensors",
+    "my-tiger.safetensors": "perfusion_demo_tiger.safetensors",
     "vases/amphora.safetensors": "perfusion_demo_tiger.safetensors",
     "my_photos": "demo: teddy",
     "teddy": "bear",

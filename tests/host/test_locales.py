@@ -15,7 +15,16 @@ from locales import LOCALES, SYNTAX, node_texts, without_syntax, written
 
 LANGUAGES = ("zh", "ja", "ko", "fr", "de", "es")
 SAME = {"Perfusion Loader", "Perfusion Covariance", "beta", "temperature", "key_lock", "cfg", "accumulation"}
-SAME |= {"concept", "concepts", "covariance", "images", "photos", "prompts", "ridge"}  # where they are that word too
+SAME |= {
+    "concept",
+    "concepts",
+    "covariance",
+    "image",
+    "images",
+    "photos",
+    "prompts",
+    "ridge",
+}  # where they are that word too
 SAME |= {"Concept", "Concepts", "Name", "Normal", "Notes", "Training", "{action} {name}"}
 # Numbers, folders, example files and triggers, endings of files
 PANEL_TEXT = re.compile(r'\btext\(\s*"([^"]+)"', re.ASCII)
