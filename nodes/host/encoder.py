@@ -51,7 +51,24 @@ def current_clip_skip(encoder: torch.nn.Module) -> int:
 
 
 def weights_digest(model: torch.nn.Module, skip: int):
-    """A hash, to go on with, of the encoders' weights as they are and of how many layers are skipped."""
+    """A hash, to go on with, of the encoders' weights as they are and of how many layers are skipped.
+
+    It is made once, in some 2 seconds for SDXL, while the weights stay. None where a node pack's have no bytes to read.
+    """
+    kept = _digests.setdefault(model, {})
+    place = getattr(model, "current_weight_patches_uuid", None), skip
+    if place not in kept:
+        if len(kept) == _MANY_WEIGHTS:
+            kept.pop(next(iter(kept)))
+        try:
+            kept[place] = _digest(model, skip)
+        except (RuntimeError, TypeError) as error:
+            logging.debug("Perfusion: these text encoder weights cannot be compared: %s", error)
+            kept[place] = None
+    return kept[place] and kept[place].copy()
+
+
+def _digest(model: torch.nn.Module, skip: int):
     encoders = encoders_of(model)
     own = clip_skip(next(iter(encoders.values())), None)
     digest = hashlib.blake2b(str(None if skip == own else -skip).encode(), digest_size=8)
@@ -77,7 +94,8 @@ def differences(use: ConceptUse, model: torch.nn.Module) -> dict[str, Any]:
     trained = _number(metadata) or clip_skip(first, None)
     if trained != here:
         found["clip_skip"] = trained, here
-    if "text_encoder" in metadata and _kept_digest(model, trained) not in (metadata["text_encoder"], None):
+    digest = weights_digest(model, trained) if "text_encoder" in metadata else None
+    if digest and digest.hexdigest() != metadata["text_encoder"]:
         found["text_encoder"] = True
     return found
 
@@ -96,18 +114,3 @@ def in_words(trigger: str, found: Mapping[str, Any]) -> str:
 def _number(metadata: Mapping[str, str]) -> int | None:
     text = metadata.get("clip_skip", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else None
-
-
-def _kept_digest(model: torch.nn.Module, skip: int) -> str | None:
-    """Made once, in some 2 seconds for SDXL, while the weights stay; None where a node pack's have no bytes to read."""
-    kept = _digests.setdefault(model, {})
-    place = getattr(model, "current_weight_patches_uuid", None), skip
-    if place not in kept:
-        if len(kept) == _MANY_WEIGHTS:
-            kept.pop(next(iter(kept)))
-        try:
-            kept[place] = weights_digest(model, skip).hexdigest()
-        except (RuntimeError, TypeError) as error:
-            logging.debug("Perfusion: these text encoder weights cannot be compared: %s", error)
-            kept[place] = None
-    return kept[place]

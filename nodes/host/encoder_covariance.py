@@ -113,6 +113,11 @@ def fingerprint(clip) -> str:
     """
     _load(clip)
     digest = weights_digest(clip.cond_stage_model, skipped(clip))
+    if digest is None:
+        raise ValueError(
+            "The text encoder's weights cannot be read: a node pack keeps them in a form of its own. "
+            "Load them with Load Checkpoint or Load CLIP."
+        )
     patcher = clip.patcher
     if patcher.injections or (patcher.patches and patcher.is_dynamic()):
         prepare_encoders(clip)

@@ -2,8 +2,10 @@
 
 import sys
 from types import SimpleNamespace
+from weakref import WeakKeyDictionary
 
 import pytest
+from comfyui_perfusion.nodes.host import encoder
 from comfyui_perfusion.nodes.host.encoder_covariance import fingerprint
 from comfyui_perfusion.nodes.host.text import apply_to_clip, skipped
 from comfyui_perfusion.nodes.host.uses import ConceptUse
@@ -43,6 +45,30 @@ def test_clip_skip_is_counted_as_people_do(models, kind, own):
     assert skipped(clip) == own
     assert [skipped(skip(clip, layer)) for layer in (-1, -2)] == [1, 2]
     assert fingerprint(skip(clip, -own)) == fingerprint(clip) != fingerprint(skip(clip, -3 + own))
+
+
+def test_the_weights_are_read_once_while_they_stay(models, monkeypatch):
+    _, clip, _ = models("sd1")
+    adapted = add_lora(clip)
+    first, other = fingerprint(clip), fingerprint(adapted)
+    assert first != other
+    monkeypatch.setattr(encoder, "add", lambda *_: pytest.fail("they are read again"))
+    assert (fingerprint(clip), fingerprint(adapted)) == (first, other)
+
+
+def test_weights_that_cannot_be_read_cannot_be_trained_with(models, monkeypatch):
+    """As those that a node pack has in a form of its own; they are used all the same."""
+
+    def unreadable(*_):
+        raise RuntimeError("has no bytes")
+
+    _, clip, _ = models("sd1")
+    uses = trained_with(clip)
+    monkeypatch.setattr(encoder, "_digests", WeakKeyDictionary())
+    monkeypatch.setattr(encoder, "add", unreadable)
+    assert "text_encoder" not in encoder.differences(uses, clip.cond_stage_model)
+    with pytest.raises(ValueError, match=r"cannot be read.*Load CLIP"):
+        fingerprint(clip)
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
