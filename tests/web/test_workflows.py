@@ -3,6 +3,7 @@
 import io
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ WORKFLOWS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / 
 PACK = "ComfyUI-Perfusion"
 BLUEPRINT = "Train a concept (Perfusion)"
 OF_PREVIEW = {"preview", "previewMode", "preview_text", "preview_markdown"}  # some frontends save these
+ERRORS = "[role=dialog], [role=alertdialog], [data-testid=error-overlay]"
 each_workflow = pytest.mark.parametrize("name", WORKFLOWS)
 
 SHOWN_NODES = """() => app.graph.nodes.map(node => ({
@@ -44,50 +46,65 @@ def test_the_page_opens_without_a_complaint(frontend):
     assert about_us(frontend.complaints) == []
 
 
-@each_workflow
-def test_workflow_loads_without_a_complaint(frontend, name):
-    frontend.load(name)
-    nodes = frontend.run(SHOWN_NODES)
-    assert [node["type"] for node in nodes if node["broken"] or not node["registered"]] == []
-    assert frontend.page.locator("[role=dialog], [role=alertdialog], [data-testid=error-overlay]").all() == []
-    assert about_us(frontend.complaints) == []
+@pytest.fixture(scope="module")
+def seen():
+    return {}
+
+
+@pytest.fixture
+def shown(frontend, seen, name):
+    """What the page has of a workflow, and what it says against it; loaded once for all tests that only look."""
+    if name not in seen:
+        frontend.load(name)
+        seen[name] = SimpleNamespace(
+            nodes=frontend.run(SHOWN_NODES),
+            links=frontend.run(SHOWN_LINKS),
+            prompt=frontend.run("async () => (await app.graphToPrompt()).output"),
+            errors=frontend.page.locator(ERRORS).count(),
+            complaints=about_us(frontend.complaints),
+        )
+    return seen[name]
 
 
 @each_workflow
-def test_workflow_has_its_nodes_and_links(frontend, name):
+def test_workflow_loads_without_a_complaint(shown, name):
+    assert [node["type"] for node in shown.nodes if node["broken"] or not node["registered"]] == []
+    assert shown.errors == 0
+    assert shown.complaints == []
+
+
+@each_workflow
+def test_workflow_has_its_nodes_and_links(shown, name):
     from browser import workflow
 
     saved = workflow(name)
-    frontend.load(name)
-    nodes = {node["id"]: node["type"] for node in frontend.run(SHOWN_NODES)}
-    assert nodes == {node["id"]: node["type"] for node in saved["nodes"]}
-    assert sorted(frontend.run(SHOWN_LINKS)) == sorted(saved_links(saved))
+    assert {node["id"]: node["type"] for node in shown.nodes} == {node["id"]: node["type"] for node in saved["nodes"]}
+    assert sorted(shown.links) == sorted(saved_links(saved))
 
 
 @each_workflow
-def test_widgets_show_the_values_of_the_file(frontend, object_info, name):
+def test_widgets_show_the_values_of_the_file(shown, object_info, name):
     from browser import workflow
     from comfyui import to_prompt
 
     saved = workflow(name)
     values = {node["id"]: node.get("widgets_values", []) for node in saved["nodes"]}
     by_name = {int(id): node["inputs"] for id, node in to_prompt(saved, object_info).items()}
-    frontend.load(name)
-    for node in frontend.run(SHOWN_NODES):
-        shown = {widget["name"]: widget["value"] for widget in node["widgets"] if widget["name"] not in OF_PREVIEW}
-        named = {key: value for key, value in by_name.get(node["id"], {}).items() if key in shown}
-        assert list(shown.values()) == values[node["id"]], node["type"]
+    for node in shown.nodes:
+        widgets = {widget["name"]: widget["value"] for widget in node["widgets"] if widget["name"] not in OF_PREVIEW}
+        named = {key: value for key, value in by_name.get(node["id"], {}).items() if key in widgets}
+        assert list(widgets.values()) == values[node["id"]], node["type"]
         linked = {key for key, value in named.items() if isinstance(value, list)}
-        assert all(named[key] == shown[key] for key in named.keys() - linked), node["type"]
+        assert all(named[key] == widgets[key] for key in named.keys() - linked), node["type"]
         # fixed: what follows a seed that comes fixed; text: of a note; upload: Load Image's button
         unnamed = {"control_after_generate", "fixed", "text", "upload"}
-        assert set(shown) - set(named) <= unnamed, node["type"]
+        assert set(widgets) - set(named) <= unnamed, node["type"]
         for widget in node["widgets"]:
             assert widget["choices"] is None or widget["value"] in widget["choices"], (node["type"], widget)
 
 
 @each_workflow
-def test_frontend_makes_the_same_prompt_as_our_scripts(frontend, object_info, name):
+def test_frontend_makes_the_same_prompt_as_our_scripts(shown, object_info, name):
     from browser import workflow
     from comfyui import to_prompt
 
@@ -98,25 +115,29 @@ def test_frontend_makes_the_same_prompt_as_our_scripts(frontend, object_info, na
         }
         return {id: (node["class_type"], inputs[id]) for id, node in prompt.items()}
 
-    frontend.load(name)
-    prompt = frontend.run("async () => (await app.graphToPrompt()).output")
-    assert bare(prompt) == bare(to_prompt(workflow(name), object_info))
+    assert bare(shown.prompt) == bare(to_prompt(workflow(name), object_info))
 
 
-@each_workflow
-@pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
-def test_nodes_do_not_overlap(frontend, name, vue):
-    frontend.set("Comfy.VueNodes.Enabled", vue)
-    frontend.load(name)
-    if vue:
-        drawn = "app.graph.nodes.every(({ id }) => document.querySelector(`[data-node-id='${id}']`))"
-        frontend.page.wait_for_function(drawn)
-        wait_until_settled(frontend.page)
-    nodes = frontend.run(SHOWN_NODES)
+def assert_apart(nodes):
     for one, other in itertools.combinations(nodes, 2):
         (x, y, width, height), (u, v, across, down) = one["area"], other["area"]
         apart = x + width <= u or u + across <= x or y + height <= v or v + down <= y
         assert apart, f"{one['type']} ({one['id']}) lies over {other['type']} ({other['id']})"
+
+
+@each_workflow
+def test_nodes_do_not_overlap(shown, name):
+    assert_apart(shown.nodes)
+
+
+@each_workflow
+def test_vue_nodes_do_not_overlap(frontend, name):
+    frontend.set("Comfy.VueNodes.Enabled", True)
+    frontend.load(name)
+    drawn = "app.graph.nodes.every(({ id }) => document.querySelector(`[data-node-id='${id}']`))"
+    frontend.page.wait_for_function(drawn)
+    wait_until_settled(frontend.page)
+    assert_apart(frontend.run(SHOWN_NODES))
 
 
 def test_template_browser_shows_our_workflows(frontend):
