@@ -25,8 +25,9 @@ def test_the_straightforward_loop_computes_the_same_loss_and_gradients(models):
         settings = TrainingSettings(batch_size=2, target_gradient=False)  # the loop has no i* to learn through
         given = trainee, torch.eye(WIDTH), "<my-toy>", "teddy", "sd1", settings
         ours, loop, frozen = Training(*given), Straightforward(*given), Frozen(*given)
+        generator = torch.Generator().manual_seed(0)
         for layer, (_, to_v) in trainee.wiring.projections.items():
-            ours.value_deltas[layer].data.normal_()
+            ours.value_deltas[layer].data.normal_(generator=generator)
             loop.outputs[to_v].data += ours.value_deltas[layer].data
         losses = []
         for training in (ours, loop, frozen):

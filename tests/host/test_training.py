@@ -270,12 +270,8 @@ def test_the_node_saves_a_file_that_gives_the_same_picture_in_a_new_process(
     assert saved.stat().st_size < 60 * 1024
     assert load_concept(saved).metadata["training"].startswith("{")
     comfy.model_management.unload_all_models()
-    pictures = []
-    for name in ("first.pt", "second.pt"):
-        command = [sys.executable, str(Path(__file__).with_name("sample_once.py")), str(saved), str(tmp_path / name)]
-        subprocess.run(command, check=True, env=os.environ, capture_output=True)
-        pictures.append(torch.load(tmp_path / name, weights_only=True))
+    command = [sys.executable, str(Path(__file__).with_name("sample_once.py")), str(saved), str(tmp_path / "new.pt")]
+    subprocess.run(command, check=True, env=os.environ, capture_output=True)
     from sample_once import sample_with
 
-    assert torch.equal(pictures[0], pictures[1])
-    assert torch.equal(pictures[0], sample_with(saved, wide_models("sd1")))
+    assert torch.equal(torch.load(tmp_path / "new.pt", weights_only=True), sample_with(saved, wide_models("sd1")))
