@@ -3,7 +3,9 @@
     bash scripts/env.sh python -m pytest tests/core --cov=perfusion_core --cov-branch --cov-context=test
     bash scripts/env.sh python benchmarks/mutation.py --minutes 60 --report /tmp/mutants.json
 
-Mutants are taken in random order, so that a part of them is a fair sample; a report that is there is gone on with.
+pytest collects the tests once. Then every mutant gets a copy of that process, which runs the tests that come by the
+changed line, the quickest first, until one fails. Mutants are taken in random order, so that a part of them is a fair
+sample; a report that is there is gone on with, and ``--survivors`` tries those of it again, after tests were added.
 Left out: what is only said (texts of errors, docstrings) and types.
 """
 
@@ -13,29 +15,31 @@ import argparse
 import ast
 import contextlib
 import copy
+import importlib
 import importlib.abc
 import importlib.util
+import inspect
 import json
 import os
 import random
 import resource
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
 
 import coverage
-import einops  # noqa: F401, once for all mutants, as what follows
-import hypothesis  # noqa: F401
-import numpy  # noqa: F401
 import pytest
-import safetensors.torch  # noqa: F401
 import torch
 
 REPO = Path(__file__).resolve().parents[1]
 MODULES = ("edit", "covariance", "concept", "concept_file", "training")
-OWN_TESTS = {"concept": ("concept_file", "metadata"), "concept_file": ("concept_file", "metadata", "training_file")}
 LONGEST = 120  # seconds of computing, after which a mutant counts as noticed: it would hang
+LARGEST = 16 * 2**30  # bytes of address space, likewise
+PASSED, FAILED, BROKEN = range(3)  # exit statuses of copies; BROKEN: this script, not the tests
 SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And,
@@ -49,32 +53,55 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--coverage", type=Path, default=REPO / ".coverage")
+    parser.add_argument("--survivors", action="store_true", help="try again what the report calls unnoticed")
     asked = parser.parse_args()
     os.chdir(REPO)
     sys.path.insert(0, str(REPO))
     torch.set_num_threads(1)
-    end = time.monotonic() + 60 * asked.minutes
-    results = json.loads(asked.report.read_text()) if asked.report.exists() else {}
-    sources = {name: (REPO / f"perfusion_core/{name}.py").read_text() for name in MODULES}
-    every = [(name, number) for name in MODULES for number in range(len(list(_places(ast.parse(sources[name])))))]
-    random.Random(0).shuffle(every)
-    tests = {name: _tests(asked.coverage, name) for name in MODULES}
-    if not results and any(_is_noticed(name, sources[name], tests[name].get(1, set())) for name in MODULES):
-        sys.exit("Tests fail without any change.")
-    for name, number in every:
-        key = f"{name} {number}"
-        if time.monotonic() > end:
-            break
-        if key in results:
-            continue
-        source, line, what = _mutant(sources[name], number)
-        noticed = _is_noticed(name, source, tests[name].get(line, set()))
-        results[key] = {"line": line, "what": what, "noticed": noticed}
-        asked.report.write_text(json.dumps(results, indent=1))
-        if not noticed:
-            print(f"{name}.py:{line}: {what}", flush=True)
-    noticed = sum(result["noticed"] for result in results.values())
-    print(f"{noticed} of {len(results)} noticed ({noticed / len(results):.1%}); there are {len(every)} mutants")
+    with tempfile.TemporaryDirectory() as folder:
+        sys.exit(int(_pytest(["tests/core"], _Mutants(asked), folder)))
+
+
+def _pytest(files: Sequence[str], plugin: object, folder: str) -> int:
+    options = ["-s", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-profile", "few"]
+    return pytest.main([*options, f"--basetemp={folder}/tests", *files], plugins=[plugin])
+
+
+class _Mutants:
+    """Has the collected tests run with mutants, in place of once."""
+
+    def __init__(self, asked: argparse.Namespace) -> None:
+        self.asked = asked
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        end = time.monotonic() + 60 * self.asked.minutes
+        file = self.asked.report
+        report = json.loads(file.read_text()) if file.exists() else {"seconds": {}, "mutants": {}}
+        sources = {name: (REPO / f"perfusion_core/{name}.py").read_text() for name in MODULES}
+        tests = {name: _tests(self.asked.coverage, name, session.items) for name in MODULES}
+        if not report["seconds"]:
+            used = set().union(*(some for lines in tests.values() for some in lines.values()))
+            report["seconds"] = _seconds([item for item in session.items if item.nodeid in used], file)
+        items = sorted(session.items, key=lambda item: report["seconds"].get(item.nodeid, 0))
+
+        every = [(name, number) for name in MODULES for number in range(len(list(_places(ast.parse(sources[name])))))]
+        random.Random(0).shuffle(every)
+        results = report["mutants"]
+        for name, number in every:
+            key = f"{name} {number}"
+            if time.monotonic() > end:
+                break
+            if key in results and (results[key]["noticed"] or not self.asked.survivors):
+                continue
+            code, line, what = _mutant(sources[name], number, name)
+            noticed = _is_noticed(name, code, line, tests[name], items)
+            results[key] = {"line": line, "what": what, "noticed": noticed}
+            file.write_text(json.dumps(report, indent=1))
+            if not noticed:
+                print(f"{name}.py:{line}: {what}", flush=True)
+        noticed = sum(result["noticed"] for result in results.values())
+        print(f"{noticed} of {len(results)} noticed ({noticed / len(results):.1%}); there are {len(every)} mutants")
+        return True
 
 
 def _places(tree: ast.AST) -> Iterator[tuple[ast.AST, str, object]]:
@@ -111,72 +138,157 @@ def _said_or_done(node: ast.AST) -> Iterator[ast.AST]:
                 yield from _said_or_done(child)
 
 
-def _mutant(source: str, number: int) -> tuple[str, int, str]:
-    """Its source, line, and what was changed."""
+def _mutant(source: str, number: int, name: str) -> tuple[CodeType, int, str]:
+    """Its code, line, and what was changed."""
     tree = ast.parse(source)
     node, field, after = list(_places(tree))[number]
     old = ast.unparse(node)
     setattr(node, field, copy.deepcopy(after))
     ast.fix_missing_locations(tree)
     shown = f"{old.splitlines()[0][:90]}  →  {ast.unparse(node).splitlines()[0][:90]}"
-    return ast.unparse(tree), node.lineno, shown
+    return _compiled(tree, name), node.lineno, shown
 
 
-def _tests(data: Path, name: str) -> dict[int, set[str]]:
-    """Of each line, the tests that come by it."""
+def _compiled(tree: ast.Module, name: str) -> CodeType:
+    return compile(tree, str(REPO / f"perfusion_core/{name}.py"), "exec", dont_inherit=True)
+
+
+def _tests(data: Path, name: str, items: Collection[pytest.Item]) -> dict[int, set[str]]:
+    """Of each line, the tests that come by it; all of a file, when what it sets up does."""
     held = coverage.CoverageData(str(data))
     held.read()
     (path,) = (path for path in held.measured_files() if path.endswith(f"perfusion_core/{name}.py"))
-    return {
-        line: {context.partition("|")[0] for context in contexts if context}
-        for line, contexts in held.contexts_by_lineno(path).items()
-    }
+    files, found = defaultdict(set), defaultdict(set)
+    for item in items:
+        files[_file(item.nodeid)].add(item.nodeid)
+    for line, contexts in held.contexts_by_lineno(path).items():
+        for test, _, phase in (context.rpartition("|") for context in contexts if context):
+            found[line] |= files[_file(test)] if phase == "setup" else {test}
+    return found
 
 
-def _is_noticed(name: str, source: str, tests: set[str]) -> bool:
-    """Whether a test fails in a process of its own, whose module is the mutant."""
+def _file(test: str) -> str:
+    return test.partition("::")[0]
+
+
+def _seconds(items: Sequence[pytest.Item], file: Path) -> dict[str, float]:
+    """What every test takes, without any change."""
+
+    def measure() -> int:
+        seconds = {}
+        for item in items:
+            start = time.process_time()
+            if _run([item]) == FAILED:
+                return FAILED
+            seconds[item.nodeid] = time.process_time() - start
+        file.write_text(json.dumps({"seconds": seconds, "mutants": {}}))
+        return PASSED
+
+    if _in_copy(measure) != PASSED:
+        sys.exit("Tests fail without any change.")
+    return json.loads(file.read_text())["seconds"]
+
+
+def _is_noticed(name: str, code: CodeType, line: int, tests: dict[int, set[str]], items: Sequence[pytest.Item]) -> bool:
+    """Whether a test fails, or takes far too much, in a process with the mutant."""
+
+    def run() -> int:
+        resource.setrlimit(resource.RLIMIT_CPU, (LONGEST, LONGEST))
+        resource.setrlimit(resource.RLIMIT_AS, (LARGEST, LARGEST))
+        if _put_in(importlib.import_module(f"perfusion_core.{name}"), code):
+            last = max(known for known in tests if known <= line)  # statements of several lines are known by some
+            return _run([item for item in items if item.nodeid in tests[last]])
+        used = set().union(*tests.values())
+        return _run_afresh(name, code, [item.nodeid for item in items if item.nodeid in used])
+
+    status = _in_copy(run)
+    if status == BROKEN:
+        sys.exit(f"This mutant could not be run: {name}.py, line {line}")
+    return status != PASSED
+
+
+def _in_copy(act: Callable[[], int]) -> int:
+    """The exit status of a copy of this process that does this; negative when it was killed."""
     child = os.fork()
     if child == 0:
-        resource.setrlimit(resource.RLIMIT_CPU, (LONGEST, LONGEST))
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
-        status = 1
+        status = BROKEN
         with contextlib.suppress(BaseException):
-            sys.meta_path.insert(0, _Mutated(name, source))
-            own = [f"tests/core/test_{own}.py" for own in OWN_TESTS.get(name, (name,))]
-            files = sorted({test.partition("::")[0] for test in tests} | set(own), key=lambda file: file not in own)
-            options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-profile", "few"]
-            status = int(pytest.main([*options, *files], plugins=[_Only(tests, own)]))
+            status = act()
         os._exit(status)
-    return os.waitpid(child, 0)[1] != 0
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _put_in(module: ModuleType, code: CodeType) -> bool:
+    """Gives the one function its other code; False when the change is outside of functions."""
+    codes = {(one.co_name, one.co_firstlineno): one for one in _codes(code)}
+    for function in _functions(module):
+        own = function.__code__
+        other = codes[own.co_name, own.co_firstlineno]
+        if other != own:
+            function.__code__ = other
+            return True
+    return False
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    for one in code.co_consts:
+        if isinstance(one, CodeType):
+            yield one
+            yield from _codes(one)
+
+
+def _functions(module: ModuleType) -> Iterator[FunctionType]:
+    """Those that stand in its file, of classes as well."""
+    for owner in (module, *(value for value in vars(module).values() if isinstance(value, type))):
+        for value in vars(owner).values():
+            function = inspect.unwrap(getattr(value, "fget", None) or getattr(value, "__func__", value))
+            if isinstance(function, FunctionType) and function.__code__.co_filename == module.__file__:
+                yield function
+
+
+def _run(items: Sequence[pytest.Item]) -> int:
+    for item, following in zip(items, [*items[1:], None], strict=True):
+        item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
+        if item.session.testsfailed:
+            return FAILED
+    return PASSED
+
+
+def _run_afresh(name: str, code: CodeType, tests: Sequence[str]) -> int:
+    """With everything of ours imported anew, and this module as the mutant."""
+    for imported, module in list(sys.modules.items()):
+        if imported != "__main__" and str(getattr(module, "__file__", None)).startswith(str(REPO)):
+            del sys.modules[imported]
+    sys.meta_path.insert(0, _Mutated(name, code))
+    with tempfile.TemporaryDirectory() as folder:
+        return min(_pytest(sorted({_file(test) for test in tests}), _Only(tests), folder), FAILED)
 
 
 class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports one module of the core from another source."""
+    """Imports one module of the core from other code."""
 
-    def __init__(self, name: str, source: str) -> None:
-        self.name, self.source = f"perfusion_core.{name}", source
+    def __init__(self, name: str, code: CodeType) -> None:
+        self.name, self.code = f"perfusion_core.{name}", code
 
     def find_spec(self, name, path, target=None):
         return importlib.util.spec_from_loader(name, self) if name == self.name else None
 
     def exec_module(self, module):
-        exec(compile(self.source, f"{module.__name__} mutated", "exec"), module.__dict__)
+        exec(self.code, module.__dict__)
 
 
 class _Only:
-    """Runs these tests and those that are newer than the coverage, the module's own first."""
+    """Runs these tests, in this order."""
 
-    def __init__(self, tests: set[str], own: list[str]) -> None:
-        self.tests, self.own = tests, own
+    def __init__(self, tests: Sequence[str]) -> None:
+        self.tests = tests
 
     def pytest_collection_modifyitems(self, items):
-        items[:] = [
-            item
-            for item in items
-            if item.nodeid in self.tests or (item.nodeid.partition("::")[0] in self.own and not self.tests)
-        ]
+        found = {item.nodeid: item for item in items}
+        items[:] = [found[test] for test in self.tests]
 
 
 if __name__ == "__main__":

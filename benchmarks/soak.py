@@ -30,8 +30,9 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO / "scripts"))
 
 from comfyui import RunError, Server
+from demo_model import TRAINING
 
-CONCEPTS = {"teddy": "teddy", "tiger": "cat"}  # photos that come with the pack, and their superclasses
+CONCEPTS = {"teddy": "bear", "tiger": "cat"}  # photos that come with the pack, and their superclasses
 LORA, STEPS, AT_A_TIME, REFERENCE_EVERY = "style.safetensors", 3, 4, 25
 CANCELLED = 0.15  # share of the prompts
 Setting = tuple[tuple[str, ...], bool, bool, str, float]  # concepts, LoRA, schedule, sampler, key lock
@@ -147,7 +148,7 @@ def painting(setting: Setting) -> dict[str, Any]:
         else:
             prompt[name] = ("PerfusionLoader", {"model": model, "clip": clip, **inputs})
         model, clip = [name, 0], [name, 1]
-    words = " and ".join(f"a <my-{name}>" for name in concepts) or "a teddy"
+    words = " and ".join(f"a <my-{name}>" for name in concepts) or "a bear"
     prompt["text"] = ("CLIPTextEncode", {"clip": clip, "text": f"a photo of {words} in the snow"})
     prompt["nothing"] = ("CLIPTextEncode", {"clip": clip, "text": ""})
     prompt["empty"] = ("EmptyLatentImage", {"width": 96, "height": 96, "batch_size": 1})
@@ -160,15 +161,14 @@ def painting(setting: Setting) -> dict[str, Any]:
 
 
 def training(name: str, superclass: str) -> dict[str, Any]:
-    few = {"steps": 12, "batch_size": 2, "accumulation": 1, "seed": 0, "flip": False, "previews": ""}
-    rates = {"learning_rate_values": 0.05, "learning_rate_embedding": 0.006}
+    few = {**TRAINING, "steps": 12, "batch_size": 2, "previews": ""}
     wires = {"model": ["demo", 0], "clip": ["demo", 1], "vae": ["demo", 2], "images": ["photos", 0]}
     words = {"trigger": f"<my-{name}>", "superclass": superclass}
     return _as_api(
         {
             "demo": ("PerfusionDemoModel", {}),
             "photos": ("PerfusionLoadPhotos", {"folder": f"demo: {name}"}),
-            "trained": ("PerfusionTrainConcept", {**wires, **words, **few, **rates}),
+            "trained": ("PerfusionTrainConcept", {**wires, **words, **few}),
             "saved": (
                 "PerfusionSaveConcept",
                 {"concept": ["trained", 0], "filename": name, "overwrite": True, "keep_training": False},

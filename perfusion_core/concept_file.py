@@ -6,10 +6,13 @@ fp16 (bf16 where a number is beyond fp16's range), all other vectors in fp32.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
+import re
 import secrets
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,6 +31,8 @@ _PER_LAYER = ("value_delta", "key_output")
 _VECTORS = ("target_input", "target_dual", "superclass_input")
 _OWN_METADATA = ("format", "format_version", "name", "trigger", "superclass", "base_model")
 _KEY_FREEDOM = "key_freedom"  # in version 2
+_PART = re.compile(r"\..*-[0-9a-f]{8}\.part")
+_A_DAY = 24 * 60 * 60  # seconds
 
 
 class ConceptFileError(ValueError):
@@ -142,6 +147,15 @@ def write_together(files: Mapping[Path, bytes]) -> None:
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Deletes the day-old files in and below ``folder`` that ``write_together`` left when its process was killed."""
+    for parent, _, names in os.walk(folder):
+        for part in (Path(parent, name) for name in names if _PART.fullmatch(name)):
+            with contextlib.suppress(OSError):  # gone meanwhile, or not ours to delete
+                if time.time() - part.stat().st_mtime > _A_DAY:
+                    part.unlink()
 
 
 def _with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:

@@ -17,6 +17,7 @@ import folder_paths
 from torch import Tensor
 
 from ...perfusion_core import Concept, save_concept, save_training
+from ...perfusion_core.concept_file import remove_abandoned
 from ...perfusion_core.training_file import digest
 from ..file_name import is_file_name
 from ..photo_folder import is_hidden
@@ -35,6 +36,8 @@ _LONGEST = 240  # bytes of a file's name; file systems take 255, extension inclu
 
 def register() -> None:
     register_folder(FOLDER, {".safetensors"})
+    for home in folder_paths.get_folder_paths(FOLDER):
+        remove_abandoned(Path(home))
 
 
 def register_folder(name: str, endings: set[str] | None = None) -> None:

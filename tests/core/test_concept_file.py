@@ -8,6 +8,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from perfusion_core import Concept, ConceptFileError, load_concept, save_concept
-from perfusion_core.concept_file import read_metadata
+from perfusion_core.concept_file import read_metadata, remove_abandoned
 
 from .makers import FIRST, LAYERS, file_concept, same_bits
 
@@ -605,6 +606,36 @@ def test_a_file_is_replaced_only_by_the_finished_one(path: Path, monkeypatch: py
     save_concept(SOUND.replace(name="new"), path)
     assert seen == [("new", SOUND.name)]
     assert load_concept(path).name == "new"
+
+
+@pytest.mark.parametrize(("hours", "stays"), [(-48, True), (0, True), (23, True), (25, False)])
+def test_what_a_killed_process_left_is_deleted_after_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: int, stays: bool
+) -> None:
+    path = tmp_path / "toys" / "teddy.safetensors"
+    with monkeypatch.context() as killed, pytest.raises(OSError):
+        killed.setattr(Path, "replace", lambda *_: os.open(tmp_path / "nothing", os.O_RDONLY))
+        killed.setattr(Path, "unlink", lambda *_, **__: None)
+        save_concept(SOUND, path)
+    (part,) = path.parent.iterdir()
+    others = [part.with_name(name) for name in ("teddy.part", ".film.part", "a.teddy-0123abcd.part", f"{part.name}s")]
+    save_concept(SOUND, path)
+    for file in (part, path, *others):
+        file.touch()
+        os.utime(file, (time.time() - 3600 * hours,) * 2)
+    remove_abandoned(tmp_path)
+    assert part.exists() == stays
+    assert all(file.exists() for file in (path, *others))
+
+
+def test_what_cannot_be_deleted_stays(tmp_path: Path) -> None:
+    folder = tmp_path / ".teddy-0123abcd.part" / ".teddy-0123abcd.part"
+    folder.mkdir(parents=True)
+    linked = tmp_path / ".teddy-89abcdef.part"
+    linked.symlink_to(tmp_path / "nowhere")
+    remove_abandoned(tmp_path)
+    remove_abandoned(tmp_path / "nowhere")
+    assert folder.is_dir() and linked.is_symlink()
 
 
 def test_folders_are_made_and_long_names_fit(tmp_path: Path) -> None:

@@ -58,6 +58,20 @@ def test_registering_twice_keeps_the_users_extra_folders(monkeypatch, tmp_path):
     assert folder_paths.folder_names_and_paths["perfusion"] == ([str(tmp_path), default], {".safetensors"})
 
 
+def test_a_start_deletes_what_a_killed_server_left_in_any_model_folder(model_folder, tmp_path):
+    extra = tmp_path / "extra"
+    folder_paths.folder_names_and_paths["perfusion"][0].append(str(extra))
+    parts = [model_folder / "training/toys/a/.b-0123abcd.part", extra / ".c-0123abcd.part", extra / ".d-0123abcd.part"]
+    for path in (*parts, extra / "e.safetensors"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (0, 0))
+    parts[-1].touch()  # being written by another server
+    register()
+    assert files(model_folder) == []
+    assert files(extra) == [".d-0123abcd.part", "e.safetensors"]
+
+
 @pytest.mark.parametrize("name", ["../x", "toys/../../x", "{}", "..\\x", "x\0", "", "none", "toys"])
 def test_only_files_in_the_folder_are_read(model_folder, tmp_path, name):
     outside = tmp_path / "x.safetensors"
