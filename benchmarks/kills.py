@@ -3,7 +3,8 @@
     bash scripts/env.sh python benchmarks/kills.py --files 50 --trainings 50
 
 Two processes at a time work on one folder of concepts, as two servers would. After each kill every concept must be
-whole, as it was or as it was to become, in its place or in the trash; and the next process must be able to go on. What a killed process left beside them goes a day later.
+whole, as it was or as it was to become, in its place or in the trash; and the next process must be able to go on. The
+.part files that are left go a day later.
 """
 
 from __future__ import annotations

@@ -75,13 +75,20 @@ def test_a_concept_comes_back_bit_for_bit(path: Path, free_keys: bool) -> None:
     assert loaded.metadata["notes"] == "brown, ö"
 
 
+def test_a_concept_equals_only_itself() -> None:
+    assert SOUND.replace() != SOUND
+    assert len({SOUND, SOUND, SOUND.replace()}) == 2
+
+
 @pytest.mark.parametrize(("key_freedom", "version"), [(0.0, "1"), (0.3, "2"), (1.0, "2")])
 def test_only_a_concept_with_some_key_freedom_needs_the_second_version(
     path: Path, key_freedom: float, version: str
 ) -> None:
     concept = file_concept(key_freedom=key_freedom)
     save_concept(concept, path)
-    assert read_metadata(path)["format_version"] == version
+    metadata = read_metadata(path)
+    assert metadata["format_version"] == version
+    assert metadata.get("key_freedom", "0.0") == str(key_freedom)
     loaded = load_concept(path)
     assert loaded.key_freedom == key_freedom
     assert "key_freedom" not in loaded.metadata
@@ -108,6 +115,7 @@ def test_other_tools_find_the_common_keys(path: Path) -> None:
     header, _ = split(path.read_bytes())
     metadata = header["__metadata__"]
     assert (metadata["format"], metadata["format_version"]) == ("perfusion-concept", "1")
+    assert metadata["modelspec.sai_model_spec"] == "1.0.0"
     assert (metadata["modelspec.title"], metadata["modelspec.trigger_phrase"]) == ("teddy", "<concept0>")
 
 
@@ -608,9 +616,22 @@ def test_a_file_is_replaced_only_by_the_finished_one(path: Path, monkeypatch: py
     assert load_concept(path).name == "new"
 
 
-@pytest.mark.parametrize(("hours", "stays"), [(-48, True), (0, True), (23, True), (25, False)])
+def test_all_of_a_file_is_on_the_disk_before_it_takes_its_place(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    monkeypatch.setattr(os, "fsync", lambda number: sizes.append(os.fstat(number).st_size))
+    save_concept(SOUND, path)
+    assert sizes == [path.stat().st_size]
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_tensors_begin_at_a_multiple_of_eight_bytes(path: Path, length: int) -> None:
+    save_concept(SOUND.replace(name="n" * length), path)
+    assert struct.unpack("<Q", path.read_bytes()[:8])[0] % 8 == 0
+
+
+@pytest.mark.parametrize(("hours", "stays"), [(-48, True), (0, True), (23.9, True), (24.1, False)])
 def test_what_a_killed_process_left_is_deleted_after_a_day(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: int, stays: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: float, stays: bool
 ) -> None:
     path = tmp_path / "toys" / "teddy.safetensors"
     with monkeypatch.context() as killed, pytest.raises(OSError):

@@ -201,6 +201,10 @@ def test_the_smallest_covariance_comes_back(tmp_path: Path) -> None:
     assert Covariance.load(tmp_path / "c.safetensors").matrix().tolist() == [[9.0]]
 
 
+def test_a_matrix_of_one_number_is_a_covariance() -> None:
+    assert Covariance.from_matrix(torch.tensor([[9.0]])).matrix().shape == (1, 1)
+
+
 def test_a_loaded_covariance_goes_on_where_it_stopped(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     filled().save(path)
@@ -228,6 +232,7 @@ DAMAGED = {
     "count zero": (SOUND, METADATA | {"count": "0"}),
     "count no number": (SOUND, METADATA | {"count": "many"}),
     "count beyond all bounds": (SOUND, METADATA | {"count": "1" + "0" * 400}),
+    "count beyond what is counted exactly": (SOUND, METADATA | {"count": str(2**53)}),
     "ridge no number": (SOUND, METADATA | {"ridge": "much"}),
     "ridge NaN": (SOUND, METADATA | {"ridge": "nan"}),
     "ridge below zero": (SOUND, METADATA | {"ridge": "-0.01"}),

@@ -404,7 +404,7 @@ def test_concepts_of_different_widths_do_not_mix() -> None:
 
 
 @pytest.mark.parametrize("setting", ["betas", "temperatures", "strengths"])
-@pytest.mark.parametrize("wrong", [[0.5], [0.5] * 3, [], float("nan"), float("inf"), [0.5, float("nan")]])
+@pytest.mark.parametrize("wrong", [[0.5], [0.5] * 3, [], float("nan"), float("inf"), [0.5, float("nan")], 1e6, -1e6])
 def test_settings_must_be_finite_and_one_per_concept(setting: str, wrong: float | list[float]) -> None:
     with pytest.raises(ValueError, match=setting):
         ConceptSet(make_case(count=2).concepts, **{setting: wrong})

@@ -336,6 +336,18 @@ def test_a_state_before_the_first_step_can_be_loaded() -> None:
         assert fresh.step() == other.step()
 
 
+def test_a_training_shares_no_memory_with_the_state_it_goes_on_from() -> None:
+    first, second = start(TinyTrainee()), start(TinyTrainee())
+    with first.trainee.wiring:
+        first.step()
+    state = first.state_dict()
+    second.load_state_dict(state)
+    for tensor in state.values():
+        tensor.zero_()
+    now = second.state_dict()
+    assert all(same_bits(tensor, now[name]) for name, tensor in first.state_dict().items())
+
+
 @pytest.mark.parametrize("spoil", ["missing", "shape", "NaN", "cut", "noise", "no random state", "half of Adam"])
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(spoil: str) -> None:
     trainee = TinyTrainee()
@@ -438,6 +450,19 @@ def test_numbers_that_go_wrong_stop_training_and_spare_what_was_learned(
     assert len(training.losses) == 2
     assert_same_concept(training.concept(), good)
     assert training.concept().problem() is None
+
+
+def test_settings_cannot_be_changed_while_a_training_uses_them() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        start(TinyTrainee()).settings.steps = 5
+
+
+def test_the_settings_are_the_papers_unless_they_are_given() -> None:
+    rates = {"learning_rate_values": 0.03, "learning_rate_embedding": 0.006, "learning_rate_schedule": "constant"}
+    gate = {"beta": 0.75, "temperature": 0.1}
+    ours = {"key_freedom": 0.0, "target_gradient": False, "seed": 0}
+    expected = {"steps": 400, "batch_size": 4, "accumulation": 4, **rates, **gate, "decay": 0.99, **ours}
+    assert dataclasses.asdict(TrainingSettings()) == expected
 
 
 @pytest.mark.parametrize(
