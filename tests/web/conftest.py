@@ -73,10 +73,16 @@ def our_nodes(object_info):
 
 
 @pytest.fixture
-def page(frontend, request):
-    """With the generate workflow, large enough for widgets to be drawn, in the renderer that a test asks for."""
+def workflow():
+    """What ``page`` opens."""
+    return "3 Generate SD1.5"
+
+
+@pytest.fixture
+def page(frontend, workflow, request):
+    """With a workflow, large enough for widgets to be drawn, in the renderer that a test asks for."""
     frontend.set("Comfy.VueNodes.Enabled", getattr(request, "param", "classic") == "vue")
-    open_workflow(frontend, "3 Generate SD1.5")
+    open_workflow(frontend, workflow)
     return frontend.page
 
 

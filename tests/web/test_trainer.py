@@ -23,9 +23,13 @@ QUICK = {"steps": 4, "checkpoint_every": 2, "batch_size": 1, "accumulation": 1, 
 
 
 @pytest.fixture
-def trainer(frontend, page):
+def workflow():
+    return "2 Train SD1.5"
+
+
+@pytest.fixture
+def trainer(page):
     """The panel, in the workflow that trains."""
-    open_workflow(frontend, "2 Train SD1.5")
     page.evaluate("() => Object.assign(app.canvas.ds, { scale: 0.7, offset: [-500, -160] })")  # all of it is seen
     return page.locator(".perfusion-panel").filter(has=page.get_by_text("Stop and keep"))
 
