@@ -20,7 +20,7 @@ from comfyui import REPO, Server
 from template_pictures import clear_the_screen
 
 SCREENS = REPO / "docs" / "screens"
-QUALITY = 65  # of WebP; text stays sharp, and each is under 110 KB
+QUALITY = 65  # of WebP; text stays sharp, and each is under 120 KB
 PAUSE = 1500  # milliseconds until the page has settled
 GRAPH, NODES = {"width": 1440, "height": 760}, {"width": 1720, "height": 1000}
 SMALL = {"width": 1320, "height": 640}
