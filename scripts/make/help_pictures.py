@@ -33,7 +33,7 @@ MADE = {  # the picture of the gallery that shows what a node makes
     "PerfusionGateMap": "gates",
     "PerfusionSweep": "temperature",
 }
-APART = {"PerfusionKeepApart": 4, "PerfusionRegions": 2}  # on so many pictures of two concepts
+APART = ("PerfusionKeepApart", "PerfusionRegions")  # shown on two pictures of two concepts
 SEED = 5  # of these
 IMPORTS = ("import/my-teddy.pt", "covariance/my-encoder.pt")  # files for the nodes that choose one
 MARGIN = 12
@@ -56,7 +56,7 @@ def main(names: Sequence[str]) -> None:
     made = {name: key for name, key in MADE.items() if not names or name in names}
     if made:
         show_what_is_made(made)
-    if not names or set(names) & APART.keys():
+    if not names or set(names) & set(APART):
         show_two_kept_apart()
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
@@ -71,7 +71,7 @@ def main(names: Sequence[str]) -> None:
             frontend.set("Comfy.NodeBadge.NodeSourceBadgeMode", "None")
             frontend.page.set_viewport_size({"width": 1000, "height": 1400})
             for name in frontend.get("/object_info").json():
-                if name.startswith("Perfusion") and name not in MADE | APART and (not names or name in names):
+                if name.startswith("Perfusion") and name not in (*MADE, *APART) and (not names or name in names):
                     save(name, node_picture(frontend, name))
 
 
@@ -89,33 +89,28 @@ def show_two_kept_apart() -> None:
     demo = graph.add("PerfusionDemoModel")
     both = graph.load(graph.load(demo, TEDDY, USE["beta"]), TIGER, USE["beta"])
     apart = graph.add("PerfusionKeepApart", model=[both, 0], strength=1.0, end_percent=1.0)
+    latent = graph.add("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=2)
     positive, negative = (
         [graph.add("CLIPTextEncode", clip=[both, 1], text=text), 0] for text in (TOGETHER.splitlines()[0], "")
     )
-
-    def paint(model: str, many: int) -> tuple[str, str]:
-        latent = graph.add("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=many)
+    previews = {}
+    for label, model in (("without", both), ("kept apart", apart)):
         samples = graph.add(
             "KSampler", model=[model, 0], positive=positive, negative=negative, latent_image=[latent, 0], seed=SEED,
             **SAMPLING, sampler_name="dpmpp_2m", denoise=1.0,
         )  # fmt: skip
-        return samples, graph.add("VAEDecode", samples=[samples, 0], vae=[demo, 2])
-
-    rows = {
-        label: graph.add("PreviewImage", images=[paint(model, APART["PerfusionKeepApart"])[1], 0])
-        for label, model in (("without", both), ("kept apart", apart))
-    }
-    samples, image = paint(apart, APART["PerfusionRegions"])
+        image = graph.add("VAEDecode", samples=[samples, 0], vae=[demo, 2])
+        previews[label] = graph.add("PreviewImage", images=[image, 0])
     regions = graph.add("PerfusionRegions", model=[apart, 0], samples=[samples, 0], image=[image, 0])
     with Server(BASE) as server:
         outputs = server.run(graph.nodes, ProgressLine())
-        pictures = {
-            label: [opened(server, {"images": [image]}) for image in outputs[node]["images"]]
-            for label, node in rows.items()
-        }
         save("PerfusionRegions", opened(server, outputs[regions]))
-    columns = [""] * APART["PerfusionKeepApart"]
-    save("PerfusionKeepApart", contact_sheet(columns, [(label, cells(row)) for label, row in pictures.items()], CELL))
+        columns = [
+            cells([opened(server, {"images": [image]}) for image in outputs[node]["images"]])
+            for node in previews.values()
+        ]
+    rows = [(f"{number}", row) for number, row in enumerate(zip(*columns, strict=True), 1)]
+    save("PerfusionKeepApart", contact_sheet(list(previews), rows, CELL))
 
 
 def node_picture(frontend: Frontend, name: str) -> Image.Image:
