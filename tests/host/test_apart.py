@@ -216,8 +216,9 @@ def test_it_works_in_every_family(made, family):
     assert regions.sum(0).max() == 1
 
 
-def test_regions_come_out_as_masks(models):
-    model, clip, _ = models("sd1")
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_regions_come_out_as_masks(models, kind):
+    model, clip, _ = models(kind)
     uses = open_uses(model, clip)
     conds = conds_of(clip, uses)
     patched = PerfusionKeepApart.execute(apply_to_model(model, uses), 1.0, 1.0)[0]
