@@ -106,19 +106,28 @@ class Assessor:
         likeness = (embeddings @ self.common(photos, one)).mean().item()
         return {**found, "prompt": float(np.mean(hits)), "likeness": likeness}
 
-    @torch.no_grad()
     def pair_scores(self, latents: Tensor, pair: Sequence[Individual]) -> dict[str, float]:
         """Shares of pictures with both: both nearest, each nearest, both classes there, and attributes of the other."""
+        found = self.together([latents] * len(pair), pair)
+        return {"both": found.pop("all"), **found}
+
+    @torch.no_grad()
+    def together(self, latents: Sequence[Tensor], ones: Sequence[Individual]) -> dict[str, float]:
+        """Shares of pictures: all nearest, each nearest, all classes there, and attributes of one of the others.
+
+        latents: for every individual those in which it is looked for.
+        """
         nearest, shown, mixed = [], [], []
-        for one, other in (pair, pair[::-1]):
-            embeddings, read = self.judge(latents, [one.kind] * len(latents))
+        for some, one in zip(latents, ones, strict=True):
+            embeddings, read = self.judge(some, [one.kind] * len(some))
             nearest.append(self._identified(embeddings, one)["identified"])
             shown.append([index == 1 for index in read["shown"].argmax(-1).tolist()])
             for name in ATTRIBUTES:
-                if getattr(one, name) != (others := getattr(other, name)):
-                    mixed += [value == others for value in self._values(embeddings, one, name)]
-        both, there = np.array(nearest), np.array(shown)
-        return {"both": float(both.all(0).mean()), "each": float(both.mean()), "classes": float(there.all(0).mean()),
+                others = {getattr(other, name) for other in ones} - {getattr(one, name)}
+                if others:
+                    mixed += [value in others for value in self._values(embeddings, one, name)]
+        right, there = np.array(nearest), np.array(shown)
+        return {"all": float(right.all(0).mean()), "each": float(right.mean()), "classes": float(there.all(0).mean()),
                 "mixing": float(np.mean(mixed))}  # fmt: skip
 
     def _identified(self, embeddings: Tensor, one: Individual) -> Mapping[str, list[bool]]:

@@ -154,14 +154,7 @@ def lead(ours: Mapping[tuple[int, int], float], theirs: Mapping[tuple[int, int],
 
 
 def document(figures: Mapping[str, Any], text: str) -> str:
-    """A page of docs/ with figures where it asks for them: [share: identified.perfusion.one], [table: methods]."""
-
-    def share(match: re.Match) -> str:
-        value: Any = figures
-        for name in match[1].split("."):
-            value = value[name]
-        return f"{100 * value:.0f} %"
-
+    """A page of docs/ with figures where it asks for them."""
     tables = {
         "short": short_table(figures),
         "methods": methods_table(figures),
@@ -170,6 +163,18 @@ def document(figures: Mapping[str, Any], text: str) -> str:
         "references": table(figures["references"], "way"),
         "demo model": table({"demo model": figures["demo_model"], "genuine scenes": figures["demo_model_genuine"]}, ""),
     }
+    return fill(text, figures, tables)
+
+
+def fill(text: str, figures: Mapping[str, Any], tables: Mapping[str, str]) -> str:
+    """With figures where the text asks for them: [share: identified.perfusion.one], [table: methods]."""
+
+    def share(match: re.Match) -> str:
+        value: Any = figures
+        for name in match[1].split("."):
+            value = value[name]
+        return f"{100 * value:.0f} %"
+
     text = re.sub(r"\[share: ([^\]]+)\]", share, text)
     return re.sub(r"\[table: ([^\]]+)\]", lambda match: tables[match[1]], text)
 

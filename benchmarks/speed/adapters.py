@@ -12,7 +12,8 @@ import comfy.ldm.modules.attention
 import comfy.sd
 import torch
 import torch.nn.functional as F
-from comfyui_perfusion.nodes.host.model import apply_to_model, cross_attentions
+from comfyui_perfusion.nodes.host.apart import KeepApart
+from comfyui_perfusion.nodes.host.model import apply_to_model, cross_attentions, keep_apart
 from comfyui_perfusion.nodes.host.uses import ConceptUse
 from torch import Tensor, nn
 
@@ -25,6 +26,10 @@ def ours(model, count: int, masked: bool = False):
     """Concepts that act everywhere, or each in a mask of its own."""
     mask = torch.rand(1, 64, 64) if masked else None
     return apply_to_model(model, [ConceptUse(concept, mask=mask) for concept in random_concepts(model, count)])
+
+
+def kept_apart(model, count: int):
+    return keep_apart(ours(model, count), KeepApart())
 
 
 def lora_weights(model) -> dict[str, Tensor]:

@@ -62,7 +62,7 @@ def ways(
     model, counts: Sequence[int], compiler: str | None = None, others: bool = True, masks: bool = False
 ) -> dict[str, Way]:
     """All that is compared. compiler: a backend of torch.compile, for all of them; others: not only ours; masks: ours
-    also with masks."""
+    also with masks, and kept apart from each other."""
     found = {UNPATCHED: Way(model)}
     for count in counts:
         name = f"{count} concept{'s' * (count != 1)}"
@@ -70,6 +70,8 @@ def ways(
         found[f"{name}, kept"], found[name] = Way(patched), Way(patched, limit=0)
         if masks and count:
             found[f"{name}, kept, with masks"] = Way(adapters.ours(model, count, masked=True))
+        if masks and count > 1:
+            found[f"{name}, kept, apart"] = Way(adapters.kept_apart(model, count))
         if others and count in (1, 4):
             found[f"first open version, {name}"] = Way(adapters.first_open_version(model, count))
             found[f"second open version, {name}"] = Way(adapters.second_open_version(model, count))

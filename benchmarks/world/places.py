@@ -20,6 +20,14 @@ def draw_place(canvas: skia.Canvas, name: str, random: np.random.Generator) -> N
     _PLACES[name](Brush(canvas, outline=0.8), random)
 
 
+def empty(name: str, number: int) -> np.ndarray:
+    """(96, 96, 3) uint8, a place in which nothing stands; the number varies it."""
+    canvas = np.zeros((SIZE, SIZE, 4), np.uint8)
+    surface = skia.Surface(canvas, colorType=skia.ColorType.kRGBA_8888_ColorType)
+    draw_place(surface.getCanvas(), name, np.random.default_rng((22, number, 1)))
+    return canvas[..., :3].copy()
+
+
 def _ground(brush: Brush, sky: tuple[Colour, Colour], ground: tuple[Colour, Colour], horizon: float) -> None:
     for top, bottom, colours in ((0, horizon, sky), (horizon, SIZE, ground)):
         shader = skia.GradientShader.MakeLinear(

@@ -1,0 +1,249 @@
+"""Several individuals in one picture, kept apart and not, beside LoRAs and regional prompts, as ComfyUI itself paints.
+
+    bash scripts/env.sh python -m benchmarks.quality.several FOLDER [--workers 2] [--seeds 0 1 2]
+
+FOLDER is run.py's, with what that learned. Every finished piece is kept in FOLDER/several, so it goes on where it was
+stopped; docs/several.json, .md and .jpg are made of them. In the world the first-named of two stands at the left, so
+each half of a picture is judged alone, on an empty place, which the judge does better than with both. Pictures of
+three, which the demo model has never seen, are judged whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks.speed import host  # noqa: F401, starts the host
+from benchmarks.world.judge import trained_judge
+from benchmarks.world.places import PLACES, SIZE, empty
+from benchmarks.world.scenes import scene
+from perfusion_core.concept_file import safetensors_bytes, write_atomically
+
+# isort: split
+import comfy.sample
+import folder_paths
+from comfyui_perfusion.nodes.host.apart import KeepApart
+from comfyui_perfusion.nodes.host.demo_model import load_demo_model
+from comfyui_perfusion.nodes.host.model import apply_to_model, keep_apart
+from comfyui_perfusion.nodes.host.text import apply_to_clip
+from comfyui_perfusion.nodes.host.uses import ConceptUse
+from comfyui_perfusion.nodes.pictures import contact_sheet
+from comfyui_perfusion.perfusion_core import load_concept
+
+import nodes as host_nodes
+
+from .evaluation import Assessor, pair_prompts
+from .methods import TOGETHER_BETA
+from .painter import GUIDANCE, STEPS, Painter, Task, filled, task
+from .report import CELL, DOCS, fill, interval, means, table
+
+KINDS = {"two": "of two classes", "twins": "two of one class", "three": "three"}
+PERFUSION, APART, LORA = "perfusion", "perfusion, kept apart", "lora, rank 4"
+GENUINE, REGIONAL = "genuine scenes", ", regional prompts"
+WAYS = (PERFUSION, APART, PERFUSION + REGIONAL, LORA, LORA + REGIONAL)
+SHOWN = {"two": (1, 6), "twins": (1, 7)}  # pairs in the page's picture
+Latents = Mapping[str, Tensor]
+
+
+class Several:
+    def __init__(self, folder: Path):
+        self.folder, self.painter = folder, Painter()
+        (folder / "several").mkdir(exist_ok=True)
+        self.words = Path(tempfile.mkdtemp())  # embeddings of the LoRAs' words
+        folder_paths.add_model_folder_path("embeddings", str(self.words))
+        self.model, self.clip, self.vae = load_demo_model()
+
+    def paint(self, numbers: Sequence[int], seed: int) -> None:
+        """All ways to paint these individuals together."""
+        path = piece(self.folder, numbers, seed)
+        if path.exists():
+            return
+        subjects = [task(number) for number in numbers]
+        places = [prompt.place for prompt in pair_prompts(subjects[:2])]
+        noise = comfy.sample.prepare_noise(torch.zeros(len(places), 16, 12, 12), 1000 * seed + numbers[0])
+        found = {way: self.pictures(way, subjects, places, noise) for way in WAYS}
+        things = [subject.one for subject in subjects]
+        if len(things) < 3:  # the world has no scenes of three
+            found[GENUINE] = np.stack([
+                scene(30000 + 100 * numbers[0] + i, things, place, "").image for i, place in enumerate(places)
+            ])  # fmt: skip
+        write_atomically(
+            path, safetensors_bytes({way: torch.from_numpy(some).contiguous() for way, some in found.items()}, {})
+        )
+        print(path.stem, flush=True)
+
+    def pictures(self, way: str, subjects: Sequence[Task], places: Sequence[str], noise: Tensor) -> np.ndarray:
+        lora = way.startswith(LORA)
+        model, clip, words = (self.with_loras if lora else self.with_concepts)([one.number for one in subjects])
+        model = keep_apart(model, KeepApart()) if way == APART else model
+
+        def told(named: Sequence[str], place: str):
+            sentence = filled(f"a photo of {' and '.join(['a {}'] * len(named))} {PLACES[place]}", named)
+            return host_nodes.CLIPTextEncode().encode(clip, sentence)[0]
+
+        (negative,) = host_nodes.CLIPTextEncode().encode(clip, "")
+        pictures = []
+        for place, own in zip(places, noise, strict=True):
+            if way.endswith(REGIONAL):  # a prompt for each part, in which the others are their classes
+                positive = []
+                for i, word in enumerate(words):
+                    mask = torch.zeros(1, SIZE, SIZE)
+                    mask[..., SIZE * i // len(words) : SIZE * (i + 1) // len(words)] = 1
+                    own_word = [word if j == i else subject.superclass for j, subject in enumerate(subjects)]
+                    positive += host_nodes.ConditioningSetMask().append(told(own_word, place), mask, "default", 1.0)[0]
+            else:
+                positive = told(words, place)
+            latent = comfy.sample.sample(
+                model, own[None], STEPS, GUIDANCE, "ddim", "ddim_uniform", positive, negative,
+                torch.zeros_like(own[None]), disable_pbar=True, seed=0,
+            )  # fmt: skip
+            pictures.append(self.vae.decode(latent)[0].mul(255).round().byte().cpu().numpy())
+        return np.stack(pictures)
+
+    def with_concepts(self, numbers: Sequence[int]):
+        concepts = [load_concept(learned(self.folder, PERFUSION, number)) for number in numbers]
+        concepts = [one.replace(trigger=f"<n{number}>") for one, number in zip(concepts, numbers, strict=True)]
+        uses = [ConceptUse(concept, TOGETHER_BETA) for concept in concepts]
+        return apply_to_model(self.model, uses), apply_to_clip(self.clip, uses), [one.trigger for one in concepts]
+
+    def with_loras(self, numbers: Sequence[int]):
+        model, words = self.model.clone(), []
+        for number in numbers:
+            weights = load_file(learned(self.folder, LORA, number))
+            word = f"n{number}"
+            save_file({"clip_l": weights.pop("embedding")[None]}, self.words / f"{word}.safetensors")
+            words.append(f"embedding:{word} {task(number).superclass}")
+            own = dict(self.painter.unet.named_parameters())
+            model.add_patches(
+                {f"diffusion_model.{name}": (weight - own[name].float(),) for name, weight in weights.items()}
+            )
+        return model, self.clip, words
+
+
+def piece(folder: Path, numbers: Sequence[int], seed: int) -> Path:
+    return folder / "several" / f"{' '.join(map(str, numbers))} - {seed}.safetensors"
+
+
+def learned(folder: Path, label: str, number: int) -> Path:
+    return folder / "learned" / f"{label} - {number} - 0.safetensors"
+
+
+def groups(individuals: Sequence[int]) -> dict[str, list[tuple[int, ...]]]:
+    """{kind: who stands together}"""
+    kinds = {number: task(number).superclass for number in individuals}
+    pairs = list(itertools.permutations(individuals, 2))
+    threes = [trio for trio in itertools.combinations(individuals, 3) if len({kinds[one] for one in trio}) == 3]
+    return {
+        "two": [(a, b) for a, b in pairs if a < b and kinds[a] != kinds[b]],
+        "twins": [(a, b) for a, b in pairs if kinds[a] == kinds[b]],
+        "three": threes,
+    }
+
+
+# What is in the pictures
+
+
+class Halves:
+    """Judges each part of a picture by itself, with an empty place beside it."""
+
+    def __init__(self, painter: Painter):
+        self.painter, self.assessor = painter, Assessor(trained_judge())
+
+    def scores(self, pictures: np.ndarray, numbers: Sequence[int]) -> dict[str, float]:
+        ones = [task(number).one for number in numbers]
+        if len(ones) > 2:
+            return self.assessor.together([self.painter.latents(list(pictures))] * len(ones), ones)
+        places = [prompt.place for prompt in pair_prompts([task(number) for number in numbers])]
+        parts = []
+        for side in (slice(0, SIZE // 2), slice(SIZE // 2, SIZE)):
+            alone = [empty(place, i) for i, place in enumerate(places)]
+            for blank, picture in zip(alone, pictures, strict=True):
+                blank[:, side] = picture[:, side]
+            parts.append(self.painter.latents(alone))
+        return self.assessor.together(parts, ones)
+
+
+def judged(folder: Path, asked: Mapping[str, Sequence[tuple[int, ...]]], seeds: Sequence[int]) -> dict[str, Any]:
+    """{kind: {way: scores}}, with 95 % of what keeping apart adds to "both"."""
+    halves, found = Halves(Painter()), {}
+    for kind, some in asked.items():
+        scores: dict[str, dict[tuple, dict[str, float]]] = defaultdict(dict)
+        for numbers, seed in itertools.product(some, seeds):
+            for way, pictures in load_file(piece(folder, numbers, seed)).items():
+                scores[way][numbers, seed] = halves.scores(pictures.numpy(), numbers)
+        ways = [way for way in (*WAYS, GENUINE) if way in scores]
+        gains = [scores[APART][key]["all"] - scores[PERFUSION][key]["all"] for key in scores[PERFUSION]]
+        found[kind] = {
+            "ways": {way: means(list(scores[way].values())) for way in ways},
+            "pictures": len(gains) * len(pictures),
+            "gain": interval(gains),
+        }
+    return found
+
+
+# The page
+
+
+def save_picture(folder: Path, seed: int) -> None:
+    rows = []
+    for kind, numbers in SHOWN.items():
+        photos = [scene_.image for number in numbers for scene_ in task(number).photos[:2]]
+        rows.append((KINDS[kind], photos))
+        kept = load_file(piece(folder, numbers, seed))
+        rows += [(way, list(kept[way].numpy())) for way in WAYS]
+    cells = [(label, [Image.fromarray(one).resize((CELL, CELL), Image.Resampling.LANCZOS) for one in some])
+             for label, some in rows]  # fmt: skip
+    contact_sheet([""] * 4, cells, CELL).save(DOCS / "several.jpg", quality=88, optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--workers", type=int, default=1, help="processes, each on one core")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of the noise")
+    options = parser.parse_args()
+    known = sorted(int(path.stem.split(" - ")[1]) for path in (options.folder / "learned").glob(f"{LORA} - *"))
+    asked = groups(known)
+    work = [(numbers, seed) for some in asked.values() for numbers, seed in itertools.product(some, options.seeds)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.workers, context, _open, (options.folder,)) as pool:
+        list(pool.map(_paint, *zip(*work, strict=True)))
+    torch.set_num_threads(1)
+    figures = judged(options.folder, asked, options.seeds)
+    (DOCS / "several.json").write_text(json.dumps(figures, indent=1) + "\n")
+    save_picture(options.folder, options.seeds[0])
+    tables = {kind: table(found["ways"], "") for kind, found in figures.items()}
+    page = Path(__file__).with_name("several_page.md").read_text(encoding="utf-8")
+    (DOCS / "several.md").write_text(fill(page, figures, tables), encoding="utf-8")
+    print(*tables.values(), sep="\n\n")
+
+
+def _open(folder: Path) -> None:
+    global _several
+    torch.set_num_threads(1)
+    _several = Several(folder)
+
+
+def _paint(numbers: tuple[int, ...], seed: int) -> None:
+    _several.paint(numbers, seed)
+
+
+if __name__ == "__main__":
+    main()
