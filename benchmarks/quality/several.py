@@ -55,9 +55,9 @@ from .painter import GUIDANCE, STEPS, Painter, Task, filled, task
 from .report import CELL, DOCS, fill, interval, means, table
 
 KINDS = {"two": "of two classes", "twins": "two of one class", "three": "three"}
-PERFUSION, APART, LORA = "perfusion", "perfusion, kept apart", "lora, rank 4"
-GENUINE, REGIONAL = "genuine scenes", ", regional prompts"
-WAYS = (PERFUSION, APART, PERFUSION + REGIONAL, LORA, LORA + REGIONAL)
+PERFUSION, LOCKED, LORA, GENUINE = "perfusion", "perfusion, locked keys", "lora, rank 4", "genuine scenes"
+APART, REGIONAL = ", kept apart", ", regional prompts"
+WAYS = (PERFUSION, PERFUSION + APART, PERFUSION + REGIONAL, LORA, LORA + REGIONAL, LOCKED, LOCKED + APART)
 SHOWN = {"two": (1, 6), "twins": (1, 7)}  # pairs in the page's picture
 Latents = Mapping[str, Tensor]
 
@@ -73,26 +73,28 @@ class Several:
     def paint(self, numbers: Sequence[int], seed: int) -> None:
         """All ways to paint these individuals together."""
         path = piece(self.folder, numbers, seed)
-        if path.exists():
+        found = load_file(path) if path.exists() else {}
+        if all(way in found for way in WAYS):
             return
         subjects = [task(number) for number in numbers]
         places = [prompt.place for prompt in pair_prompts(subjects[:2])]
         noise = comfy.sample.prepare_noise(torch.zeros(len(places), 16, 12, 12), 1000 * seed + numbers[0])
-        found = {way: self.pictures(way, subjects, places, noise) for way in WAYS}
+        for way in WAYS:
+            if way not in found:
+                found[way] = torch.from_numpy(self.pictures(way, subjects, places, noise))
         things = [subject.one for subject in subjects]
         if len(things) < 3:  # the world has no scenes of three
-            found[GENUINE] = np.stack([
-                scene(30000 + 100 * numbers[0] + i, things, place, "").image for i, place in enumerate(places)
-            ])  # fmt: skip
-        write_atomically(
-            path, safetensors_bytes({way: torch.from_numpy(some).contiguous() for way, some in found.items()}, {})
-        )
+            first = 30000 + 100 * numbers[0]
+            genuine = [scene(first + i, things, place, "").image for i, place in enumerate(places)]
+            found[GENUINE] = torch.from_numpy(np.stack(genuine))
+        write_atomically(path, safetensors_bytes({way: some.contiguous() for way, some in found.items()}, {}))
         print(path.stem, flush=True)
 
     def pictures(self, way: str, subjects: Sequence[Task], places: Sequence[str], noise: Tensor) -> np.ndarray:
-        lora = way.startswith(LORA)
-        model, clip, words = (self.with_loras if lora else self.with_concepts)([one.number for one in subjects])
-        model = keep_apart(model, KeepApart()) if way == APART else model
+        label = way.removesuffix(APART).removesuffix(REGIONAL)
+        loaded = self.with_loras if label == LORA else self.with_concepts
+        model, clip, words = loaded(label, [one.number for one in subjects])
+        model = keep_apart(model, KeepApart()) if way.endswith(APART) else model
 
         def told(named: Sequence[str], place: str):
             sentence = filled(f"a photo of {' and '.join(['a {}'] * len(named))} {PLACES[place]}", named)
@@ -117,16 +119,16 @@ class Several:
             pictures.append(self.vae.decode(latent)[0].mul(255).round().byte().cpu().numpy())
         return np.stack(pictures)
 
-    def with_concepts(self, numbers: Sequence[int]):
-        concepts = [load_concept(learned(self.folder, PERFUSION, number)) for number in numbers]
+    def with_concepts(self, label: str, numbers: Sequence[int]):
+        concepts = [load_concept(learned(self.folder, label, number)) for number in numbers]
         concepts = [one.replace(trigger=f"<n{number}>") for one, number in zip(concepts, numbers, strict=True)]
         uses = [ConceptUse(concept, TOGETHER_BETA) for concept in concepts]
         return apply_to_model(self.model, uses), apply_to_clip(self.clip, uses), [one.trigger for one in concepts]
 
-    def with_loras(self, numbers: Sequence[int]):
+    def with_loras(self, label: str, numbers: Sequence[int]):
         model, words = self.model.clone(), []
         for number in numbers:
-            weights = load_file(learned(self.folder, LORA, number))
+            weights = load_file(learned(self.folder, label, number))
             word = f"n{number}"
             save_file({"clip_l": weights.pop("embedding")[None]}, self.words / f"{word}.safetensors")
             words.append(f"embedding:{word} {task(number).superclass}")
@@ -189,7 +191,7 @@ def judged(folder: Path, asked: Mapping[str, Sequence[tuple[int, ...]]], seeds: 
             for way, pictures in load_file(piece(folder, numbers, seed)).items():
                 scores[way][numbers, seed] = halves.scores(pictures.numpy(), numbers)
         ways = [way for way in (*WAYS, GENUINE) if way in scores]
-        gains = [scores[APART][key]["all"] - scores[PERFUSION][key]["all"] for key in scores[PERFUSION]]
+        gains = [scores[PERFUSION + APART][key]["all"] - scores[PERFUSION][key]["all"] for key in scores[PERFUSION]]
         found[kind] = {
             "ways": {way: means(list(scores[way].values())) for way in ways},
             "pictures": len(gains) * len(pictures),

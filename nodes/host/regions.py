@@ -70,8 +70,11 @@ class Regions:
         return rearrange(found, "batch spot heads d -> batch spot (heads d)")
 
     def _find(self, finder: Finder, shares: Tensor, gates: Tensor) -> None:
+        """Tells the finder, where it is known which part of which picture a row is: tiles and batches of other nodes
+        are not told from each other."""
         rows = self._rows
-        if len(rows) != len(self.kinds):  # another node has made a batch of its own
+        in_parts = tuple(self.latent) != tuple(self.whole) and any(area is None for _, area in rows)
+        if len(rows) != len(self.kinds) or in_parts:
             return
         (height, _), frames = grid(self.latent, shares.shape[2])
         looks = rearrange(shares.mean(1), "batch (frames h w) c -> batch c frames h w", frames=frames, h=height)

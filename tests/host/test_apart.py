@@ -15,6 +15,7 @@ import nodes as host_nodes
 import test_whole_families as families
 from random_families import CONFIGS, VIDEO
 from test_model import NEGATIVE, PROMPT, encode, sample, two_uses
+from test_together import NODES, in_tiles, row_by_row
 
 BOTH = torch.ones(1, 1, 2)  # (pictures, tokens, concepts): each gate is open somewhere
 LEFT = torch.zeros(1, 8, 8).index_fill_(2, torch.arange(4), 1.0)
@@ -194,6 +195,36 @@ def test_a_run_that_ends_early_leaves_nothing(models):
     with pytest.raises(ZeroDivisionError):
         sample(broken, *conds, steps=2)
     assert len(apart.runs) == 1 and torch.equal(sample(model, *conds, steps=2), before)
+
+
+@pytest.mark.parametrize("node", NODES.values(), ids=NODES)
+def test_nodes_that_change_the_model_work_before_and_after(models, node):
+    model, clip, _ = models("sd1")
+    uses = open_uses(model, clip)
+    conds, plain = conds_of(clip, uses), apply_to_model(model, uses)
+    before = sample(keep_apart(apply_to_model(node(model)[0], uses), KeepApart()), *conds, steps=2, size=16)
+    assert torch.equal(sample(node(keep_apart(plain, KeepApart()))[0], *conds, steps=2, size=16), before)
+    assert (sample(node(plain)[0], *conds, steps=2, size=16) - before).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("wrapper", [in_tiles, row_by_row])
+def test_batches_that_other_nodes_make_leave_it_off(models, wrapper):
+    model, clip, _ = models("sd1")
+    uses = open_uses(model, clip)
+    conds, apart = conds_of(clip, uses), KeepApart()
+    plain = apply_to_model(model, uses)
+    plain.set_model_unet_function_wrapper(wrapper)
+    kept = keep_apart(plain, apart)
+    assert (sample(plain, *conds, steps=2) - sample(kept, *conds, steps=2)).abs().max() < 1e-3
+    assert not apart.runs
+
+
+def test_at_cfg_1_there_is_no_negative_prompt(models):
+    model, clip, _ = models("sd1")
+    uses = open_uses(model, clip)
+    conds, plain = conds_of(clip, uses), apply_to_model(model, uses)
+    pictures = [sample(some, *conds, steps=2, cfg=1.0) for some in (plain, keep_apart(plain, KeepApart()))]
+    assert (pictures[0] - pictures[1]).abs().max() > 1e-4
 
 
 @pytest.mark.skipif(not hasattr(supported_models, "Anima"), reason="this host is older than Anima")
