@@ -183,7 +183,7 @@ class Halves:
 
 
 def judged(folder: Path, asked: Mapping[str, Sequence[tuple[int, ...]]], seeds: Sequence[int]) -> dict[str, Any]:
-    """{kind: {way: scores}}, with 95 % of what keeping apart adds to "both"."""
+    """{kind: {way: scores}}, with 95 % of what keeping apart adds to "all"."""
     halves, found = Halves(Painter()), {}
     for kind, some in asked.items():
         scores: dict[str, dict[tuple, dict[str, float]]] = defaultdict(dict)
@@ -195,7 +195,7 @@ def judged(folder: Path, asked: Mapping[str, Sequence[tuple[int, ...]]], seeds: 
         found[kind] = {
             "ways": {way: means(list(scores[way].values())) for way in ways},
             "pictures": len(gains) * len(pictures),
-            "gain": interval(gains),
+            "gain": dict(zip(("from", "to"), interval(gains), strict=True)),
         }
     return found
 
@@ -204,15 +204,14 @@ def judged(folder: Path, asked: Mapping[str, Sequence[tuple[int, ...]]], seeds: 
 
 
 def save_picture(folder: Path, seed: int) -> None:
-    rows = []
-    for kind, numbers in SHOWN.items():
-        photos = [scene_.image for number in numbers for scene_ in task(number).photos[:2]]
-        rows.append((KINDS[kind], photos))
-        kept = load_file(piece(folder, numbers, seed))
-        rows += [(way, list(kept[way].numpy())) for way in WAYS]
+    kept = [load_file(piece(folder, numbers, seed)) for numbers in SHOWN.values()]
+    photos = [[shown.image for number in numbers for shown in task(number).photos[:2]] for numbers in SHOWN.values()]
+    rows = [("photos", [one for some in photos for one in some])]
+    rows += [(way, [one for pictures in kept for one in pictures[way].numpy()]) for way in WAYS if LOCKED not in way]
     cells = [(label, [Image.fromarray(one).resize((CELL, CELL), Image.Resampling.LANCZOS) for one in some])
              for label, some in rows]  # fmt: skip
-    contact_sheet([""] * 4, cells, CELL).save(DOCS / "several.jpg", quality=88, optimize=True)
+    columns = [label for kind in SHOWN for label in (KINDS[kind], "", "", "")]
+    contact_sheet(columns, cells, CELL).save(DOCS / "several.jpg", quality=88, optimize=True)
 
 
 def main() -> None:
@@ -232,8 +231,9 @@ def main() -> None:
     (DOCS / "several.json").write_text(json.dumps(figures, indent=1) + "\n")
     save_picture(options.folder, options.seeds[0])
     tables = {kind: table(found["ways"], "") for kind, found in figures.items()}
+    counts = {f"pictures of {kind}": str(found["pictures"]) for kind, found in figures.items()}
     page = Path(__file__).with_name("several_page.md").read_text(encoding="utf-8")
-    (DOCS / "several.md").write_text(fill(page, figures, tables), encoding="utf-8")
+    (DOCS / "several.md").write_text(fill(page, figures, {**tables, **counts}), encoding="utf-8")
     print(*tables.values(), sep="\n\n")
 
 
