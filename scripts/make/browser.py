@@ -98,7 +98,8 @@ class Frontend:
         return self.page.evaluate(script, argument)
 
     def set(self, setting: str, value: Any) -> None:
-        self.run("([id, value]) => app.extensionManager.setting.set(id, value)", [setting, value])
+        script = "({ get, set }, id, value) => get(id) === value || set(id, value)"  # to set it draws much anew
+        self.run(f"([id, value]) => ({script})(app.extensionManager.setting, id, value)", [setting, value])
 
     def load(self, name: str) -> None:
         """Loads a workflow of this repository as the template browser does, which also fits the view to it."""

@@ -37,7 +37,24 @@ def opened(server):
 
 
 @pytest.fixture
-def frontend(opened, server, request):
+def renderer(request):
+    """ "classic" or "vue", of the frontend's nodes."""
+    return getattr(request, "param", "classic")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """In each file all with the classic renderer first: to change it draws every node anew."""
+    files = list(dict.fromkeys(item.path for item in items))
+    items.sort(key=lambda item: (files.index(item.path), _is_vue(item)))
+
+
+def _is_vue(item):
+    return hasattr(item, "callspec") and item.callspec.params.get("renderer") == "vue"
+
+
+@pytest.fixture
+def frontend(opened, server, renderer, request):
     """The page, as it was after its start but for the workflow in it, whatever the tests before have done."""
     from browser import add_stand_ins
 
@@ -46,9 +63,9 @@ def frontend(opened, server, request):
         add_stand_ins(server.base)
         opened.open()
         request.session.stash[SPOILED] = False
+    opened.set("Comfy.VueNodes.Enabled", renderer == "vue")
     yield opened
     opened.set("Comfy.RightSidePanel.IsOpen", False)  # it opens by itself where a file is missing
-    opened.set("Comfy.VueNodes.Enabled", False)
     opened.page.mouse.move(0, 0)  # where it points to nothing that the next test opens
 
 
@@ -79,9 +96,8 @@ def workflow():
 
 
 @pytest.fixture
-def page(frontend, workflow, request):
-    """With a workflow, large enough for widgets to be drawn, in the renderer that a test asks for."""
-    frontend.set("Comfy.VueNodes.Enabled", getattr(request, "param", "classic") == "vue")
+def page(frontend, workflow):
+    """With a workflow, large enough for widgets to be drawn."""
     open_workflow(frontend, workflow)
     return frontend.page
 

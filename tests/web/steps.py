@@ -60,7 +60,7 @@ GRID = {  # of example.png as it were one: three by two cells, the last not fini
     "columns": {"kind": "beta", "values": [0.5, 0.6, 0.7]}, "rows": {"kind": "temperature", "values": [0.1, 0.3]},
     "triggers": ["<my-teddy>"], "pictures": 5, "size": [64, 64], "cell": 15, "gap": 3,
 }  # fmt: skip
-each_renderer = pytest.mark.parametrize("page", ["classic", "vue"], indirect=True)
+each_renderer = pytest.mark.parametrize("renderer", ["classic", "vue"], indirect=True)
 
 
 def open_workflow(frontend, name):

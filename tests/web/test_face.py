@@ -80,7 +80,7 @@ def test_a_slider_of_the_classic_canvas_moves_the_curve(page):
     assert curve(page) != before
 
 
-@pytest.mark.parametrize("page", ["vue"], indirect=True)
+@pytest.mark.parametrize("renderer", ["vue"], indirect=True)
 def test_a_slider_of_the_vue_nodes_moves_the_curve(page):
     before = curve(page)
     slider = page.get_by_role("slider").nth(1)  # behind strength

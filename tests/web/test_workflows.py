@@ -131,8 +131,8 @@ def test_nodes_do_not_overlap(shown, name):
 
 
 @each_workflow
+@pytest.mark.parametrize("renderer", ["vue"], indirect=True)
 def test_vue_nodes_do_not_overlap(frontend, name):
-    frontend.set("Comfy.VueNodes.Enabled", True)
     frontend.load(name)
     drawn = "app.graph.nodes.every(({ id }) => document.querySelector(`[data-node-id='${id}']`))"
     frontend.page.wait_for_function(drawn)
