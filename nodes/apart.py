@@ -91,21 +91,20 @@ class PerfusionRegions(io.ComfyNode):
         apart = model.get_attachment(APART)
         if apart is None:
             raise ValueError("There is no Perfusion Keep Apart on this model: put one behind the loaders.")
-        regions = apart.regions_of(samples["samples"])
-        if regions is None:
+        found = apart.found_in(samples["samples"])
+        if found is None:
             raise ValueError(
                 "No regions are known for this LATENT. Connect it from the KSampler that has this very model, with no "
                 "node in between; the model needs two concepts or more, and Keep Apart a strength above 0."
             )
-        regions = rearrange(regions, "concept picture frame h w -> concept (picture frame) h w")
+        regions = rearrange(found.regions, "concept picture frame h w -> concept (picture frame) h w")
         masks = F.interpolate(regions, tuple(image.shape[1:3]), mode="bilinear").clamp(0, 1)
         pictures = thumbnails(image)
-        triggers = [use.concept.trigger for use in concepts_on(model)]
         rows = [
             (f"{number}", [picture, *(heat_overlay(picture, mask) for mask in masks[:, number - 1])])
             for number, picture in enumerate(pictures, 1)
         ]
-        sheet = as_image(contact_sheet(["picture", *triggers], rows))
+        sheet = as_image(contact_sheet(["picture", *found.triggers], rows))
         return io.NodeOutput(masks.flatten(0, 1), sheet, ui=ui.PreviewImage(sheet))
 
 

@@ -25,9 +25,10 @@ _MANY_RUNS = 4  # whose regions are kept
 
 
 class Found(NamedTuple):
-    """LATENT samples, and where each concept is in them, (concepts, pictures, frames, height, width) in 0..1."""
+    """LATENT samples, and where each trigger's concept is, (concepts, pictures, frames, height, width) in 0..1."""
 
     samples: Tensor
+    triggers: Sequence[str]
     regions: Tensor
 
 
@@ -39,16 +40,16 @@ class KeepApart:
     end_percent: float = 1.0
     runs: deque[Found] = field(default_factory=lambda: deque(maxlen=_MANY_RUNS), compare=False, repr=False)
 
-    def remember(self, samples: Tensor, finder: Finder) -> None:
+    def remember(self, samples: Tensor, triggers: Sequence[str], finder: Finder) -> None:
         """A sampling run has ended with these samples."""
         if (regions := finder.found()) is not None:
-            self.runs.append(Found(samples.to("cpu", copy=True), regions))
+            self.runs.append(Found(samples.to("cpu", copy=True), triggers, regions))
 
-    def regions_of(self, samples: Tensor) -> Tensor | None:
-        """Where the concepts were in the run that gave these samples, as in ``Found``; None when that is not known."""
+    def found_in(self, samples: Tensor) -> Found | None:
+        """What was found in the run that gave these samples; None when that is not known."""
         for found in reversed(self.runs):
             if found.samples.shape == samples.shape and torch.equal(found.samples.to(samples), samples):
-                return found.regions
+                return found
         return None
 
 
@@ -98,11 +99,13 @@ class Finder:
         free = torch.tensor([mask is None for mask in self._given], device=looks.device)[:, None, None, None]
         relative = (looks / looks.mean((2, 3, 4), keepdim=True)).nan_to_num(0.0) * free
         regions = torch.zeros_like(looks).scatter_(1, relative.argmax(1, keepdim=True), 1.0) * (looks > least * most)
+        taken = torch.zeros_like(regions[:, :1])
         for index, mask in enumerate(self._given):
             if mask is not None:
                 mask = F.interpolate(mask[:, None].to(looks), self._whole, mode="area")[:, 0]
                 regions[:, index] = comfy.utils.repeat_to_batch_size(mask, len(looks)) * (most[:, index] > 0)
-        return regions
+                taken = taken.maximum(regions[:, index, None])
+        return regions * torch.where(free, 1 - taken, 1.0)
 
 
 def in_three(sizes: Sequence[int]) -> tuple[int, ...]:

@@ -77,7 +77,7 @@ class Runtime:
             try:
                 samples = executor(*args, **kwargs)
                 if finder is not None:
-                    self._apart.remember(samples, finder)
+                    self._apart.remember(samples, [use.concept.trigger for use in self._uses], finder)
                 return samples
             finally:
                 if run is not None:

@@ -90,7 +90,7 @@ def test_a_mask_is_its_concepts_region():
     finder = Finder((1, 4), [given, None])
     masks = found_by(finder, looks([0.1, 0.1, 0.1, 0.1], [0.5, 0.5, 0.5, 0.5]))
     assert masks == [[1, 0], [0, 0, 1, 1]]
-    assert finder.found().flatten(1).tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert finder.found().flatten(1).tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
 
 
 def test_looks_are_the_models_own_attention(models, monkeypatch):
@@ -242,7 +242,7 @@ def test_it_works_in_every_family(made, family):
         for some in (plain, keep_apart(plain, apart))
     ]
     assert torch.isfinite(pictures[1]).all() and (pictures[0] - pictures[1]).abs().max() > 1e-5
-    regions = apart.regions_of(pictures[1])
+    regions = apart.found_in(pictures[1]).regions
     assert regions.shape == (2, 2, frames, 8, 8) and regions.amax((2, 3, 4)).min() == 1
     assert regions.sum(0).max() == 1
 
@@ -258,6 +258,10 @@ def test_regions_come_out_as_masks(models, kind):
     masks, overlay = PerfusionRegions.execute(patched, {"samples": samples}, picture).args
     assert masks.shape == (4, 64, 48) and masks.amax((1, 2)).min() > 0.5
     assert (masks[0] + masks[2]).max() < 1.01 and overlay.shape[-1] == 3
+    before = PerfusionKeepApart.execute(apply_to_model(model, uses[:1]), 1.0, 1.0)[0]  # a Loader comes behind it
+    later = sample(apply_to_model(before, uses[1:]), *conds, steps=2, batch=2)
+    masks, *_ = PerfusionRegions.execute(before, {"samples": later}, picture).args
+    assert len(masks) == 4
     with pytest.raises(ValueError, match="No regions are known for this LATENT"):
         PerfusionRegions.execute(patched, {"samples": samples + 1}, picture)
     with pytest.raises(ValueError, match="There is no Perfusion Keep Apart on this model"):
