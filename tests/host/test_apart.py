@@ -6,7 +6,7 @@ from comfy import supported_models
 from comfyui_perfusion.nodes.apart import PerfusionKeepApart, PerfusionRegions
 from comfyui_perfusion.nodes.compose import PerfusionApply
 from comfyui_perfusion.nodes.host.apart import Finder, KeepApart
-from comfyui_perfusion.nodes.host.model import apply_to_model, concepts_on, keep_apart
+from comfyui_perfusion.nodes.host.model import apply_to_model, concepts_on, cross_attentions, keep_apart
 from comfyui_perfusion.nodes.host.text import apply_to_clip
 from comfyui_perfusion.nodes.host.uses import concept_set
 from einops import rearrange
@@ -15,7 +15,7 @@ import nodes as host_nodes
 import test_whole_families as families
 from random_families import CONFIGS, VIDEO
 from test_model import NEGATIVE, PROMPT, encode, sample, two_uses
-from test_together import NODES, in_tiles, row_by_row
+from test_together import NODES, in_tiles, row_by_row, steered
 
 BOTH = torch.ones(1, 1, 2)  # (pictures, tokens, concepts): each gate is open somewhere
 LEFT = torch.zeros(1, 8, 8).index_fill_(2, torch.arange(4), 1.0)
@@ -116,11 +116,19 @@ def test_looks_are_the_models_own_attention(models, monkeypatch):
         torch.testing.assert_close(shares[0].flatten(1).T, (attention[0] @ gates[0]).mean(0), rtol=1e-3, atol=1e-4)
 
 
-def test_from_the_second_step_on_each_acts_where_the_other_is_not(models, finders):
+@pytest.mark.parametrize("beside", ["nothing", "LoRA", "ControlNet"])
+def test_from_the_second_step_on_each_acts_where_the_other_is_not(models, finders, beside):
     """As two samplers in a row, of which the second has what the first one found as masks."""
     model, clip, _ = models("sd1")
     uses = open_uses(model, clip)
-    conds, plain = conds_of(clip, uses), apply_to_model(model, uses)
+    conds = conds_of(clip, uses)
+    if beside == "LoRA":
+        model, layer = model.clone(), next(iter(cross_attentions(model).values()))
+        change = 0.1 * torch.randn(layer.to_q.weight.shape, generator=torch.Generator().manual_seed(0))
+        model.add_patches({f"{layer.path('to_q')}.weight": ("diff", (change,))})
+    elif beside == "ControlNet":
+        conds = steered(model, *conds)
+    plain = apply_to_model(model, uses)
     apart = keep_apart(plain, KeepApart())
     got, everywhere = sample(apart, *conds, steps=2), sample(plain, *conds, steps=2)
     assert (got - everywhere).abs().max() > 1e-3

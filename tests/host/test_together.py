@@ -108,8 +108,9 @@ def test_what_is_merged_in_brings_no_concept_along(world):
     assert torch.equal(world.paint(merged), world.paint(world.model))
 
 
-def test_a_controlnet_steers_the_picture_with_the_concepts(world):
-    config = {**world.model.model.model_config.unet_config, "hint_channels": 3, "dtype": torch.float32}
+def steered(model, positive, negative):
+    """Both prompts with a random ControlNet for the MODEL."""
+    config = {**model.model.model_config.unet_config, "hint_channels": 3, "dtype": torch.float32}
     del config["out_channels"], config["transformer_depth_output"]
     network = comfy.cldm.cldm.ControlNet(**config)
     initialise(network, torch.Generator().manual_seed(0))
@@ -117,11 +118,15 @@ def test_a_controlnet_steers_the_picture_with_the_concepts(world):
     control = comfy.controlnet.ControlNet(network, load_device=device)
     picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     apply = host_nodes.ControlNetApplyAdvanced().apply_controlnet
-    steered = apply(world.positive, world.negative, control, picture, 0.1, 0.0, 1.0)
-    found = sample(world.patched, *steered)
-    assert close(found, sample(world.reference, *steered))
+    return apply(positive, negative, control, picture, 0.1, 0.0, 1.0)
+
+
+def test_a_controlnet_steers_the_picture_with_the_concepts(world):
+    prompts = steered(world.model, world.positive, world.negative)
+    found = sample(world.patched, *prompts)
+    assert close(found, sample(world.reference, *prompts))
     assert not close(world.paint(world.patched), found)
-    assert not close(sample(world.model, *steered), found)
+    assert not close(sample(world.model, *prompts), found)
 
 
 @pytest.mark.parametrize("guider", ["perp-neg", "dual regular", "dual nested"])
