@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import pickle
@@ -126,6 +127,28 @@ def test_deltas_beyond_half_precision_are_kept_in_bfloat16(path: Path) -> None:
     assert same_bits(load_concept(path).value_deltas[FIRST], large)
     header, _ = split(path.read_bytes())
     assert {header[f"value_delta.{layer}"]["dtype"] for layer in LAYERS} == {"F16", "BF16"}
+
+
+def test_the_largest_number_of_half_precision_is_kept(path: Path) -> None:
+    largest = torch.full((LAYERS[FIRST],), 65504.0)
+    concept = file_concept()
+    save_concept(concept.replace(value_deltas=dict(concept.value_deltas) | {FIRST: largest}), path)
+    assert same_bits(load_concept(path).value_deltas[FIRST], largest)
+
+
+def test_what_a_layer_has_is_kept_in_half_precision_and_all_else_in_full(path: Path) -> None:
+    save_concept(file_concept(free_keys=True), path)
+    header, _ = split(path.read_bytes())
+    kinds = {name.partition(".")[0]: entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+    full = dict.fromkeys(("token_embedding", "target_input", "target_dual", "superclass_input"), "F32")
+    assert kinds == {"value_delta": "F16", "key_output": "F16", **full}
+
+
+def test_a_file_says_when_it_was_made(path: Path) -> None:
+    before = datetime.datetime.now(datetime.timezone.utc).date()
+    save_concept(file_concept(), path)
+    after = datetime.datetime.now(datetime.timezone.utc).date()
+    assert before <= datetime.date.fromisoformat(read_metadata(path)["date"]) <= after
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -273,8 +296,8 @@ def test_a_large_model_is_refused_without_being_read(path: Path) -> None:
     save_file({"model.weight": torch.zeros(5 * 2**20)}, path)
     with pytest.raises(ConceptFileError, match="another kind of safetensors file"):
         load_concept(path)
-    save_file({"value_delta.x": torch.zeros(5 * 2**20)}, path, {"format": "perfusion-concept"})
-    with pytest.raises(ConceptFileError, match="20 MiB"):
+    save_file({"value_delta.x": torch.zeros(4 * 2**20)}, path, {"format": "perfusion-concept"})
+    with pytest.raises(ConceptFileError, match="16 MiB"):
         load_concept(path)
 
 

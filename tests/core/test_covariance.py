@@ -157,13 +157,15 @@ def test_encodings_of_another_width_are_refused() -> None:
         Covariance(DIM + 1).update(encodings(0, 3))
 
 
-def test_an_empty_covariance_says_so() -> None:
+def test_an_empty_covariance_says_so(tmp_path: Path) -> None:
     covariance = Covariance(DIM)
     covariance.update(encodings(0, 3), torch.zeros(3))
     with pytest.raises(ValueError, match="empty"):
         covariance.matrix()
     with pytest.raises(ValueError, match="empty"):
         covariance.inverse()
+    with pytest.raises(ValueError, match="empty"):
+        covariance.save(tmp_path / "c.safetensors")
 
 
 def test_encodings_that_track_gradients_leave_no_graph_behind(tmp_path: Path) -> None:

@@ -141,13 +141,15 @@ def test_an_unusable_file_is_named_with_what_was_found(path: Path, what: str) ->
     assert path.name in str(caught.value)
 
 
-@pytest.mark.parametrize(("dim", "encoder"), [(768, "l"), (1024, "h")])
-def test_the_embedding_is_for_the_text_encoder_of_the_family(path: Path, dim: int, encoder: str) -> None:
+@pytest.mark.parametrize(
+    ("dim", "family", "encoder"), [(192, "demo", "l"), (768, "sd1", "l"), (1024, "sd2", "h"), (5, "width-5", "l")]
+)
+def test_family_and_text_encoder_follow_from_the_width(path: Path, dim: int, family: str, encoder: str) -> None:
     held = saved()
     held["C_inv"] = torch.eye(dim)
     held["key_value_params"] = [[torch.ones(1, dim), output] for _, output in held["key_value_params"]]
     (concept,) = load_perfusion_pytorch(write(held, path), LAYERS, WORDS)
-    assert list(concept.token_embeddings) == [encoder]
+    assert (concept.base_model, list(concept.token_embeddings)) == (family, [encoder])
 
 
 def test_an_sdxl_file_lacks_the_other_encoders_embedding(path: Path) -> None:

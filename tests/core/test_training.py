@@ -176,6 +176,18 @@ def test_the_gradient_through_the_target_is_another_one() -> None:
     assert not torch.equal(with_it.token_embeddings["l"], without.token_embeddings["l"])
 
 
+def test_the_gradient_through_the_target_leaves_the_loss_as_it_is() -> None:
+    first, losses = start(TinyTrainee()), []
+    with first.trainee.wiring:
+        first.step()
+    for through in (True, False):
+        training = start(TinyTrainee(), dataclasses.replace(QUICK, target_gradient=through))
+        training.load_state_dict(first.state_dict())
+        with training.trainee.wiring:
+            losses.append(training.step())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+
+
 @pytest.mark.parametrize("checkpointing", ["none", "non-reentrant"])
 @pytest.mark.parametrize("prepare", [False, True])
 def test_the_gradient_through_the_target_survives_checkpointing(prepare: bool, checkpointing: str) -> None:
@@ -505,6 +517,7 @@ def test_bad_settings_are_named(wrong: dict[str, Any]) -> None:
         ("<lora:toys:1> teddy, embedding:soft", "teddy"),
         ("teddy_bear", "teddy bear"),
         ("t-shirt", "t-shirt"),
+        ("'Model X'", "Model X"),
         ("Rubik's cube", "Rubik's cube"),
         ("dog's", "dog"),
         ("\u201cdog\u201d\u2026", "dog"),

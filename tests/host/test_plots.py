@@ -88,6 +88,7 @@ sys.path.insert(0, os.environ["COMFYUI_PATH"])
 import comfy.cli_args
 comfy.cli_args.args.cpu = True
 import folder_paths
+import utils.extra_config  # as main.py does before older hosts put another utils on the path
 before = set(sys.modules)
 spec = importlib.util.spec_from_file_location("comfyui_perfusion", sys.argv[1] + "/__init__.py")
 pack = importlib.util.module_from_spec(spec)
