@@ -203,6 +203,20 @@ def test_the_smallest_covariance_comes_back(tmp_path: Path) -> None:
     assert Covariance.load(tmp_path / "c.safetensors").matrix().tolist() == [[9.0]]
 
 
+def test_an_older_file_holds_the_covariance_itself(tmp_path: Path) -> None:
+    save_file(
+        {"covariance": 2 * torch.eye(3)}, tmp_path / "c.safetensors", {"format": "perfusion-covariance", "count": "3"}
+    )
+    assert torch.equal(Covariance.load(tmp_path / "c.safetensors").matrix(), 2 * torch.eye(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1, 1e9])
+def test_what_is_not_symmetric_is_refused_at_any_scale(scale: float) -> None:
+    with pytest.raises(ValueError, match="not symmetric"):
+        Covariance.from_matrix(scale * torch.tensor([[2.0, 1.0], [0.9, 2.0]]))
+    Covariance.from_matrix(scale * torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
+
+
 def test_a_matrix_of_one_number_is_a_covariance() -> None:
     assert Covariance.from_matrix(torch.tensor([[9.0]])).matrix().shape == (1, 1)
 

@@ -464,6 +464,21 @@ def test_numbers_that_go_wrong_stop_training_and_spare_what_was_learned(
     assert training.concept().problem() is None
 
 
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_the_evaluation_is_the_mean_over_pictures(size: int) -> None:
+    training = start(TinyTrainee(), dataclasses.replace(QUICK, batch_size=size))
+    training.trainee.loss = lambda photos, *_: photos.double().mean()
+    photos = len(training.trainee.templates)
+    with training.trainee.wiring:
+        assert training.evaluate() == pytest.approx((photos - 1) / 2)
+
+
+@pytest.mark.parametrize(("trigger", "name"), [("<my-toy>", "my-toy"), ("toy", "toy"), ("<>", "<>")])
+def test_a_trained_concept_is_named_after_its_trigger(trigger: str, name: str) -> None:
+    trainee = TinyTrainee()
+    assert Training(trainee, trainee.covariance_inverse(), trigger, "thing", "tiny", QUICK).concept().name == name
+
+
 def test_settings_cannot_be_changed_while_a_training_uses_them() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         start(TinyTrainee()).settings.steps = 5
