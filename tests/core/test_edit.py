@@ -417,8 +417,8 @@ def test_temperatures_must_be_above_zero(wrong: float | list[float]) -> None:
 
 
 def test_a_concept_that_acts_in_a_part_of_the_picture_leaves_its_outputs_to_the_caller() -> None:
-    """What is left out of V is the share of the gate in the concept's output, times its strength."""
-    case = make_case(count=2)
+    """What is left out of V is the share of the gate in the concept's output, times its strength. K has all of it."""
+    case = make_case(count=2, free_keys=True)
     settings = {"betas": case.betas, "temperatures": case.temperatures, "strengths": [0.5, 0.8]}
     whole, placed = ConceptSet(case.concepts, **settings), ConceptSet(case.concepts, **settings, placed=[True, False])
     gates, value = whole.gates(case.encoding), case.encoding[..., : LAYERS[FIRST]]
@@ -426,4 +426,5 @@ def test_a_concept_that_acts_in_a_part_of_the_picture_leaves_its_outputs_to_the_
     assert_close(outputs[0], 0.5 * case.concepts[0].value_deltas[FIRST])
     left_out = whole.edit_value(value, gates, FIRST) - placed.edit_value(value, gates, FIRST)
     assert_close(left_out, gates[..., :1] * outputs[0])
+    assert torch.equal(whole.edit_key(value, gates, FIRST), placed.edit_key(value, gates, FIRST))
     assert torch.equal(whole.targets, torch.stack(case.targets))
