@@ -217,6 +217,12 @@ def test_what_is_not_symmetric_is_refused_at_any_scale(scale: float) -> None:
     Covariance.from_matrix(scale * torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (3, 2), (0, 0), (3,)])
+def test_a_matrix_that_is_not_square_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected \(d, d\)"):
+        Covariance.from_matrix(torch.ones(shape))
+
+
 def test_a_matrix_of_one_number_is_a_covariance() -> None:
     assert Covariance.from_matrix(torch.tensor([[9.0]])).matrix().shape == (1, 1)
 
