@@ -4,8 +4,8 @@
 
 FOLDER is run.py's, with what that learned. Every finished piece is kept in FOLDER/several, so it goes on where it was
 stopped; docs/several.json, .md and .jpg are made of them. In the world the first-named of two stands at the left, so
-each half of a picture is judged alone, on an empty place, which the judge does better than with both. Pictures of
-three, which the demo model has never seen, are judged whole.
+each half of a picture is judged alone, on an empty place, which the judge does better than with both. Pictures of three
+and of four, which the demo model has never seen, are judged whole.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ import nodes as host_nodes
 
 from .evaluation import Assessor, pair_prompts
 from .methods import TOGETHER_BETA
-from .painter import GUIDANCE, STEPS, Painter, Task, filled, task
+from .painter import FILE, GUIDANCE, STEPS, Painter, Task, filled, task
 from .report import CELL, DOCS, fill, interval, means, table
 
-KINDS = {"two": "of two classes", "twins": "two of one class", "three": "three"}
+KINDS = {"two": "of two classes", "twins": "two of one class"}
 PERFUSION, LOCKED, LORA, GENUINE = "perfusion", "perfusion, locked keys", "lora, rank 4", "genuine scenes"
 APART, REGIONAL = ", kept apart", ", regional prompts"
 WAYS = (PERFUSION, PERFUSION + APART, PERFUSION + REGIONAL, LORA, LORA + REGIONAL, LOCKED, LOCKED + APART)
@@ -63,12 +63,12 @@ Latents = Mapping[str, Tensor]
 
 
 class Several:
-    def __init__(self, folder: Path):
-        self.folder, self.painter = folder, Painter()
+    def __init__(self, folder: Path, model: Path):
+        self.folder, self.painter = folder, Painter(model)
         (folder / "several").mkdir(exist_ok=True)
         self.words = Path(tempfile.mkdtemp())  # embeddings of the LoRAs' words
         folder_paths.add_model_folder_path("embeddings", str(self.words))
-        self.model, self.clip, self.vae = load_demo_model()
+        self.model, self.clip, self.vae = load_demo_model(model)
 
     def paint(self, numbers: Sequence[int], seed: int) -> None:
         """All ways to paint these individuals together."""
@@ -83,7 +83,7 @@ class Several:
             if way not in found:
                 found[way] = torch.from_numpy(self.pictures(way, subjects, places, noise))
         things = [subject.one for subject in subjects]
-        if len(things) < 3:  # the world has no scenes of three
+        if len(things) < 3:  # the world has no scenes of more
             first = 30000 + 100 * numbers[0]
             genuine = [scene(first + i, things, place, "").image for i, place in enumerate(places)]
             found[GENUINE] = torch.from_numpy(np.stack(genuine))
@@ -150,12 +150,17 @@ def learned(folder: Path, label: str, number: int) -> Path:
 def groups(individuals: Sequence[int]) -> dict[str, list[tuple[int, ...]]]:
     """{kind: who stands together}"""
     kinds = {number: task(number).superclass for number in individuals}
-    pairs = list(itertools.permutations(individuals, 2))
-    threes = [trio for trio in itertools.combinations(individuals, 3) if len({kinds[one] for one in trio}) == 3]
+
+    def of_different_classes(count: int) -> list[tuple[int, ...]]:
+        some = itertools.combinations(individuals, count)
+        return [numbers for numbers in some if len({kinds[number] for number in numbers}) == count]
+
+    twins = [(a, b) for a, b in itertools.permutations(individuals, 2) if kinds[a] == kinds[b]]
     return {
-        "two": [(a, b) for a, b in pairs if a < b and kinds[a] != kinds[b]],
-        "twins": [(a, b) for a, b in pairs if kinds[a] == kinds[b]],
-        "three": threes,
+        "two": of_different_classes(2),
+        "twins": twins,
+        "three": of_different_classes(3),
+        "four": of_different_classes(4),
     }
 
 
@@ -182,9 +187,11 @@ class Halves:
         return self.assessor.together(parts, ones)
 
 
-def judged(folder: Path, asked: Mapping[str, Sequence[tuple[int, ...]]], seeds: Sequence[int]) -> dict[str, Any]:
+def judged(
+    folder: Path, model: Path, asked: Mapping[str, Sequence[tuple[int, ...]]], seeds: Sequence[int]
+) -> dict[str, Any]:
     """{kind: {way: scores}}, with 95 % of what keeping apart adds to "all"."""
-    halves, found = Halves(Painter()), {}
+    halves, found = Halves(Painter(model)), {}
     for kind, some in asked.items():
         scores: dict[str, dict[tuple, dict[str, float]]] = defaultdict(dict)
         for numbers, seed in itertools.product(some, seeds):
@@ -217,6 +224,7 @@ def save_picture(folder: Path, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", type=Path, default=FILE, help="a demo model's file; by default the one of the nodes")
     parser.add_argument("--workers", type=int, default=1, help="processes, each on one core")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of the noise")
     options = parser.parse_args()
@@ -224,10 +232,10 @@ def main() -> None:
     asked = groups(known)
     work = [(numbers, seed) for some in asked.values() for numbers, seed in itertools.product(some, options.seeds)]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.workers, context, _open, (options.folder,)) as pool:
+    with ProcessPoolExecutor(options.workers, context, _open, (options.folder, options.model)) as pool:
         list(pool.map(_paint, *zip(*work, strict=True)))
     torch.set_num_threads(1)
-    figures = judged(options.folder, asked, options.seeds)
+    figures = judged(options.folder, options.model, asked, options.seeds)
     (DOCS / "several.json").write_text(json.dumps(figures, indent=1) + "\n")
     save_picture(options.folder, options.seeds[0])
     tables = {kind: table(found["ways"], "") for kind, found in figures.items()}
@@ -237,10 +245,10 @@ def main() -> None:
     print(*tables.values(), sep="\n\n")
 
 
-def _open(folder: Path) -> None:
+def _open(folder: Path, model: Path) -> None:
     global _several
     torch.set_num_threads(1)
-    _several = Several(folder)
+    _several = Several(folder, model)
 
 
 def _paint(numbers: tuple[int, ...], seed: int) -> None:

@@ -137,6 +137,41 @@ sys.argv[1:] = ["found"]
 report.main()
 """
 
+SEVERAL = """
+import os, shutil, sys
+from pathlib import Path
+os.environ["PERFUSION_CACHE"] = os.getcwd()
+sys.path.insert(0, sys.argv[1])
+from benchmarks.world import networks
+networks.UNET["model_channels"] = 32
+from benchmarks.quality import evaluation, several
+several.STEPS, several.SHOWN, several.DOCS = 2, {"two": (0, 1), "twins": (0, 6)}, Path("docs")
+several.pair_prompts = lambda pair: evaluation.pair_prompts(pair)[:1]
+asked = several.groups([0, 1, 2, 3, 6])
+assert asked["twins"] == [(0, 6), (6, 0)] and (0, 6) not in asked["two"] and (1, 6) in asked["two"]
+assert asked["four"] == [(0, 1, 2, 3), (1, 2, 3, 6)] and len(asked["three"]) == 7
+for label in several.PERFUSION, several.LOCKED, several.LORA:
+    for number in 2, 3, 6:  # whatever they have learned
+        shutil.copy(several.learned(Path("found"), label, number % 2), several.learned(Path("found"), label, number))
+several.groups = lambda _: {kind: some[:1] for kind, some in asked.items()}
+several.ProcessPoolExecutor = lambda workers, context, start, given: Here(start(*given))
+
+class Here:
+    def __init__(self, _): self.map = map
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+
+sys.argv[1:] = ["found", "--model", "model.safetensors", "--seeds", "0"]
+several.main()
+painted = several.load_file(several.piece(Path("found"), (0, 1), 0))
+assert set(painted) == {*several.WAYS, several.GENUINE}
+for one in several.WAYS:
+    for other in several.WAYS:
+        assert one == other or not painted[one].equal(painted[other]), (one, other)
+several.Several.pictures = None  # what is finished is not made again
+several.main()
+"""
+
 
 def run(code: str, folder: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", code, str(REPO)], cwd=folder, capture_output=True, text=True)
@@ -146,10 +181,11 @@ def run(code: str, folder: Path) -> None:
 def test_every_method_learns_and_what_it_paints_counts_for_whom_it_shows(tmp_path):
     run(START + SCORES + TEACHING, tmp_path)
     run(REPORT, tmp_path)
+    run(SEVERAL, tmp_path)
     figures = json.loads((tmp_path / "docs" / "quality.json").read_text())
     assert len(figures["hypervolume"]) == 11 and set(figures["demo_model"]) >= {"class", "place", "colour", "two"}
     assert set(figures["mixing"]) > {"perfusion", "lora, rank 4", "genuine scenes"}
-    for page in ("quality.md", "quality-methods.md"):
+    for page in ("quality.md", "quality-methods.md", "several.md"):
         text = (tmp_path / "docs" / page).read_text(encoding="utf-8")
         assert "[table:" not in text and "[share:" not in text
         for picture in {line.split("(")[-1].rstrip(")") for line in text.splitlines() if line.startswith("![")}:
