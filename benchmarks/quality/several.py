@@ -59,7 +59,6 @@ PERFUSION, LOCKED, LORA, GENUINE = "perfusion", "perfusion, locked keys", "lora,
 APART, REGIONAL = ", kept apart", ", regional prompts"
 WAYS = (PERFUSION, PERFUSION + APART, PERFUSION + REGIONAL, LORA, LORA + REGIONAL, LOCKED, LOCKED + APART)
 SHOWN = {"two": (1, 6), "twins": (1, 7)}  # pairs in the page's picture
-Latents = Mapping[str, Tensor]
 
 
 class Several:
@@ -127,12 +126,12 @@ class Several:
 
     def with_loras(self, label: str, numbers: Sequence[int]):
         model, words = self.model.clone(), []
+        own = dict(self.painter.unet.named_parameters())
         for number in numbers:
             weights = load_file(learned(self.folder, label, number))
             word = f"n{number}"
             save_file({"clip_l": weights.pop("embedding")[None]}, self.words / f"{word}.safetensors")
             words.append(f"embedding:{word} {task(number).superclass}")
-            own = dict(self.painter.unet.named_parameters())
             model.add_patches(
                 {f"diffusion_model.{name}": (weight - own[name].float(),) for name, weight in weights.items()}
             )
@@ -180,7 +179,7 @@ class Halves:
         places = [prompt.place for prompt in pair_prompts([task(number) for number in numbers])]
         parts = []
         for side in (slice(0, SIZE // 2), slice(SIZE // 2, SIZE)):
-            alone = [empty(place, i) for i, place in enumerate(places)]
+            alone = [empty(place, np.random.default_rng((22, i, 1))) for i, place in enumerate(places)]
             for blank, picture in zip(alone, pictures, strict=True):
                 blank[:, side] = picture[:, side]
             parts.append(self.painter.latents(alone))

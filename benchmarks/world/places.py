@@ -16,15 +16,11 @@ PLACES = {
 STYLES = {"": "picture", "sketch": "sketch", "watercolor": "watercolor", "pixel": "pixel art", "gray": "gray picture"}
 
 
-def draw_place(canvas: skia.Canvas, name: str, random: np.random.Generator) -> None:
-    _PLACES[name](Brush(canvas, outline=0.8), random)
-
-
-def empty(name: str, number: int) -> np.ndarray:
-    """(96, 96, 3) uint8, a place in which nothing stands; the number varies it."""
+def empty(name: str, random: np.random.Generator) -> np.ndarray:
+    """(96, 96, 3) uint8, a place in which nothing stands."""
     canvas = np.zeros((SIZE, SIZE, 4), np.uint8)
     surface = skia.Surface(canvas, colorType=skia.ColorType.kRGBA_8888_ColorType)
-    draw_place(surface.getCanvas(), name, np.random.default_rng((22, number, 1)))
+    _PLACES[name](Brush(surface.getCanvas(), outline=0.8), random)
     return canvas[..., :3].copy()
 
 

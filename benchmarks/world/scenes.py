@@ -21,7 +21,7 @@ from PIL import Image
 
 from .brush import Brush
 from .individuals import CLASSES, NOBODY, UNKNOWN, Individual, individual
-from .places import PLACES, SIZE, STYLES, draw_place, in_style
+from .places import PLACES, SIZE, STYLES, empty, in_style
 from .things import Pose, draw_thing
 
 COUNTS = (0.75, 0.25)  # share of scenes with one thing, with two, ...
@@ -65,12 +65,9 @@ def plan(number: int, held_out: bool = False) -> tuple[tuple[Individual, ...], s
 
 
 def _painted(things: Sequence[Individual], place: str, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    canvas = np.zeros((SIZE, SIZE, 4), np.uint8)
-    surface = skia.Surface(canvas, colorType=skia.ColorType.kRGBA_8888_ColorType)
-    draw_place(surface.getCanvas(), place, random)
+    picture, masks = empty(place, random).astype(np.float32), []
     light = random.choice((-1.0, 1.0))
     scale = _SCALES[len(things) - 1]
-    picture, masks = canvas[..., :3].astype(np.float32), []
     spots = SIZE * (np.arange(len(things)) + 0.5) / len(things)
     for one, spot in zip(things, spots, strict=True):
         feet = (spot + random.uniform(-3, 3), random.uniform(83, 89))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import comfy.utils
 import torch
@@ -73,10 +73,9 @@ class Finder:
         """How much a layer's spots look at each concept: (pictures, concepts, frames, height, width) of the whole
         picture or of an area. gates: (pictures, tokens, concepts) of the prompt."""
         looks = looks * (gates.amax(1) > _PRESENT)[..., None, None, None]
-        sizes, starts = (self._whole, (0, 0, 0)) if area is None else halves(area)
         if self._looks is None:
             self._looks = looks.new_zeros(*looks.shape[:2], *self._whole)
-        part = self._looks[(..., *(slice(start, start + size) for start, size in zip(starts, sizes, strict=True)))]
+        part = self._looks[within(area)]
         part += F.interpolate(looks, part.shape[2:], mode="trilinear")
 
     def masks(self, strength: float) -> list[Tensor | None]:
@@ -113,7 +112,8 @@ def in_three(sizes: Sequence[int]) -> tuple[int, ...]:
     return (1,) * (3 - len(sizes)) + tuple(sizes)
 
 
-def halves(area: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Sizes and starts of an area of the host's, in frames, height and width."""
-    dimensions = len(area) // 2
-    return in_three(area[:dimensions]), (0,) * (3 - dimensions) + tuple(area[dimensions:])
+def within(area: Sequence[int] | None) -> tuple[Any, ...]:
+    """What takes an area of the host's, sizes and then starts, out of whole latents' frames, height and width."""
+    area = area or ()
+    sizes, starts = area[: len(area) // 2], area[len(area) // 2 :]
+    return (..., *(slice(start, start + size) for size, start in zip(sizes, starts, strict=True)))

@@ -18,11 +18,10 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from .model import CrossAttention, apply_to_model, cross_attentions, encoding_width
+from .regions import POSITIVE
 from .sampling import Sampling
 from .text import concept_uses, in_superclass_words, trigger_places
 from .uses import KEY
-
-_POSITIVE = 0  # in the host's cond_or_uncond
 
 
 class AttentionMaps:
@@ -62,7 +61,7 @@ class AttentionMaps:
         self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs  # noqa: B006
     ):  # fmt: skip
         kinds = transformer_options["cond_or_uncond"]
-        rows = torch.tensor([kind == _POSITIVE for kind in kinds]).repeat_interleave(x.shape[0] // len(kinds))
+        rows = torch.tensor([kind == POSITIVE for kind in kinds]).repeat_interleave(x.shape[0] // len(kinds))
         self._running.forward = _Forward(executor.class_obj, rows.nonzero()[:, 0].tolist())
         try:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)

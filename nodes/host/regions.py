@@ -18,11 +18,11 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from ...perfusion_core import EditedEncoding
-from .apart import Finder, halves, in_three
+from .apart import Finder, in_three, within
 from .key_lock import KeyLock
 
 _AT_ONCE = 2**25  # attention scores
-_POSITIVE = 0  # in the host's cond_or_uncond
+POSITIVE = 0  # in the host's cond_or_uncond
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Regions:
         for kind, (_, area), part, open_ in zip(
             self.kinds, rows, looks.split(counts), gates.split(counts), strict=True
         ):
-            if kind == _POSITIVE:
+            if kind == POSITIVE:
                 finder.add(part, open_, area)
 
     @property
@@ -107,8 +107,7 @@ class Regions:
         """A mask as an area's layers see it, (pictures, *size)."""
         mask = mask[:, None]
         if area is not None:
-            part = tuple(slice(start, start + length) for length, start in zip(*halves(area), strict=True))
-            mask = F.interpolate(mask, in_three(self.whole), mode="area")[(..., *part)]
+            mask = F.interpolate(mask, in_three(self.whole), mode="area")[within(area)]
         return F.interpolate(mask, size, mode="area")[:, 0]
 
 

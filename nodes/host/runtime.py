@@ -93,7 +93,9 @@ class Runtime:
         # cast here, as the model would: then the layers get this very tensor, unless another node changes it
         context = comfy.model_management.cast_to_device(c_crossattn, x.device, network_dtype(model))
         finder = self._running.finder
-        percent = _percent(model, t) if self._scheduled or finder is not None else 0.0
+        timed = self._scheduled or finder is not None
+        sigma = t.max().item() if timed else 0.0
+        percent = _percent(model, sigma) if timed else 0.0
         if finder is not None and percent > self._apart.end_percent:
             finder = None
         for lock in locks or []:
@@ -103,7 +105,7 @@ class Runtime:
         forward = _Forward(model, projecting, context, concepts, locks or [], self._running.run)
         masks = self._masks
         if finder is not None:
-            finder.begin(t.max().item())
+            finder.begin(sigma)
             masks = finder.masks(self._apart.strength)
         if finder is not None or any(mask is not None for mask in masks):
             sizes, words = (x.shape[2:], self._running.whole or x.shape[2:]), kwargs.get("attention_mask")
@@ -273,9 +275,9 @@ class _Forward:
         return self.context.any(-1)
 
 
-def _percent(model: torch.nn.Module, sigmas: Tensor) -> float:
-    """How far the schedule is at these sigmas, 0 to 1: the inverse of the host's percent_to_sigma, which falls."""
-    sigma, low, high = sigmas.max().item(), 0.0, 1.0
+def _percent(model: torch.nn.Module, sigma: float) -> float:
+    """How far the schedule is at a sigma, 0 to 1: the inverse of the host's percent_to_sigma, which falls."""
+    low, high = 0.0, 1.0
     for _ in range(20):
         middle = (low + high) / 2
         if model.model_sampling.percent_to_sigma(middle) > sigma:

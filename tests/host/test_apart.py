@@ -155,7 +155,7 @@ def test_off_and_alone_it_is_todays_picture_bit_for_bit(models):
     )
 
 
-def test_it_ends_at_its_percent(models, finders, monkeypatch):
+def test_it_ends_at_its_percent(models, monkeypatch):
     model, clip, _ = models("sd1")
     uses = open_uses(model, clip)
     begun, plain = [], Finder.begin
