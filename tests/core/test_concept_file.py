@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import os
@@ -81,6 +82,16 @@ def test_a_concept_equals_only_itself() -> None:
     assert len({SOUND, SOUND, SOUND.replace()}) == 2
 
 
+def test_a_concept_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SOUND.trigger = "<other>"
+
+
+def test_a_concept_may_be_an_offset_alone(path: Path) -> None:
+    save_concept(SOUND.replace(token_embeddings={"offset": torch.ones(12)}), path)
+    assert load_concept(path).has_offset
+
+
 @pytest.mark.parametrize(("key_freedom", "version"), [(0.0, "1"), (0.3, "2"), (1.0, "2")])
 def test_only_a_concept_with_some_key_freedom_needs_the_second_version(
     path: Path, key_freedom: float, version: str
@@ -117,6 +128,7 @@ def test_other_tools_find_the_common_keys(path: Path) -> None:
     metadata = header["__metadata__"]
     assert (metadata["format"], metadata["format_version"]) == ("perfusion-concept", "1")
     assert metadata["modelspec.sai_model_spec"] == "1.0.0"
+    assert metadata["modelspec.architecture"] == "tiny/perfusion"
     assert (metadata["modelspec.title"], metadata["modelspec.trigger_phrase"]) == ("teddy", "<concept0>")
 
 

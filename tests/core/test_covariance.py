@@ -224,7 +224,7 @@ def test_a_matrix_that_is_not_square_is_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_a_matrix_of_one_number_is_a_covariance() -> None:
-    assert Covariance.from_matrix(torch.tensor([[9.0]])).matrix().shape == (1, 1)
+    assert Covariance.from_matrix(torch.tensor([[9.0]])).matrix().tolist() == [[9.0]]
 
 
 def test_a_loaded_covariance_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -394,6 +394,13 @@ def test_a_set_needs_a_concept() -> None:
         ConceptSet([])
 
 
+def test_a_set_has_the_usual_settings_unless_others_are_given() -> None:
+    concepts = ConceptSet(make_case(count=2).concepts)
+    assert concepts.betas == (0.7, 0.7)
+    assert concepts.temperatures == (0.15, 0.15)
+    assert concepts.strengths == (1.0, 1.0)
+
+
 def test_concepts_of_different_widths_do_not_mix() -> None:
     """Also when they share a name."""
     narrow, wide = make_case(dim=12).concepts[0], make_case(dim=16).concepts[0]

@@ -215,6 +215,21 @@ def test_a_step_takes_the_mean_over_its_micro_batches() -> None:
         torch.testing.assert_close(training.value_deltas[layer].grad.double(), gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_the_scale_of_the_loss_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    scaled = train(TinyTrainee(torch.float32))
+    monkeypatch.setattr("perfusion_core.training._LOSS_SCALE", 1.0)
+    assert_same_concept(train(TinyTrainee(torch.float32)), scaled)
+
+
+@pytest.mark.parametrize("zero_padded", [False, True])
+def test_prompts_are_padded_with_zeros_where_the_trainee_says_so(zero_padded: bool) -> None:
+    trainee = TinyTrainee()
+    if zero_padded:
+        trainee.zero_padded = True
+    train(trainee)
+    assert {call.concepts.zero_padded for call in trainee.calls} == {zero_padded}
+
+
 def test_deltas_and_embedding_have_their_own_learning_rates() -> None:
     """The first step of Adam without weight decay is the learning rate itself."""
     trainee = TinyTrainee()
@@ -473,7 +488,24 @@ def test_the_evaluation_is_the_mean_over_pictures(size: int) -> None:
         assert training.evaluate() == pytest.approx((photos - 1) / 2)
 
 
-@pytest.mark.parametrize(("trigger", "name"), [("<my-toy>", "my-toy"), ("toy", "toy"), ("<>", "<>")])
+def test_the_evaluation_sees_every_photo_four_times_at_its_first_template() -> None:
+    trainee = TinyTrainee()
+    trainee.templates = [[2], [0, 1], [1]]
+    training = start(trainee)
+    with trainee.wiring:
+        training.evaluate()
+    seen = [
+        (photo, TEMPLATE_AT[at])
+        for call in trainee.calls
+        for photo, at in zip(call.photos.tolist(), call.positions.tolist(), strict=True)
+    ]
+    assert sorted(seen) == 4 * [(0, 2)] + 4 * [(1, 0)] + 4 * [(2, 1)]
+
+
+TRIGGERS = [("<my-toy>", "my-toy"), ("<X-wing>", "X-wing"), ("toy", "toy"), ("<>", "<>")]
+
+
+@pytest.mark.parametrize(("trigger", "name"), TRIGGERS)
 def test_a_trained_concept_is_named_after_its_trigger(trigger: str, name: str) -> None:
     trainee = TinyTrainee()
     assert Training(trainee, trainee.covariance_inverse(), trigger, "thing", "tiny", QUICK).concept().name == name
@@ -518,6 +550,11 @@ def test_the_settings_are_the_papers_unless_they_are_given() -> None:
 def test_bad_settings_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TrainingSettings(**wrong)
+
+
+@pytest.mark.parametrize("limit", [{"key_freedom": 0}, {"key_freedom": 1}, {"decay": 0}])
+def test_settings_may_be_at_their_limits(limit: dict[str, Any]) -> None:
+    assert train(TinyTrainee(), dataclasses.replace(QUICK, **limit)).problem() is None
 
 
 @pytest.mark.parametrize(
@@ -567,6 +604,27 @@ def test_a_layer_that_gets_no_gradient_stops_training(cut: Callable[[Tensor], Te
     with trainee.wiring, pytest.raises(RuntimeError, match=f"value_delta.{re.escape(layer)}"):
         training.step()
     assert all(torch.equal(tensor, before[name]) for name, tensor in training.state_dict().items())
+
+
+def test_an_embedding_that_gets_no_gradient_stops_training() -> None:
+    trainee = TinyTrainee()
+    encode = trainee.encode
+    trainee.encode = lambda templates, embeddings: encode(templates, {"l": embeddings["l"].detach()})
+    training = start(trainee)
+    with trainee.wiring, pytest.raises(RuntimeError, match=r"token_embedding\.l"):
+        training.step()
+
+
+def test_what_has_learned_may_get_a_gradient_of_zero() -> None:
+    """As a gate that is shut gives it; only what would never learn stops the training."""
+    trainee = TinyTrainee()
+    training = start(trainee)
+    _, to_v = next(iter(trainee.wiring.projections.values()))
+    with trainee.wiring:
+        training.step()
+        to_v.register_forward_hook(lambda module, given, output: 0 * output)
+        training.step()
+    assert len(training.losses) == 2
 
 
 def test_a_model_that_lets_nothing_through_stops_training() -> None:
