@@ -130,6 +130,12 @@ class Assessor:
         return {"all": float(right.all(0).mean()), "each": float(right.mean()), "classes": float(there.all(0).mean()),
                 "mixing": float(np.mean(mixed))}  # fmt: skip
 
+    @torch.no_grad()
+    def identified(self, latents: Tensor, one: Individual) -> list[bool]:
+        """For each picture (n, 16, 12, 12) whether the individual is the nearest of its class."""
+        embeddings, _ = self.judge(latents, [one.kind] * len(latents))
+        return self._identified(embeddings, one)["identified"]
+
     def _identified(self, embeddings: Tensor, one: Individual) -> Mapping[str, list[bool]]:
         """For each picture whether the individual is the nearest of its class, and one of the five nearest."""
         own = embeddings @ self.judge.of(torch.from_numpy(one.numbers()))

@@ -22,7 +22,7 @@ from benchmarks.world import export, networks
 networks.UNET["model_channels"] = 32
 from benchmarks.world import judge as judges
 from benchmarks.world.individuals import any_individual
-from benchmarks.quality import evaluation, judging, methods, painter, run
+from benchmarks.quality import by_eye, evaluation, judging, methods, painter, run
 
 torch.manual_seed(0)
 text, unet, vae = networks.TextEncoder(networks.Vocabulary()), networks.make_unet(), networks.make_vae()
@@ -76,6 +76,13 @@ bench.alone(0, 0, "perfusion", never)
 bench.together(0, 0)
 bench.card()
 run.write_scores(bench.folder, bench.painter)
+
+chosen = by_eye.drawn(bench.folder)
+assert {0, 1} <= set(chosen) and sum(map(len, chosen.values())) > 20
+taken = {n: ",".join(str(i) for i, one in enumerate(of, 1) if one.taken) or "0" for n, of in chosen.items()}
+same = by_eye.agreement(chosen, [f"{n}:{of}" for n, of in taken.items()])
+assert same.endswith("the judge alone 0, the eye alone 0"), same
+assert " both 0," in by_eye.agreement(chosen, [])
 """
 
 SCORES = """
