@@ -70,7 +70,7 @@ class PerfusionImportConcept(io.ComfyNode):
             raise ValueError(
                 f"There are {len(triggers)} triggers and {len(superclasses)} superclasses. Give one for each."
             )
-        layers = {layer: module.to_v.out_features for layer, module in cross_attentions(model).items()}
+        layers = {layer: attention.width for layer, attention in cross_attentions(model).items()}
         words = list(zip(triggers, superclasses, strict=True))
         concepts = load_perfusion_pytorch(foreign_path(IMPORTS, file), layers, words)
         for concept in concepts:

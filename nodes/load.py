@@ -39,7 +39,7 @@ class PerfusionLoader(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     tooltip="The diffusion model the concept was trained on: SD1.x, SD2.x, SDXL, Anima, "
-                    "Cosmos-Predict2, Wan or LTX-Video.",
+                    "Cosmos-Predict2, Wan, LTX-Video or PixArt.",
                 ),
                 io.Clip.Input(
                     "clip", tooltip="The text encoder of the same checkpoint. Use the output for your prompts."

@@ -19,7 +19,8 @@ CovarianceType = io.Custom("PERFUSION_COVARIANCE")  # perfusion_core.Covariance
 ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input.__init__).parameters else {}
 
 NEEDS_MODEL = (
-    "Only for Anima, Wan and LTX-Video, whose models read the prompt a second time: the same model as for sampling."
+    "Only for Anima, Wan, LTX-Video and PixArt, whose models read the prompt a second time: the same model as for "
+    "sampling."
 )
 
 

@@ -246,6 +246,12 @@ class EditedEncoding:
             return self.concepts.edit_value(to_v(self.concepts.edit_input(x)), self.concepts.gates(x), layer)
         return self.concepts.edit_value(to_v(self.value_input), self.gates, layer)
 
+    def key_and_value(self, layer: str, x: Tensor, to_kv: Callable[[Tensor], Tensor]) -> Tensor:
+        """K of ``layer`` and behind it V, (batch, tokens, 2 d_out), where ``to_kv`` projects an input to both."""
+        key = self.key(layer, x, lambda e: to_kv(e).chunk(2, dim=-1)[0])
+        value = self.value(layer, x, lambda e: to_kv(e).chunk(2, dim=-1)[1])
+        return torch.cat([key, value], dim=-1)
+
 
 def is_same(x: Tensor, y: Tensor) -> bool:
     """Whether two tensors are one, or views of the same memory, as some models make of an encoding for every layer."""

@@ -142,8 +142,8 @@ class Training:
         self._inverse = covariance_inverse.to(self.target_input)
         self.token_embeddings = {name: torch.nn.Parameter(e.detach().float().clone()) for name, e in start.items()}
         self.value_deltas = {
-            layer: torch.nn.Parameter(torch.zeros(_width(to_v), device=self.target_input.device))
-            for layer, (_, to_v) in trainee.wiring.projections.items()
+            layer: torch.nn.Parameter(torch.zeros(width, device=self.target_input.device))
+            for layer, width in trainee.wiring.widths.items()
         }
         self._optimizer = torch.optim.Adam(
             [
@@ -379,10 +379,6 @@ def _rows(prompts: EncodedPrompts, rows: Tensor) -> EncodedPrompts:
     rows = rows.to(prompts.encodings.device)
     pooled, words = (None if part is None else part[rows] for part in (prompts.pooled, prompts.words))
     return EncodedPrompts(prompts.encodings[rows], prompts.trigger_positions.to(rows.device)[rows], pooled, words)
-
-
-def _width(to_v: torch.nn.Module) -> int:
-    return to_v.get_parameter("weight").shape[0]
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ def cross_attention_layers(model: nn.Module, suffix: str = ".attn2") -> dict[str
 class Wiring:
     """While entered, the named projections of ``model`` see the edit of ``concepts``; on exit the model is as before.
 
-    layers maps the name of a layer, as concepts know it, to the module names of its key and value projections:
+    layers maps the name of a layer, as concepts know it, to the module names of its key and value projections. They may
+    be one, which gives keys and, behind them, values:
 
         with Wiring(unet, cross_attention_layers(unet), ConceptSet([teddy])):
             prediction = unet(latent, timestep, encoding)
@@ -48,6 +49,14 @@ class Wiring:
             self._edited = EditedEncoding(self.concepts, encoding, key_encoding, words)
 
     @property
+    def widths(self) -> dict[str, int]:
+        """{layer: d_out, of one token's value}."""
+        return {
+            layer: to_v.get_parameter("weight").shape[0] // (2 if to_k is to_v else 1)
+            for layer, (to_k, to_v) in self.projections.items()
+        }
+
+    @property
     def is_open(self) -> bool:
         """Whether the projections are edited just now."""
         return bool(self._before)
@@ -56,8 +65,11 @@ class Wiring:
         if self.is_open:
             raise RuntimeError("This wiring is already open; opened twice it would edit twice.")
         for layer, (to_k, to_v) in self.projections.items():
-            self._wire(to_k, layer, EditedEncoding.key)
-            self._wire(to_v, layer, EditedEncoding.value)
+            if to_k is to_v:
+                self._wire(to_k, layer, EditedEncoding.key_and_value)
+            else:
+                self._wire(to_k, layer, EditedEncoding.key)
+                self._wire(to_v, layer, EditedEncoding.value)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -27,6 +27,10 @@ const FAMILIES = {
   sdxl: "SDXL",
   anima: "Anima",
   "cosmos-predict2": "Cosmos-Predict2",
+  wan: "Wan",
+  "ltx-video": "LTX-Video",
+  "pixart-alpha": "PixArt Alpha",
+  "pixart-sigma": "PixArt Sigma",
 };
 
 /**

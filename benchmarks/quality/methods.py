@@ -25,9 +25,10 @@ from benchmarks.world.scenes import NAMES, described, scene
 from benchmarks.world.teach import MIN_TIMESTEP, OUTSIDE, SETTINGS, Photos
 from perfusion_core import Concept, ConceptSet, Training, TrainingSettings, Wiring, cross_attention_layers
 from perfusion_core.captions import TEMPLATES
+from perfusion_core.concept import OFFSET
 
 from .painter import Painter, Task, filled
-from .variants import UngatedSet, UngatedTraining
+from .variants import UngatedSet, UngatedTraining, with_offset
 
 PICTURES = 1600  # that every method trains on, in batches that suit it
 BETAS = (0.3, 0.4, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9)
@@ -65,9 +66,14 @@ class LearnedConcepts:
         return len(save({name: tensor.half() for name, tensor in self.concepts[0].tensors().items()}))
 
     def paint(self, painter: Painter, sentences: Sequence[str], seed: int, setting: float) -> Tensor:
-        embeddings = [concept.token_embeddings["l"] for concept in self.concepts]
-        new = dict(zip(NAMES, embeddings, strict=False))
-        encodings, _ = painter.encode([filled(sentence, new) for sentence in sentences], new)
+        if self.concepts[0].has_offset:  # of one alone
+            (concept,) = self.concepts
+            named, offset = [filled(sentence, NAMES) for sentence in sentences], concept.token_embeddings[OFFSET]
+            encodings, _ = with_offset(painter, named, concept.superclass, offset)
+        else:
+            embeddings = [concept.token_embeddings["l"] for concept in self.concepts]
+            new = dict(zip(NAMES, embeddings, strict=False))
+            encodings, _ = painter.encode([filled(sentence, new) for sentence in sentences], new)
         keys = None
         if self.key_lock:
             classes = [concept.superclass for concept in self.concepts]
@@ -86,9 +92,10 @@ class Perfusion:
     outside: float = OUTSIDE
     least: int = MIN_TIMESTEP
     kind: type[Training] = Training
+    of: type[Photos] = Photos
 
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedConcepts:
-        photos, settings = Photos(painter, task.photos, self.outside, self.least), replace(self.settings, seed=seed)
+        photos, settings = self.of(painter, task.photos, self.outside, self.least), replace(self.settings, seed=seed)
         training = self.kind(photos, painter.inverse_covariance, task.trigger, task.superclass, "demo", settings)
         with photos.wiring:
             for _ in range(settings.steps):

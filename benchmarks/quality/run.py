@@ -49,7 +49,7 @@ from .methods import (
 )
 from .painter import FILE, Painter, Task, filled, task
 from .report import WAYS
-from .variants import FreeKeyTraining, UngatedTraining
+from .variants import FreeKeyTraining, OffsetPhotos, UngatedTraining
 
 INDIVIDUALS = tuple(range(12))  # two of each class
 LOCKED = "perfusion, locked keys"
@@ -71,6 +71,7 @@ def methods(trained) -> dict[str, Method]:
         "perfusion": plain,
         LOCKED: locked,
         "perfusion, global lock": GlobalLock(trained),
+        "perfusion, offset": replace(plain, of=OffsetPhotos),
         "perfusion, trained keys": replace(locked, kind=FreeKeyTraining),
         "perfusion, no mask": replace(locked, outside=1.0),
         "perfusion, no gate": replace(locked, kind=UngatedTraining),

@@ -1,14 +1,17 @@
-"""Perfusion without one of its parts, for the ablations: no gate, keys that are trained."""
+"""Perfusion without one of its parts, for the ablations: no gate, keys that are trained, an offset for a word."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.world.teach import Photos
-from perfusion_core import Concept, ConceptSet, Training
+from benchmarks.world.teach import TRIGGER, Model, Photos
+from perfusion_core import Concept, ConceptSet, EncodedPrompts, Training
+from perfusion_core.captions import TEMPLATES
+from perfusion_core.concept import OFFSET
 
 
 class UngatedSet(ConceptSet):
@@ -51,3 +54,24 @@ class FreeKeyTraining(Training):
 class UngatedTraining(Training):
     def _concept_set(self, target: Tensor) -> ConceptSet:
         return UngatedSet([self._live_concept(target)])
+
+
+class OffsetPhotos(Photos):
+    """Nothing is learned through the text encoder, as with the node's *encode once*."""
+
+    def superclass_embeddings(self) -> dict[str, Tensor]:
+        return {OFFSET: torch.zeros(self.model.text.table.embedding_dim)}
+
+    def encode(self, templates: Sequence[int], token_embeddings: Mapping[str, Tensor]) -> EncodedPrompts:
+        sentences = [TEMPLATES[template].replace("{}", TRIGGER) for template in templates]
+        return EncodedPrompts(*with_offset(self.model, sentences, self.kind, token_embeddings[OFFSET]))
+
+
+def with_offset(model: Model, sentences: Sequence[str], kind: str, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Encodings (sentences, 77, d) in which TRIGGER is read as its class word, with the offset added there, and where
+    it stands, (sentences,)."""
+    (row,) = model.text.vocabulary.of(kind)
+    with torch.no_grad():
+        encodings, places = model.encode(sentences, {TRIGGER: model.text.table.weight[row]})
+    there = torch.arange(encodings.shape[1]) == places[:, None]
+    return encodings + there[..., None] * offset, places

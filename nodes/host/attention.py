@@ -62,7 +62,8 @@ class AttentionMaps:
     ):  # fmt: skip
         kinds = transformer_options["cond_or_uncond"]
         rows = torch.tensor([kind == POSITIVE for kind in kinds]).repeat_interleave(x.shape[0] // len(kinds))
-        self._running.forward = _Forward(executor.class_obj, rows.nonzero()[:, 0].tolist())
+        words = kwargs.get("attention_mask")
+        self._running.forward = _Forward(executor.class_obj, rows.nonzero()[:, 0].tolist(), x.shape[0], words)
         try:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         finally:
@@ -80,13 +81,14 @@ class AttentionMaps:
             if projection == "to_q":
                 running.queries = projected
             elif running.rows:
-                self._add(running, projected[running.rows], attention)
+                self._add(running, attention.family.by_text(projected, running.batch)[running.rows], attention)
             return projected
 
         return forward
 
     def _add(self, running: _Forward, keys: Tensor, attention: CrossAttention) -> None:
-        looks = attention.looks(running.model, running.queries[running.rows], keys)
+        words = None if running.words is None else running.words[running.rows]
+        looks = attention.looks(running.model, running.queries[running.rows], keys, words)
         # the host repeats a prompt that is shorter than the negative
         repeated = [0] if attention.family.zero_padded else range(0, looks.shape[-1], self._tokens)
         shares = torch.stack([
@@ -101,10 +103,15 @@ class AttentionMaps:
 
 @dataclass
 class _Forward:
-    """One evaluation of a model: which rows of its batch are the positive prompt's, and the last layer's queries."""
+    """One evaluation of a model: which rows of its batch are the positive prompt's, and the last layer's queries.
+
+    words: (batch, tokens), 0 where attention leaves padding out.
+    """
 
     model: torch.nn.Module
     rows: list[int]
+    batch: int
+    words: Tensor | None
     queries: Tensor | None = None
 
 

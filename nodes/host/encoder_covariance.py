@@ -78,7 +78,7 @@ def measure_covariance(
 
     tokens: "all" 77 positions, those from the start "up to end", or the "content" between start and end; other encoders
     have no padding that counts. Without ``bar`` the progress is a line of text only. model: the MODEL, which the
-    CLIPs of Anima, Wan and LTX-Video need.
+    CLIPs of Anima, Wan, LTX-Video and PixArt need.
     """
     if not captions:
         raise ValueError("There are no captions. Write one per line, or leave the field empty for the built-in ones.")

@@ -89,6 +89,16 @@ class CrossAttention:
         return f"{self.name}.{self.family.projections[projection]}"
 
     @property
+    def is_fused(self) -> bool:
+        """Whether one projection gives keys and behind them values."""
+        return self.to_k is self.to_v
+
+    @property
+    def width(self) -> int:
+        """Of one token's key or value."""
+        return self.to_q.out_features
+
+    @property
     def to_q(self) -> torch.nn.Module:
         return getattr(self.module, self.family.projections["to_q"])
 
@@ -107,7 +117,7 @@ class CrossAttention:
     def split(self, model: torch.nn.Module, projection: str, projected: Tensor) -> Tensor:
         """What the heads in this BaseModel see of what "to_q" or "to_k" gave: (batch, n, heads d) -> (batch, heads, n,
         d)."""
-        name = self.family.norms.get(projection)
+        projected, name = projected[..., : self.width], self.family.norms.get(projection)
         norm = comfy.utils.get_attr(model, f"{self.name}.{name}") if name else torch.nn.Identity()
         if self.family.whole_norms:
             projected = norm(projected)
@@ -165,7 +175,7 @@ def check_fits(concept, model) -> None:
             f"this model is {name} ({width} wide). Load a {concept.base_model} checkpoint, or train the "
             "concept again on this one."
         )
-    expected = {layer: module.to_v.out_features for layer, module in cross_attentions(model).items()}
+    expected = {layer: attention.width for layer, attention in cross_attentions(model).items()}
     for kind, outputs in (("value", concept.value_deltas), ("key", concept.key_outputs or concept.value_deltas)):
         found = {layer: tensor.shape[0] for layer, tensor in outputs.items()}
         if found == expected:

@@ -121,19 +121,20 @@ class Runtime:
 
     def forward(self, layer: str, stage: str, attention, projection: str, foreign: Callable | None) -> Callable:
         """The forward of "to_k" or "to_v"; ``foreign`` is another node's patch of it, which then projects."""
-        project = self._projecting(layer, stage, attention.path(projection), _EDITS[projection], foreign)
+        edit = EditedEncoding.key_and_value if attention.is_fused else _EDITS[projection]
+        project = self._projecting(layer, stage, attention.path(projection), edit, foreign)
 
         @torch.compiler.disable
         def forward(x: Tensor) -> Tensor:
             now = self._running.forward or _Forward(self._own_model(), None, x, self._concepts(0.0, False), [], None)
-            output = project(now, x)
+            by_text = self._family.by_text(x, len(now.context))
+            output = project(now, by_text)
             if now.regions is not None:
                 heard = now.regions.heard.setdefault(layer, Heard())
-                if projection == "to_k":
+                heard.edited = now.edited(stage, by_text)
+                if edit is not EditedEncoding.value:
                     heard.keys = output
-                else:
-                    heard.edited = now.edited(stage, x)
-            return output
+            return self._family.by_text(output, len(x))
 
         forward.perfusion_foreign = foreign
         return forward

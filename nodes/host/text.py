@@ -34,7 +34,11 @@ from .uses import KEY, ConceptUse, combine
 START = "start"  # the label of the token that CLIP's texts begin with
 _SPECIAL = {"<|startoftext|>": START, "<|endoftext|>": "end", "</s>": "end"}
 _BEFORE = ("Ġ", "▁")  # a word, in Qwen's and T5's vocabularies; CLIP's have "</w>" behind it
-_BEYOND_CLIP = ({"qwen3_06b", "t5xxl"}, {"t5xxl"}, {"umt5xxl"})  # Anima's; Cosmos-Predict2's and LTX-Video's; Wan's
+_BEYOND_CLIP = (
+    {"qwen3_06b", "t5xxl"},
+    {"t5xxl"},
+    {"umt5xxl"},
+)  # Anima's; Cosmos-Predict2's, LTX-Video's and PixArt's; Wan's
 _MOST_SIMILAR = 3  # words that are told for each concept
 
 
@@ -115,8 +119,8 @@ def tokenizers(clip) -> dict[str, Any]:
     names = clip.tokenizer.tokenize_with_weights("").keys()
     if not names <= set(CLIPS) and names not in _BEYOND_CLIP:
         raise ValueError(
-            "Perfusion knows the text encoders of SD1.x, SD2.x, SDXL, Anima, Cosmos-Predict2, Wan and LTX-Video; this "
-            f"one has {', '.join(sorted(names))}."
+            "Perfusion knows the text encoders of SD1.x, SD2.x, SDXL, Anima, Cosmos-Predict2, Wan, LTX-Video and "
+            f"PixArt; this one has {', '.join(sorted(names))}."
         )
     return {name: plain_tokenizer(getattr(clip.tokenizer, attribute(clip.tokenizer, name))) for name in names}
 

@@ -15,6 +15,7 @@ import torch
 from comfy import quant_ops
 from comfy.ldm.common_dit import rms_norm
 from comfy.ldm.modules import attention
+from comfy.ldm.pixart import blocks as pixart
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -65,9 +66,12 @@ _ROTATIONS = (  # of Cosmos-Predict2's kind, Wan's and LTX-Video's
     "rms_rope_split_half", "apply_rope", "apply_rope1", "apply_rope_split_half", "apply_rope_split_half1",
 )  # fmt: skip
 _LTX_BLOCK = "comfy.ldm.lightricks.model.BasicTransformerBlock"  # the UNet's has the same name
-_BLOCKS = (  # of UNets and CLIP, Cosmos-Predict2, Qwen and Anima's adapter, T5, Wan, LTX-Video
+_BLOCKS = (  # of UNets and CLIP, Cosmos-Predict2, Qwen and Anima's adapter, T5, Wan, PixArt, LTX-Video
     "BasicTransformerBlock", "ResBlock", "CLIPLayer", "Block", "TransformerBlock", "T5Block", "WanAttentionBlock",
-    _LTX_BLOCK,
+    "PixArtMSBlock", _LTX_BLOCK,
+)  # fmt: skip
+_ATTENTION = (  # where the chosen one is called from
+    (attention, "optimized_attention"), (attention, "optimized_attention_masked"), (pixart, "optimized_attention"),
 )  # fmt: skip
 _WITH_BACKWARD = ("attention_basic", "attention_pytorch", "attention_split", "attention_xformers")
 
@@ -79,16 +83,16 @@ def attention_with_backward() -> Iterator[None]:
     Sage and flash attention have no backward, sub-quadratic attention writes in place when memory is short. Text
     encoders always use another one, which has a backward.
     """
-    chosen = {name: getattr(attention, name) for name in ("optimized_attention", "optimized_attention_masked")}
+    chosen = [(module, name, getattr(module, name)) for module, name in _ATTENTION]
     usable = [getattr(attention, name) for name in _WITH_BACKWARD]
-    for name, function in chosen.items():
+    for module, name, function in chosen:
         if function not in usable:
-            setattr(attention, name, attention.attention_pytorch)
+            setattr(module, name, attention.attention_pytorch)
     try:
         yield
     finally:
-        for name, function in chosen.items():
-            setattr(attention, name, function)
+        for module, name, function in chosen:
+            setattr(module, name, function)
 
 
 def attention_options() -> dict:

@@ -142,8 +142,22 @@ class ComfyTrainee:
         return sample_dpmpp_2m(denoise, start, sigmas, disable=True)
 
     def _denoised(self, x: Tensor, sigma: Tensor, prompts: EncodedPrompts) -> Tensor:
+        if not self._family.in_a_row:
+            return self._denoised_at_once(x, sigma, prompts)
+        lengths = prompts.words.sum(1)  # texts of one length at a time: such a family knows no padding
+        alike = [(lengths == length).nonzero()[:, 0] for length in lengths.unique()]
+        parts = [
+            self._denoised_at_once(
+                x[rows], sigma[rows], replace(prompts, encodings=prompts.encodings[rows, : lengths[rows[0]]])
+            )
+            for rows in alike
+        ]
+        return torch.cat(parts)[torch.cat(alike).argsort()]
+
+    def _denoised_at_once(self, x: Tensor, sigma: Tensor, prompts: EncodedPrompts) -> Tensor:
         context = prompts.encodings.to(network_dtype(self._model))
-        self.wiring.prepare(context, words=prompts.words if self._family.zero_padded else None)
+        words = prompts.words if self._family.zero_padded else None
+        self.wiring.prepare(context.flatten(0, 1)[None] if self._family.in_a_row else context, words=words)
         adm = self._model.encode_adm(
             device=self._device, pooled_output=prompts.pooled, width=self._size, height=self._size
         )

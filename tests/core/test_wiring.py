@@ -87,6 +87,23 @@ def test_each_layer_computes_the_papers_keys_and_values(net: Net, free_keys: boo
                 torch.testing.assert_close(actual[batch, token], expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("freedom", [0.0, 0.3])
+@pytest.mark.parametrize("prepared", [False, True])
+def test_one_projection_gives_the_keys_and_values_of_two(net: Net, prepared: bool, freedom: float) -> None:
+    layer, taught = "blocks.1.attn2", concept(10).replace(key_freedom=freedom)
+    attention, other = net.get_submodule(layer), CONTEXT * 0.9
+    fused, found = nn.Linear(DIM, 2 * LAYERS[layer], dtype=torch.float64), []
+    for name, parameter in fused.named_parameters():
+        parameter.data = torch.cat([getattr(attention.to_k, name), getattr(attention.to_v, name)])
+    for model, names in ((net, (f"{layer}.to_k", f"{layer}.to_v")), (nn.ModuleDict({"to_kv": fused}), ("to_kv",) * 2)):
+        with Wiring(model, {layer: names}, ConceptSet([taught], **SETTINGS)) as wiring:
+            assert wiring.widths == {layer: LAYERS[layer]}
+            if prepared:
+                wiring.prepare(CONTEXT, key_encoding=other)
+            found.append([module(CONTEXT) for module in dict.fromkeys(wiring.projections[layer])])
+    torch.testing.assert_close(found[1][0], torch.cat(found[0], -1), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("prepared", [False, True])
 def test_a_wired_model_gives_another_picture_and_then_its_own_again(net: Net, prepared: bool) -> None:
     plain = net(LATENT, CONTEXT)

@@ -45,8 +45,8 @@ def make_concept(model, clip, trigger: str = "<my-toy>", superclass: str = "tedd
         target_dual=(covariance_inverse(model, clip) @ target.double()).float(),
         superclass_input=original,
         value_deltas={
-            layer: 0.5 * torch.randn(module.to_v.out_features, generator=generator)
-            for layer, module in cross_attentions(model).items()
+            layer: 0.5 * torch.randn(attention.width, generator=generator)
+            for layer, attention in cross_attentions(model).items()
         },
     )
 

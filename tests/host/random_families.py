@@ -13,10 +13,12 @@ import comfy.sd
 import torch
 from comfy import supported_models
 from comfy.ldm.lightricks.vae.causal_video_autoencoder import VideoVAE
+from comfy.ldm.models.autoencoder import AutoencoderKL
+from comfy.ldm.pixart import pixartms
 from comfyui_perfusion.perfusion_core.captions import captions
 from sentencepiece import SentencePieceTrainer
 
-from random_checkpoint import initialise
+from random_checkpoint import NARROW_VAE, initialise
 
 WIDTH = 64  # of encodings
 PIECES = 350  # in umT5's vocabulary
@@ -37,12 +39,18 @@ LTX = {
     "in_channels": 128, "cross_attention_dim": 96, "attention_head_dim": 32, "num_attention_heads": 3,
     "caption_channels": WIDTH, "num_layers": 4,
 }  # fmt: skip
+PIXART = {
+    "hidden_size": 96, "num_heads": 3, "depth": 4, "caption_channels": WIDTH, "in_channels": 4, "patch_size": 2,
+    "micro_condition": False,
+}  # fmt: skip
 VIDEO = ("wan", "ltx-video")
+PROJECTED = (*VIDEO, "pixart-sigma")  # whose forward projects the text for all layers
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "cosmos-predict2": ("CosmosT2IPredict2", {"image_model": "cosmos_predict2", **MINI_TRAIN_DIT}),
     "anima": ("Anima", {"image_model": "anima", **MINI_TRAIN_DIT}),
     "wan": ("WAN21_T2V", {"image_model": "wan2.1", "in_dim": 16, "out_dim": 16, **WAN}),
     "ltx-video": ("LTXV", {"image_model": "ltxv", **LTX}),
+    "pixart-sigma": ("PixArtSigma", {"image_model": "pixart_sigma", **PIXART}),
 }
 TEXTS = {
     "qwen3_06b_model_config": {
@@ -63,6 +71,14 @@ VAE = {"dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2,
        "temperal_downsample": [False, True, True]}  # fmt: skip
 
 
+def _positions(embed_dim, w, h, pe_interpolation, base_size, of=pixartms.get_2d_sincos_pos_embed_torch, **options):
+    """PixArt's, which the host divides by zero for in pictures of less than 264 pixels."""
+    return of(embed_dim, w=w, h=h, pe_interpolation=pe_interpolation or 1, base_size=base_size or 16, **options)
+
+
+pixartms.get_2d_sincos_pos_embed_torch = _positions
+
+
 def random_family(family: str, seed: int = 0):
     """(MODEL, CLIP, VAE) of the family in fp32."""
     settings, generator = _settings(family), torch.Generator().manual_seed(seed)
@@ -73,6 +89,8 @@ def random_family(family: str, seed: int = 0):
     initialise(clip.cond_stage_model, generator)
     if family == "ltx-video":
         return model, clip, _ltx_vae(generator)
+    if family == "pixart-sigma":
+        return model, clip, _narrow_vae(generator)
     network = initialise(comfy.ldm.wan.vae.WanVAE(**VAE), generator)
     return model, clip, comfy.sd.VAE(sd=network.state_dict())
 
@@ -89,11 +107,18 @@ def random_model(family: str, seed: int = 0):
         model.diffusion_model.llm_adapter = LLMAdapter(WIDTH, WIDTH, WIDTH, num_layers=1, num_heads=2, **parts)
     generator = torch.Generator().manual_seed(seed)
     initialise(model.diffusion_model, generator)
-    if family in VIDEO:
+    if family in PROJECTED:
         for name, parameter in model.diffusion_model.named_parameters():
-            if not name.endswith("weight"):  # biases, and what videos are shifted by
+            if not name.endswith("weight"):  # biases, and what latents are shifted by
                 parameter.normal_(std=0.1, generator=generator)
     return comfy.model_patcher.ModelPatcher(model, cpu, cpu)
+
+
+def empty_latent(model, side: int, frames: int = 1, pictures: int = 1) -> dict[str, torch.Tensor]:
+    """The LATENT that a MODEL of any family starts from."""
+    latent_format = model.get_model_object("latent_format")
+    sizes = (frames, side, side) if latent_format.latent_dimensions == 3 else (side, side)
+    return {"samples": torch.zeros(pictures, latent_format.latent_channels, *sizes)}
 
 
 def _ltx_vae(generator: torch.Generator):
@@ -103,6 +128,11 @@ def _ltx_vae(generator: torch.Generator):
         torch.zeros(128), torch.ones(128),
     )  # fmt: skip
     return comfy.sd.VAE(sd=weights, metadata={"config": json.dumps({"vae": LTX_VAE})})
+
+
+def _narrow_vae(generator: torch.Generator):
+    network = initialise(AutoencoderKL(ddconfig=NARROW_VAE, embed_dim=4), generator)
+    return comfy.sd.VAE(sd=network.state_dict(), config={"params": {"ddconfig": NARROW_VAE, "embed_dim": 4}})
 
 
 def _pieces() -> torch.Tensor:

@@ -13,7 +13,7 @@ from einops import rearrange
 
 import nodes as host_nodes
 import test_whole_families as families
-from random_families import CONFIGS, VIDEO
+from random_families import CONFIGS, VIDEO, empty_latent
 from test_model import NEGATIVE, PROMPT, encode, sample, two_uses
 from test_together import NODES, in_tiles, row_by_row, steered
 
@@ -241,8 +241,8 @@ def test_it_works_in_every_family(made, family):
     model, clip, _ = made(family)
     uses = families.two_uses(model, clip)
     uses = uses if family == "anima" else opened(uses)  # whose random encoder finds all words alike
-    channels, frames = model.get_model_object("latent_format").latent_channels, 3 if family in VIDEO else 1
-    latent = {"samples": torch.zeros(2, channels, frames, 8, 8)}
+    frames = 3 if family in VIDEO else 1
+    latent = empty_latent(model, 8, frames, pictures=2)
     known, plain, apart = apply_to_clip(clip, uses), apply_to_model(model, uses), KeepApart()
     conds = encode(known, families.PROMPT), encode(known, families.NEGATIVE)
     pictures = [

@@ -1,11 +1,13 @@
 """Where words are looked at, against attention computed the slow way, and the pictures beside it."""
 
+import importlib
 import types
 
 import comfy.ldm.modules.attention as host_attention
 import comfy.model_management
 import pytest
 import torch
+from comfy import supported_models
 from comfyui_perfusion.nodes.attention import PerfusionAttentionMap
 from comfyui_perfusion.nodes.demo import PerfusionDemoModel
 from comfyui_perfusion.nodes.host.attention import paint_watched, without_concepts
@@ -13,13 +15,19 @@ from comfyui_perfusion.nodes.host.model import PREFIX, apply_to_model, cross_att
 from comfyui_perfusion.nodes.host.sampling import Sampling
 from comfyui_perfusion.nodes.host.text import apply_to_clip, trigger_places
 from comfyui_perfusion.nodes.host.uses import ConceptUse
+from einops import rearrange
 
+import test_whole_families as families
 from makers import make_concept
 
 SHORT, SHORT_PLACES = "a photo of a <my-toy> beside <MY-TOY> and <my-cup>", {"<my-toy>": [5, 7], "<my-cup>": [9]}
 LONG, LONG_PLACES = " ".join(["red"] * 80) + " <my-toy> and a <my-cup>", {"<my-toy>": [83], "<my-cup>": [86]}
 SETTINGS = {"steps": 2, "cfg": 5.0, "sampler": "euler", "scheduler": "normal", "resolution": 64}
 SAMPLING = Sampling(**SETTINGS)
+NETWORKS = {  # of every family, where its cross-attention calls the host's attention
+    "anima": "cosmos.predict2", "cosmos-predict2": "cosmos.predict2", "wan": "wan.model",
+    "ltx-video": "modules.attention", "pixart-sigma": "pixart.blocks",
+}  # fmt: skip
 CANCEL = comfy.model_management.InterruptProcessingException
 
 
@@ -113,6 +121,35 @@ def test_maps_are_the_mean_of_the_positive_prompts_attention_as_other_nodes_left
     for word, values in maps.items():
         assert values.shape == (2, 64, 64)
         assert torch.allclose(values.double(), expected[word], rtol=1e-4, atol=0)
+
+
+@pytest.mark.skipif(not hasattr(supported_models, "Anima"), reason="this host is older than Anima")
+@pytest.mark.parametrize("family", NETWORKS)
+def test_maps_are_what_attention_makes_of_queries_and_keys_in_every_family(made, family, monkeypatch):
+    """With norms, and without the padding that it is told to leave out."""
+    model, clip, vae = made(family)
+    uses = families.two_uses(model, clip)
+    model, known, shares = apply_to_model(model, uses), apply_to_clip(clip, uses), []
+    network = importlib.import_module(f"comfy.ldm.{NETWORKS[family]}")
+    attention, prompt = network.optimized_attention, "a photo of a <my-dog> and a <my-cup>"
+    places = trigger_places(known.tokenize(prompt))
+
+    def spy(q, k, v, heads, mask=None, skip_reshape=False, **kwargs):
+        if k.shape != q.shape:
+            q_, k_ = (x if skip_reshape else rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k))
+            weights = (q_ @ k_.mT / q_.shape[-1] ** 0.5 + (0.0 if mask is None else mask)).softmax(-1)
+            shares.append([weights[..., own].sum(-1).mean(1) for own in places.values()])  # (batch, spots) each
+        return attention(q, k, v, heads, mask=mask, skip_reshape=skip_reshape, **kwargs)
+
+    monkeypatch.setattr(network, "optimized_attention", spy)
+    sampling = Sampling(1, 1.0, "euler", "simple", 64)  # without guidance: the positive prompt alone
+    _, maps = paint_watched(model, known, vae, sampling, prompt, "", seed=1)
+    assert len(shares) == len(cross_attentions(model))
+    for index, found in enumerate(maps.values()):
+        mean = torch.stack([of_layer[index] for of_layer in shares]).mean(0)
+        square = mean.reshape(1, 1, *[round(mean.numel() ** 0.5)] * 2)
+        expected = torch.nn.functional.interpolate(square, found.shape[1:], mode="bilinear")
+        torch.testing.assert_close(found, expected[0], rtol=1e-4, atol=1e-6)
 
 
 def test_pictures_are_the_stock_ones_bit_for_bit(any_world):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from comfy import supported_models
+from comfy.model_patcher import ModelPatcher
 from comfyui_perfusion.nodes.host.families import FAMILIES, family_of
 from comfyui_perfusion.nodes.host.model import apply_to_model, base_model, cross_attentions, encoding_width
 from comfyui_perfusion.nodes.host.text import ENCODING, KEYS
@@ -12,11 +13,12 @@ from comfyui_perfusion.nodes.host.uses import ConceptUse, stages
 from comfyui_perfusion.perfusion_core import Concept
 
 import nodes as host_nodes
-from random_families import CONFIGS, WIDTH
-from test_model import record, worst_difference
+from random_families import CONFIGS, PIXART, WIDTH, empty_latent, random_model
+from test_model import own_part, record, worst_difference
 
 pytestmark = pytest.mark.skipif(not hasattr(supported_models, "Anima"), reason="this host is older than Anima")
 TOKENS, PADDED = 9, 512
+CPU = torch.device("cpu")
 each_family = pytest.mark.parametrize("family", CONFIGS)
 
 
@@ -28,7 +30,7 @@ def concept(model, seed: int) -> Concept:
         received = family.received(model.model.diffusion_model, encodings, {})
     target, superclass = received if family.in_forward else encodings
     deltas = {
-        layer: 0.5 * torch.randn(attention.to_v.out_features, generator=generator)
+        layer: 0.5 * torch.randn(attention.width, generator=generator)
         for layer, attention in cross_attentions(model).items()
     }
     dual = target / target.square().sum()
@@ -50,7 +52,7 @@ def conditioning(model, uses, seed: int, lock: bool = False):
             encoding[:, 3 + place] = use.concept.token_embeddings["x"]
         if family.name == "ltx-video":
             more["attention_mask"] = torch.ones(1, TOKENS, dtype=torch.int)
-        else:
+        elif family.zero_padded:
             encoding = torch.nn.functional.pad(encoding, (0, 0, 0, PADDED - TOKENS))
     keys = (
         encoding
@@ -77,14 +79,16 @@ def test_keys_and_values_are_the_papers_at_every_layer_and_padding_stays_as_it_i
     seen, forwards = record(apply_to_model(model, uses), positive, negative)
     assert sorted(forwards[0][1]) == [0, 1]  # cond and uncond together
     assert len(seen) == 2 * len(cross_attentions(model)) == 8
-    assert encoding.shape == (1, TOKENS if family == "ltx-video" else PADDED, encoding_width(model))
+    assert encoding.shape == (1, PADDED if family_of(model).zero_padded else TOKENS, encoding_width(model))
     words = {0: encoding[:, :TOKENS], 1: blank[:, :TOKENS]}
     key_words = {0: keys[:, :TOKENS], 1: blank[:, :TOKENS]}
     outputs = {place: output[:, :TOKENS] for place, output in seen.items()}
     assert worst_difference(model, outputs, forwards, words, key_words, uses) < 1e-4
     for (layer, projection), output in seen.items():  # no concept in the padding
-        module = getattr(cross_attentions(model)[layer], projection)
-        torch.testing.assert_close(output[:1, TOKENS:], type(module).forward(module, encoding)[:, TOKENS:])
+        attention = cross_attentions(model)[layer]
+        module = getattr(attention, projection)
+        plain = own_part(attention, projection, type(module).forward(module, encoding))
+        torch.testing.assert_close(output[:1, TOKENS:], plain[:, TOKENS:])
 
 
 @each_family
@@ -93,7 +97,7 @@ def test_a_bypassed_model_gives_the_same_bits(made, family):
     uses = uses_of(model)
     positive, negative = conditioning(model, uses, 3)[0], conditioning(model, [], 4)[0]
     paint = lambda model: host_nodes.common_ksampler(  # noqa: E731
-        model, 7, 2, 3.0, "euler", "simple", positive, negative, {"samples": torch.zeros(1, 16, 1, 4, 4)}
+        model, 7, 2, 3.0, "euler", "simple", positive, negative, empty_latent(model, 4)
     )[0]["samples"]
     before = paint(model)
     patched = paint(apply_to_model(model, uses))
@@ -116,11 +120,22 @@ def test_a_concept_of_another_family_with_the_same_layers_is_refused(made):
         apply_to_model(anima, [ConceptUse(concept(cosmos, 1))])
 
 
+def test_both_kinds_of_pixart_are_told_apart():
+    """Their autoencoders differ, the layers do not."""
+    sizes = {"image_model": "pixart_alpha", **PIXART, "micro_condition": True}
+    alpha = supported_models.PixArtAlpha({**sizes, "dtype": torch.float32})
+    alpha = ModelPatcher(alpha.get_model({}, device=CPU), CPU, CPU)
+    assert base_model(alpha) == "pixart-alpha" and len(cross_attentions(alpha)) == 4
+    with pytest.raises(ValueError, match=r"trained for pixart-sigma.*this model is pixart-alpha"):
+        apply_to_model(alpha, [ConceptUse(concept(random_model("pixart-sigma"), 1))])
+
+
 def test_models_without_text_cross_attention_are_refused_by_name(made):
     model = made("anima")[0].clone()
     model.model = torch.nn.Module()
     with pytest.raises(
-        ValueError, match=r"SD1.x, SD2.x, SDXL, Anima, Cosmos-Predict2, Wan or LTX-Video. This one is Module"
+        ValueError,
+        match=r"SD1.x, .*Anima, Cosmos-Predict2, Wan, LTX-Video, PixArt Alpha or PixArt Sigma. This one is Module",
     ):
         family_of(model)
 

@@ -17,7 +17,7 @@ from comfyui_perfusion.nodes.host.uses import ConceptUse
 
 import nodes as host_nodes
 from random_checkpoint import KINDS, UNET, initialise
-from random_families import CONFIGS, random_model
+from random_families import CONFIGS, empty_latent, random_model
 from test_conditionings import WAYS
 from test_families import WIDTH, concept, conditioning, uses_of
 from test_model import sample
@@ -95,7 +95,9 @@ def both_ways(monkeypatch, projected):
             patch.setattr(kept, "LIMIT", 0)
             assert torch.equal(paint(), found)
         counts.append(len(projected) - counts[0])
-        return found, *(count / (2 * len(cross_attentions(world.model))) for count in counts)
+        layers = cross_attentions(world.model).values()
+        each = len({attention.path(projection) for attention in layers for projection in ("to_k", "to_v")})
+        return found, *(count / each for count in counts)
 
     return painted
 
@@ -158,7 +160,7 @@ def test_other_families_are_projected_once_too(both_ways, family):
     model = random_model(family)
     uses = uses_of(model)
     patched, positive = apply_to_model(model, uses), conditioning(model, uses, 3, lock=True)[0]
-    negative, latent = conditioning(model, [], 4)[0], {"samples": torch.zeros(1, 16, 1, 4, 4)}
+    negative, latent = conditioning(model, [], 4)[0], empty_latent(model, 4)
 
     def paint():
         return host_nodes.common_ksampler(patched, 7, STEPS, 3.0, "euler", "simple", positive, negative, latent)[0][

@@ -37,7 +37,7 @@ def sample(model, positive, negative, steps: int = 1, cfg: float = 5.0, batch: i
 
 
 def record(model, positive, negative, **settings):
-    """Samples once. Gives {layer: (K, V)} as the projections returned them, the context and which chunk is whose."""
+    """Samples once. Gives {(layer, projection): K or V} as returned, the contexts and which chunk is whose."""
     seen, forwards = {}, []
     model = model.clone()
 
@@ -46,11 +46,12 @@ def record(model, positive, negative, **settings):
         handles = []
         for layer, module in cross_attentions(model).items():
             for projection in ("to_k", "to_v"):
-                handles.append(
-                    getattr(module, projection).register_forward_hook(
-                        lambda _, __, output, key=(layer, projection): seen.__setitem__(key, output)
-                    )
-                )
+
+                def keep(_, __, output, layer=layer, module=module, projection=projection):
+                    output = module.family.by_text(output, len(c_crossattn))
+                    seen[layer, projection] = own_part(module, projection, output)
+
+                handles.append(getattr(module, projection).register_forward_hook(keep))
         try:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         finally:
@@ -61,6 +62,11 @@ def record(model, positive, negative, **settings):
     sample(model, positive, negative, **settings)
     comfy.model_management.unload_all_models()  # while this clone lives, which alone can take its patches away
     return seen, forwards
+
+
+def own_part(module, projection: str, tensor: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    """K's or V's part of what there is for both together, in some families."""
+    return tensor.chunk(2, dim)[projection == "to_v"] if module.is_fused else tensor
 
 
 def expected(encoding, keys_encoding, weights_k, weights_v, uses, layer):
@@ -98,11 +104,13 @@ def worst_difference(model, seen, forwards, encodings, key_encodings, uses, weig
     key_rows = torch.cat([key_encodings[i].expand(batch, -1, -1) for i in order])
     worst = 0.0
     for layer, module in cross_attentions(model).items():
-        to_k, to_v = (weight(layer, p, getattr(module, p).weight.float()) for p in ("to_k", "to_v"))
+        to_k, to_v = (
+            weight(layer, p, own_part(module, p, getattr(module, p).weight.float(), 0)) for p in ("to_k", "to_v")
+        )
         wanted = expected(rows, key_rows, to_k, to_v, uses, layer)
         for projection, want in zip(("to_k", "to_v"), wanted, strict=True):
             got, bias = seen[layer, projection], getattr(module, projection).bias
-            want = want if bias is None else want + bias
+            want = want if bias is None else want + own_part(module, projection, bias)
             worst = max(worst, ((got - want).abs().max() / want.abs().max()).item())
     return worst
 

@@ -14,7 +14,7 @@ from einops import rearrange
 
 import nodes as host_nodes
 import test_whole_families as families
-from random_families import CONFIGS, VIDEO
+from random_families import CONFIGS, VIDEO, empty_latent
 from test_model import NEGATIVE, PROMPT, encode, sample, two_uses
 
 LEFT = torch.zeros(1, 16, 16).index_fill_(2, torch.arange(8), 1.0)
@@ -167,8 +167,7 @@ def test_the_mask_holds_for_attention_that_another_node_computes(models):
 def test_masks_work_in_every_family(made, family):
     model, clip, _ = made(family)
     uses = families.two_uses(model, clip)
-    channels, frames = model.get_model_object("latent_format").latent_channels, 3 if family in VIDEO else 1
-    latent = {"samples": torch.zeros(1, channels, frames, 4, 4)}
+    latent = empty_latent(model, 4, frames=3 if family in VIDEO else 1)
 
     def of(*masks):
         shown = masked(uses, *masks)

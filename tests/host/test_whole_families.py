@@ -22,6 +22,7 @@ from comfyui_perfusion.nodes.exchange import PerfusionExportLoRA
 from comfyui_perfusion.nodes.host import text
 from comfyui_perfusion.nodes.host.adapter import loaded_receiver
 from comfyui_perfusion.nodes.host.encoder_covariance import measure_covariance
+from comfyui_perfusion.nodes.host.families import family_of
 from comfyui_perfusion.nodes.host.model import apply_to_model, concepts_on, cross_attentions
 from comfyui_perfusion.nodes.host.text import apply_to_clip
 from comfyui_perfusion.nodes.host.trainee import Subject, open_trainee
@@ -32,15 +33,16 @@ from comfyui_perfusion.nodes.photos import PerfusionLoadPhotos
 from comfyui_perfusion.nodes.sweep import PerfusionSweep
 from comfyui_perfusion.nodes.train import PerfusionTrainConcept
 from comfyui_perfusion.nodes.tune import PerfusionTune
-from comfyui_perfusion.perfusion_core import Training, TrainingSettings
+from comfyui_perfusion.perfusion_core import ConceptSet, Training, TrainingSettings
 from comfyui_perfusion.perfusion_core.captions import TEMPLATES, captions
+from comfyui_perfusion.perfusion_core.concept import OFFSET
 from PIL import Image
 from safetensors.torch import save_file
 
 import nodes as host_nodes
 from comfyui import FRONTEND_ONLY, REPO, to_prompt
 from makers import make_concept, train_node
-from random_families import CONFIGS, VIDEO, random_model
+from random_families import CONFIGS, PROJECTED, VIDEO, WIDTH, empty_latent, random_model
 from test_model import encode, record, sample, worst_difference
 
 pytestmark = pytest.mark.skipif(not hasattr(supported_models, "Anima"), reason="this host is older than Anima")
@@ -51,7 +53,8 @@ SETTINGS = {"steps": 1, "cfg": 3.0, "sampler": "euler", "scheduler": "simple", "
 OF_TEMPLATES = (PerfusionLoadPhotos, PerfusionTrainConcept, PerfusionSaveConcept, PerfusionLoader)
 each_family = pytest.mark.parametrize("family", CONFIGS)
 each_way = pytest.mark.parametrize(  # of training
-    ("family", "offset"), [("anima", False), ("anima", True), ("cosmos-predict2", False), *((it, True) for it in VIDEO)]
+    ("family", "offset"),
+    [("anima", False), ("anima", True), ("cosmos-predict2", False), *((it, True) for it in PROJECTED)],
 )
 
 
@@ -63,7 +66,9 @@ def _outside_a_graph(monkeypatch):
 
 
 def two_uses(model, clip, **settings):
-    dog, cup = make_concept(model, clip, "<my-dog>", "dog", 1), make_concept(model, clip, "<my-cup>", "cup", 2)
+    """The first with locked keys, the second with some freedom."""
+    dog = make_concept(model, clip, "<my-dog>", "dog", 1)
+    cup = make_concept(model, clip, "<my-cup>", "cup", 2).replace(key_freedom=0.3)
     return [ConceptUse(dog, 0.6, 0.15, **settings), ConceptUse(cup, 0.7, 0.1, **settings)]
 
 
@@ -133,7 +138,9 @@ def test_prompts_with_two_concepts_give_the_papers_keys_and_values(made, family,
     keys = half_way(model, known, clip, key_lock)[:, :length]
     outputs = {place: output[:, :length] for place, output in seen.items()}
     assert worst_difference(model, outputs, forwards, {0: words, 1: blank}, {0: keys, 1: blank}, uses) < 1e-4
-    if family not in VIDEO:  # Wan's padding is a projection of zeros (see test_families), LTX-Video's is not looked at
+    if (
+        family not in PROJECTED
+    ):  # Wan's padding is a projection of zeros (see test_families), LTX-Video's is not looked at
         assert not any(output[:, length:].any() for output in (forwards[0][0], *seen.values()))
 
 
@@ -174,7 +181,7 @@ def test_thirty_steps_lower_the_loss_and_leave_the_model_as_it_was(made, family,
         for _ in range(30):
             training.step()
         assert training.evaluate(draws=2) < 0.9 * before
-        assert trainee.wiring.concepts.zero_padded == (family != "ltx-video")
+        assert trainee.wiring.concepts.zero_padded == family_of(model).zero_padded
         start = trainee.superclass_embeddings()
         gradients = [parameter.grad for parameter in training.token_embeddings.values()]
         assert all(gradient.any() for gradient in gradients)  # through encoder and adapter
@@ -258,18 +265,33 @@ def test_videos_follow_the_concept_in_all_frames(made, family):
     model, clip, _ = made(family)
     uses = two_uses(model, clip)
     known, patched = apply_to_clip(clip, uses), apply_to_model(model, uses)
-    channels = model.get_model_object("latent_format").latent_channels
-    video = {"samples": torch.zeros(1, channels, 3, 4, 4)}
+    video = empty_latent(model, 4, frames=3)
     paint = lambda model: host_nodes.common_ksampler(  # noqa: E731
         model, 7, 1, 3.0, "euler", "simple", encode(known, PROMPT), encode(known, ""), video
     )[0]["samples"]
     painted, plain = paint(patched), paint(model)
-    assert painted.shape == (1, channels, 3, 4, 4) and painted.isfinite().all()
+    assert painted.shape == video["samples"].shape and painted.isfinite().all()
     assert ((painted - plain).abs().amax((0, 1, 3, 4)) > 0.001).all()
 
 
-@pytest.mark.parametrize("family", VIDEO)
-def test_what_cannot_be_done_with_a_video_model_says_why(made, family, model_folder):
+def test_texts_of_different_lengths_learn_as_each_alone(made):
+    """PixArt is told of no padding."""
+    model, clip, vae = made("pixart-sigma")
+    sentences = ["a {}", "a photo of a {} on the beach", "a {} in snow"]
+    photos = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    subject = Subject(photos, None, [[sentence] for sentence in sentences], "dog")
+    with open_trainee(model, clip, vae, subject, offset=True) as trainee, torch.no_grad():
+        trainee.wiring.concepts = ConceptSet([make_concept(model, clip, "<my-dog>", "dog")])
+        offset, sigma = {OFFSET: torch.ones(WIDTH)}, torch.tensor([1.0, 5.0, 12.0])
+        x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        together = trainee._denoised(x, sigma, trainee.encode([0, 1, 2], offset))
+        for at in range(3):
+            alone = trainee._denoised(x[at, None], sigma[at, None], trainee.encode([at], offset))
+            torch.testing.assert_close(together[at, None], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", PROJECTED)
+def test_what_cannot_be_done_with_a_large_text_encoder_says_why(made, family, model_folder):
     model, clip, vae = made(family)
     use = ConceptUse(make_concept(model, clip, "<my-dog>", "dog"))
     known = apply_to_clip(clip, [use])

@@ -2,10 +2,13 @@
 
 from .cosmos import ANIMA, COSMOS_PREDICT2
 from .family import Family
+from .pixart import PIXART_ALPHA, PIXART_SIGMA
 from .unet import DEMO, OTHER_UNET, SD1, SD2, SDXL
 from .video import LTX_VIDEO, WAN
 
-FAMILIES = (DEMO, SD1, SD2, SDXL, OTHER_UNET, ANIMA, COSMOS_PREDICT2, WAN, LTX_VIDEO)
+FAMILIES = (
+    DEMO, SD1, SD2, SDXL, OTHER_UNET, ANIMA, COSMOS_PREDICT2, WAN, LTX_VIDEO, PIXART_ALPHA, PIXART_SIGMA,
+)  # fmt: skip
 
 __all__ = ["FAMILIES", "Family", "family_of"]
 

@@ -36,7 +36,8 @@ class Family:
     name: ``base_model`` in concept files. title: for people; empty where only parts of the family may work.
     owns: whether one of the host's BaseModels is of the family, which its class and its configuration's tell.
     attention: matches the module paths of the text cross-attentions below ``diffusion_model.``.
-    projections: what the family calls to_q, to_k and to_v. heads: the attribute with the number of heads.
+    projections: what the family calls to_q, to_k, to_v and to_out. to_k and to_v may be one, which gives keys and,
+    behind them, values. heads: the attribute with the number of heads.
     resolution: pixels on a side of the pictures that the models are made for. texts: names of their text encoders.
     zero_padded: encodings end in rows of zeros, on which no gate may open (see ConceptSet).
     received: what the layers receive of a text encoder's encoding (batch, tokens, d), where something stands between,
@@ -45,6 +46,7 @@ class Family:
     have it done before they sample.
     norms: of to_q and to_k, the attributes with what each head's part goes through before attention, or all heads
     together (whole_norms).
+    in_a_row: whether layers get the encodings of a whole batch in one row, (1, batch tokens, d), all of one length.
     channels: what the model's configuration calls the channels of its latents.
     masked: whether the model is told which tokens are padding.
     offset: whether training learns an offset by itself, since the text encoder is too large to learn through.
@@ -66,12 +68,17 @@ class Family:
     in_forward: bool = False
     norms: Mapping[str, str] = field(default_factory=dict)
     whole_norms: bool = False
+    in_a_row: bool = False
     large: bool = False
     cfg: float = 7.0
     no_export: str = ""
     channels: str = "in_channels"
     masked: bool = False
     offset: bool = False
+
+    def by_text(self, x: Tensor, batch: int) -> Tensor:
+        """What to_k or to_v receives or gives, (batch, tokens, d), also where that is in a row."""
+        return x.reshape(batch, -1, x.shape[-1]) if self.in_a_row else x
 
 
 def made_by(*names: str) -> Callable[[nn.Module], bool]:
