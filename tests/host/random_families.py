@@ -72,7 +72,7 @@ VAE = {"dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2,
 
 
 def _positions(embed_dim, w, h, pe_interpolation, base_size, of=pixartms.get_2d_sincos_pos_embed_torch, **options):
-    """PixArt's, which the host divides by zero for in pictures of less than 264 pixels."""
+    """PixArt's, which the host divides by zero for in pictures of less than 272 pixels."""
     return of(embed_dim, w=w, h=h, pe_interpolation=pe_interpolation or 1, base_size=base_size or 16, **options)
 
 
