@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from unittest import mock
 
+import speed.host  # noqa: F401, starts the host
 import torch
 from speed.models import ANIMA, SD15, SD21, SDXL
 from torch import Tensor, nn

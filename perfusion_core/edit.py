@@ -30,6 +30,7 @@ from einops import einsum
 from torch import Tensor
 
 from .concept import Concept
+from .device import precise, sent
 
 BETA, TEMPERATURE = 0.7, 0.15  # for inference with local key lock; paper and reproductions
 _RANK_TOLERANCE = 1e-6  # below this share of overlap two targets count as the same direction
@@ -77,8 +78,8 @@ class ConceptSet:
         self.free_keys = any(concept.key_outputs is not None for concept in concepts)  # in place of the superclass's
         self.one_input = not self.free_keys and not any(concept.key_freedom for concept in concepts)  # of to_k and to_v
         with torch.inference_mode(False):  # a set may outlive the mode it was made in
-            self._targets = torch.stack([_precise(concept.target_input) for concept in concepts])  # (concepts, d)
-            self._duals = torch.stack([_precise(concept.target_dual) for concept in concepts])  # (concepts, d)
+            self._targets = torch.stack([precise(concept.target_input) for concept in concepts])  # (concepts, d)
+            self._duals = torch.stack([precise(concept.target_dual) for concept in concepts])  # (concepts, d)
             self._energies = einsum(self._targets, self._duals, "j d, k d -> j k")  # E_jk = i*_j · a_k
         self._layers: dict[tuple[Any, ...], Tensor] = {}
         self._on: dict[tuple[Any, ...], _Coefficients] = {}
@@ -141,7 +142,7 @@ class ConceptSet:
         with _full_precision(output.device):
             rows = self._stacked(layer, attribute, output)
             if attribute == "value_deltas" and any(self.placed):
-                gates = gates * ~torch.tensor(self.placed, device=gates.device)
+                gates = gates * self._coefficients(gates).everywhere
             return output + (gates.to(rows.dtype) @ rows).to(output.dtype)
 
     def _stacked(self, layer: str, attribute: str, output: Tensor) -> Tensor:
@@ -156,8 +157,7 @@ class ConceptSet:
         with torch.inference_mode(False):
             rows = torch.stack([torch.zeros_like(like) if vector is None else vector for vector in found])
             rows = rows.to(output.device, torch.promote_types(torch.float32, output.dtype))
-            strengths = torch.tensor(self.strengths, dtype=rows.dtype, device=rows.device)
-            rows = einsum(strengths, rows, "concept, concept d -> concept d")
+            rows = einsum(_numbers(self.strengths, rows), rows, "concept, concept d -> concept d")
         if not rows.requires_grad:  # what is in training changes, and belongs to one graph
             self._layers[place] = rows
         return rows
@@ -168,20 +168,22 @@ class ConceptSet:
         if place in self._on:
             return self._on[place]
         with torch.inference_mode(False):
-            strengths = torch.tensor(self.strengths, dtype=torch.float64)
+            strengths = _numbers(self.strengths, self._targets)
             # sim_j / E_jj and E_jj p: of no scale of C's, which fp32 may not hold
             scale = self._energies.diagonal()[:, None]
-            removal = scale * _removal(self._energies, strengths) if self.joint else torch.diag(strengths)
-            superclasses = torch.stack([_precise(concept.superclass_input) for concept in self.concepts])
+            alone = not self.joint or len(self.concepts) == 1
+            removal = torch.diag(strengths) if alone else scale * _removal(self._energies, strengths)
+            superclasses = torch.stack([precise(concept.superclass_input) for concept in self.concepts])
             added = einsum(strengths, superclasses, "concept, concept d -> concept d")
-            locked = torch.tensor([[concept.key_outputs is None] for concept in self.concepts])
-            held = torch.tensor([[1 - concept.key_freedom] for concept in self.concepts], dtype=torch.float64)
+            locked = _numbers([concept.key_outputs is None for concept in self.concepts], added)[:, None]
+            held = _numbers([1 - concept.key_freedom for concept in self.concepts], added)[:, None]
             coefficients = _Coefficients(
                 duals=(self._duals / scale).to(*place),
                 directions=torch.cat([-removal @ self._targets, added]).to(*place),
                 key_directions=torch.cat([-removal @ (held * self._targets), held * added * locked]).to(*place),
-                betas=torch.tensor(self.betas, dtype=torch.float64).to(*place),
-                temperatures=torch.tensor(self.temperatures, dtype=torch.float64).to(*place),
+                betas=_numbers(self.betas, added).to(*place),
+                temperatures=_numbers(self.temperatures, added).to(*place),
+                everywhere=(1 - _numbers(self.placed, added)).to(*place),
             )
         if not coefficients.directions.requires_grad:  # else it belongs to one graph
             self._on[place] = coefficients
@@ -195,6 +197,7 @@ class _Coefficients:
     key_directions: Tensor  # (2 concepts, d), as far as keys are locked; without s where a concept brings its own keys
     betas: Tensor  # (concepts,)
     temperatures: Tensor  # (concepts,)
+    everywhere: Tensor  # (concepts,), 0 for those of ``placed``, else 1
 
     def similarity(self, e: Tensor) -> Tensor:
         return einsum(e, self.duals, "... d, concept d -> ... concept")
@@ -262,8 +265,9 @@ def _only(words: Tensor | None, weights: Tensor) -> Tensor:
     return weights if words is None else weights * words[..., None]
 
 
-def _precise(tensor: Tensor) -> Tensor:
-    return tensor.cpu().double()  # not every device has float64
+def _numbers(values: Sequence[float], like: Tensor) -> Tensor:
+    """A tensor of the dtype of ``like`` and where it is."""
+    return sent(torch.tensor(values, dtype=like.dtype), like.device)
 
 
 def _per_concept(setting: float | Sequence[float], name: str, concepts: Sequence[Concept]) -> tuple[float, ...]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .concept import Concept, plain_words, trigger_problem
+from .device import sent
 from .edit import ConceptSet
 from .wiring import Wiring
 
@@ -372,13 +373,14 @@ def train_concept(
 def _trigger_encoding(prompts: EncodedPrompts) -> Tensor:
     """(d,), the mean of the trigger's encoding over the prompts."""
     row = torch.arange(len(prompts.encodings), device=prompts.encodings.device)
-    return prompts.encodings[row, prompts.trigger_positions.to(row.device)].float().mean(0)
+    return prompts.encodings[row, sent(prompts.trigger_positions, row.device)].float().mean(0)
 
 
 def _rows(prompts: EncodedPrompts, rows: Tensor) -> EncodedPrompts:
-    rows = rows.to(prompts.encodings.device)
+    positions = prompts.trigger_positions[sent(rows, prompts.trigger_positions.device)]
+    rows = sent(rows, prompts.encodings.device)
     pooled, words = (None if part is None else part[rows] for part in (prompts.pooled, prompts.words))
-    return EncodedPrompts(prompts.encodings[rows], prompts.trigger_positions.to(rows.device)[rows], pooled, words)
+    return EncodedPrompts(prompts.encodings[rows], positions, pooled, words)
 
 
 def _copy(tensor: Tensor) -> Tensor:

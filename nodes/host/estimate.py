@@ -40,7 +40,7 @@ FAMILIES = {
     "sd2": Family(768, 2.27, 0.4, 2.25, 0.23, 1.6),
     "sdxl": Family(1024, 6.31, 2.65, 5.09, 0.473, 5.98, checkpointed=True),
     "anima": Family(1024, 5.01, 1.1, 10.25, 1.36, 17.9, checkpointed=True),
-    "cosmos-predict2": Family(1024, 12.71, 18.0, 18.8, 1.44, 17.9, checkpointed=True),
+    "cosmos-predict2": Family(1024, 12.71, 18.1, 9.85, 1.36, 17.9, checkpointed=True),
     "demo": Family(96, 0.06, 0.01, 0.01, 0.01, 0.00076),
 }
 _DEFAULT_SIZES = {"sd2": 512}  # where it is not the family's own

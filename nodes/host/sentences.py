@@ -50,6 +50,7 @@ class ReadAnew:
         """With ``learned`` where triggers stand; a tokenizer without an encoder has superclass words there."""
         self._tokenize(sentences)
         rows = [self._tokens[sentence] for sentence in sentences]
+        longest = {name: max(row.words[name] for row in rows) for name in rows[0].words}
         tokens = {
             name: [
                 [learned[name] if name in learned and hasattr(token, TRIGGER) else token for token in row.tokens[name]]
@@ -57,7 +58,10 @@ class ReadAnew:
             ]
             for name in rows[0].tokens
         }
+        tokens = {name: [row[: longest[name]] for row in own] for name, own in tokens.items()}
         encodings, pooled = text.encode_rows(self._clip, tokens, self._received)
+        missing = max(row.length for row in rows) - encodings.shape[1]
+        encodings = pad(encodings, (0, 0, 0, max(missing, 0)))  # an adapter may have made more
         pooled = None if pooled is None else pooled.to(self._device)
         return EncodedPrompts(encodings.to(self._device), _positions(rows), pooled)
 
@@ -73,7 +77,7 @@ class ReadOnce:
         self._rows: dict[str, tuple[_Tokens, Tensor, Tensor | None]] = {}
         for sentence, row in zip(sentences, _tokenized(clip, sentences, superclass, {}), strict=True):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            tokens = {name: [unpadded(clip.tokenizer, name, own)] for name, own in row.tokens.items()}
+            tokens = {name: [own[: row.words[name]]] for name, own in row.tokens.items()}
             with torch.no_grad():
                 encoding, pooled = text.encode_rows(clip, tokens)
             self._rows[sentence] = row, encoding.cpu(), pooled if pooled is None else pooled.cpu()
@@ -118,6 +122,7 @@ class ReadOnce:
 @dataclass(frozen=True)
 class _Tokens:
     tokens: Mapping[str, list]  # per tokenizer
+    words: Mapping[str, int]  # how many of these have to be encoded: with the end, without padding that becomes zeros
     position: int | None  # of the trigger, in what layers receive
     place: int | None  # of the trigger, in the text encoder's output
 
@@ -145,5 +150,6 @@ def _tokenized(clip, sentences: Sequence[str], superclass: str, embeddings: Mapp
                 f"The text encoder takes 75 tokens and does not see the trigger in {sentence!r}. Shorten it."
             )
         tokens = {name: [token[0] for token in section] for name, section in sections.items()}
-        found.append(_Tokens(tokens, *(next(iter(at), None) for at in (positions, places))))
+        words = {name: len(unpadded(clip.tokenizer, name, own)) for name, own in tokens.items()}
+        found.append(_Tokens(tokens, words, *(next(iter(at), None) for at in (positions, places))))
     return found

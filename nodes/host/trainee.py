@@ -14,6 +14,7 @@ from comfy.k_diffusion.sampling import sample_dpmpp_2m
 from torch import Tensor
 
 from ...perfusion_core import Concept, ConceptSet, EncodedPrompts, Wiring, draw_timesteps, masked_mse
+from ...perfusion_core.device import sent
 from . import text
 from .adapter import network_dtype, receiver
 from .families import family_of
@@ -102,14 +103,15 @@ class ComfyTrainee:
         """
         comfy.model_management.throw_exception_if_processing_interrupted()
         sampling = self._model.model_sampling
-        x0 = self._latents[photos.to(self._device)]
+        photos = sent(photos, self._device)
+        x0 = self._latents[photos]
         length = len(sampling.sigmas)  # 1000 mostly; LCM has 50
         timesteps = draw_timesteps(len(photos), length, generator, length * self._min_timestep // 1000)
-        sigma = sampling.sigmas.to(self._device)[timesteps.to(self._device)]
-        noise = torch.randn(x0.shape, generator=generator).to(x0)
+        sigma = sampling.sigmas.to(self._device)[sent(timesteps, self._device)]
+        noise = sent(torch.randn(x0.shape, generator=generator), self._device)
         denoised = self._denoised(sampling.noise_scaling(sigma, noise, x0), sigma, prompts)
         scale = sampling.calculate_denoised(sigma, torch.ones_like(x0[:, :1]), torch.zeros_like(x0[:, :1]))
-        masks = None if self._masks is None else self._masks[photos.to(self._device)]
+        masks = None if self._masks is None else self._masks[photos]
         return masked_mse(denoised.float() / scale, x0 / scale, masks, self._unmasked_weight)
 
     @torch.no_grad()

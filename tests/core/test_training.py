@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from perfusion_core import (
     Concept,
@@ -19,6 +21,7 @@ from perfusion_core import (
     Training,
     TrainingSettings,
     draw_timesteps,
+    edit,
     load_concept,
     load_training,
     save_concept,
@@ -28,7 +31,7 @@ from perfusion_core import (
 from perfusion_core.concept import plain_words
 
 from .makers import same_bits
-from .tiny import TEMPLATE_AT, TinyTrainee
+from .tiny import DIM, TEMPLATE_AT, TinyTrainee
 
 QUICK = TrainingSettings(steps=4, batch_size=4, accumulation=2)
 SUBJECT = ("<thing>", "thing", "tiny")
@@ -429,6 +432,38 @@ def test_an_interrupted_step_is_as_if_it_had_not_begun(at: int) -> None:
         training.step()
         training.step()
     assert_same_concept(training.concept(), train(TinyTrainee()))
+
+
+class OnDevice(TinyTrainee):
+    """Its tensors have no contents: whoever would read one, which on a GPU means to wait for it, gets an error."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.float32)
+        self.net.to("meta")
+        for name in ("vocabulary", "places", "mixing", "latents"):
+            setattr(self, name, getattr(self, name).to("meta"))
+
+    def loss(self, photos: Tensor, prompts: EncodedPrompts, generator: torch.Generator) -> Tensor:
+        self.wiring.prepare(prompts.encodings)
+        return self.net(self.latents[:1].expand(len(photos), -1, -1, -1), prompts.encodings).square().mean()
+
+
+class NoWaitingCopies(TorchDispatchMode):
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):  # type: ignore[no-untyped-def]
+        result, options = operation(*arguments, **(options or {})), options or {}
+        if operation is torch.ops.aten._to_copy.default and result.device != arguments[0].device:
+            assert options.get("non_blocking"), "this copy waits for the device"
+        return result
+
+
+@pytest.mark.parametrize("target_gradient", [False, True])
+def test_a_micro_batch_never_waits_for_its_device(target_gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edit, "_full_precision", lambda device: nullcontext())  # autocast knows no such device
+    trainee = OnDevice()
+    settings = dataclasses.replace(QUICK, target_gradient=target_gradient)
+    training = Training(trainee, torch.eye(DIM), *SUBJECT, settings)
+    with trainee.wiring, NoWaitingCopies():
+        training._micro_batch().backward()
 
 
 def test_on_step_is_called_after_each_step() -> None:

@@ -112,7 +112,8 @@ class TinyTrainee:
             for number in templates
         ]
         x = torch.stack(rows) + self.places
-        before = x.cumsum(1) / torch.arange(1, 6, dtype=self.dtype)[:, None]  # each token sees those before it
+        counts = torch.arange(1, 6, dtype=self.dtype, device=x.device)
+        before = x.cumsum(1) / counts[:, None]  # each token sees those before it
         positions = torch.tensor([TEMPLATES[number].index(TRIGGER) for number in templates])
         return EncodedPrompts(torch.tanh((x + before) @ self.mixing / 4), positions)
 

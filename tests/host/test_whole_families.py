@@ -191,6 +191,20 @@ def test_thirty_steps_lower_the_loss_and_leave_the_model_as_it_was(made, family,
         assert all(getattr(m.forward, "__func__", None) is type(m).forward for m in network.modules())
 
 
+@pytest.mark.parametrize("family", ["anima", "cosmos-predict2"])
+def test_a_training_encodes_no_padding_and_hands_on_what_the_host_does(made, family):
+    model, clip, vae = made(family)
+    subject = Subject(torch.rand(1, 64, 64, 3), None, [["a {}", "a photo of a {} in snow"]], "dog")
+    (encoder,), read = text.encoders(clip).values(), []
+    listening = encoder.register_forward_pre_hook(lambda _, inputs: read.extend(map(len, inputs[0])))
+    with open_trainee(model, clip, vae, subject) as trainee:
+        got = trainee.encode([0, 1], trainee.superclass_embeddings()).encodings
+    listening.remove()
+    assert max(read) < 20
+    want = [text.encoding_of_layers(clip, clip.tokenize(it), model) for it in ("a dog", "a photo of a dog in snow")]
+    torch.testing.assert_close(got, torch.cat(want), rtol=1e-4, atol=1e-5)
+
+
 @each_way
 def test_checkpointing_learns_the_same(made, family, offset):
     model, clip, vae = made(family)
