@@ -190,7 +190,7 @@ def test_every_method_learns_and_what_it_paints_counts_for_whom_it_shows(tmp_pat
     run(REPORT, tmp_path)
     run(SEVERAL, tmp_path)
     figures = json.loads((tmp_path / "docs" / "quality.json").read_text())
-    assert len(figures["hypervolume"]) == 11 and set(figures["demo_model"]) >= {"class", "place", "colour", "two"}
+    assert len(figures["hypervolume"]) == 12 and set(figures["demo_model"]) >= {"class", "place", "colour", "two"}
     assert set(figures["mixing"]) > {"perfusion", "lora, rank 4", "genuine scenes"}
     for page in ("quality.md", "quality-methods.md", "several.md"):
         text = (tmp_path / "docs" / page).read_text(encoding="utf-8")
