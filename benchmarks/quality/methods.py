@@ -23,7 +23,7 @@ from benchmarks.world.places import PLACES
 from benchmarks.world.pool import ODD_WORD
 from benchmarks.world.scenes import NAMES, described, scene
 from benchmarks.world.teach import MIN_TIMESTEP, OUTSIDE, SETTINGS, Photos
-from perfusion_core import Concept, ConceptSet, Training, TrainingSettings, Wiring, cross_attention_layers
+from perfusion_core import Concept, ConceptSet, Training, TrainingSettings
 from perfusion_core.captions import TEMPLATES
 from perfusion_core.concept import OFFSET
 
@@ -79,8 +79,11 @@ class LearnedConcepts:
             classes = [concept.superclass for concept in self.concepts]
             plain, _ = painter.encode([filled(sentence, classes) for sentence in sentences], {})
             keys = encodings.lerp(plain, self.key_lock)
-        kind = ConceptSet(self.concepts, setting) if self.gated else UngatedSet(self.concepts, strengths=setting)
-        with Wiring(painter.unet, cross_attention_layers(painter.unet), kind) as wiring:
+        if self.gated:
+            kind = ConceptSet(self.concepts, setting, zero_padded=painter.zero_padded)
+        else:
+            kind = UngatedSet(self.concepts, strengths=setting)
+        with painter.wiring(kind) as wiring:
             return painter.paint(encodings, seed, wiring, keys)
 
 
@@ -194,7 +197,7 @@ class _Run:
             encoding, _ = self.painter.encode(sentences, {self.task.trigger: self.embedding})
             if adam is not None:
                 adam.zero_grad()
-            yield step, self.painter.loss(unet, latents, masks, encoding.bfloat16(), self.generator)
+            yield step, self.painter.loss(unet, latents, masks, encoding, self.generator)
             if adam is not None:
                 adam.step()
 
@@ -227,7 +230,8 @@ class TextualInversion:
 
 @dataclass(frozen=True)
 class Lora:
-    """A low-rank change of to_k and to_v beside a new word before the superclass; its strength is swept."""
+    """A low-rank change of what ``painter.adapted`` names, beside a new word before the superclass; its strength is
+    swept."""
 
     rank: int
     rate: float = 0.0005
@@ -237,11 +241,7 @@ class Lora:
     def __call__(self, painter: Painter, task: Task, seed: int) -> LearnedWeights:
         phrase = f"{task.trigger} {task.superclass}"
         run = _Run(painter, task, seed, phrase, task.superclass, self.batch, self.embedding_rate)
-        modules = {
-            f"{layer}.{projection}": painter.unet.get_submodule(f"{layer}.{projection}")
-            for layer in cross_attention_layers(painter.unet)
-            for projection in ("to_k", "to_v")
-        }
+        modules = {name: painter.unet.get_submodule(name) for name in painter.adapted()}
         down, up, hooks = {}, {}, []
         for name, module in modules.items():
             rows, columns = module.weight.shape

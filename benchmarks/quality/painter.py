@@ -20,7 +20,7 @@ from benchmarks.world.pool import FIRST, encoded, planned
 from benchmarks.world.sampling import paint
 from benchmarks.world.scenes import NAMES, Scene, caption, scene
 from benchmarks.world.teach import CAPTIONS, PHOTOS, Model
-from perfusion_core import Covariance, Wiring
+from perfusion_core import Covariance, Wiring, cross_attention_layers
 
 STEPS, GUIDANCE = 12, 2.5
 
@@ -43,6 +43,11 @@ class Painter(Model):
         """(d,), the input embedding of a word of one token."""
         (row,) = self.text.vocabulary.of(word)
         return self.text.table.weight[row].clone()
+
+    def adapted(self) -> list[str]:
+        """The names of the linear layers that a LoRA changes."""
+        layers = cross_attention_layers(self.unet).values()
+        return [name for projections in layers for name in projections]
 
     @cached_property
     def inverse_covariance(self) -> Tensor:

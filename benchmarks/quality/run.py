@@ -84,8 +84,8 @@ def methods(trained) -> dict[str, Method]:
 
 
 class Bench:
-    def __init__(self, folder: Path, model: Path):
-        self.folder, self.painter = folder, Painter(model)
+    def __init__(self, folder: Path, painter: Painter):
+        self.folder, self.painter = folder, painter
         for kind in ("learned", "painted"):
             (folder / kind).mkdir(parents=True, exist_ok=True)
 
@@ -250,7 +250,7 @@ def _open(folder: Path, model: Path) -> None:
     global _bench
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    _bench = Bench(folder, model)
+    _bench = Bench(folder, Painter(model))
 
 
 def _alone(number: int, seeds: Sequence[int], labels: Sequence[str]) -> None:

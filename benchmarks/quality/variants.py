@@ -1,4 +1,4 @@
-"""Perfusion without one of its parts, for the ablations: no gate, keys that are trained, an offset for a word."""
+"""Perfusion in other forms, for the ablations: no gate, trained keys, an offset for a word, no word of its own."""
 
 from __future__ import annotations
 
@@ -54,6 +54,17 @@ class FreeKeyTraining(Training):
 class UngatedTraining(Training):
     def _concept_set(self, target: Tensor) -> ConceptSet:
         return UngatedSet([self._live_concept(target)])
+
+
+class PlainWordTraining(Training):
+    """Trains values alone: the trigger is read as its superclass, so its keys are the superclass's."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.token_embeddings = {name: e.detach() for name, e in self.token_embeddings.items()}
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return {f"value_delta.{layer}": delta for layer, delta in self.value_deltas.items()}
 
 
 class OffsetPhotos(Photos):

@@ -178,7 +178,8 @@ def plain_attention(
     if (zeros := (transformer_options or {}).get("zeros")) and k.shape[1] != q.shape[1]:
         mask = F.pad(q.new_zeros(k.shape[1] - 1), (0, 1), value=math.log(zeros))
     if not skip_reshape:
-        q, k, v = (x.view(x.shape[0], -1, heads, x.shape[-1] // heads).transpose(1, 2) for x in (q, k, v))
+        width = q.shape[-1] // heads  # v may have its heads apart already
+        q, k, v = (x.view(x.shape[0], -1, heads, width).transpose(1, 2) for x in (q, k, v))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     out = torch.softmax(scores if mask is None else scores + mask, -1, dtype=scores.dtype) @ v
     return out if skip_output_reshape else out.transpose(1, 2).flatten(2)

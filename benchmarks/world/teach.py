@@ -37,7 +37,7 @@ from perfusion_core.captions import TEMPLATES
 
 from .individuals import CLASSES, Individual, individual
 from .judge import trained_judge
-from .networks import END, TextEncoder, Vocabulary, as_pictures, make_unet
+from .networks import END, TextEncoder, Vocabulary, as_pictures, make_unet, shortened
 from .oracle import verdict
 from .places import PLACES
 from .pool import FIRST, Pool, encoded, planned
@@ -54,6 +54,8 @@ OUTSIDE, MIN_TIMESTEP = 0.3, 250  # what counts off the masks; the least timeste
 
 class Model:
     """The networks as far as they are trained, frozen: the text encoder fp32, the others bf16."""
+
+    zero_padded = False  # whether a norm behind the keys makes whole ones of zeros (see ConceptSet)
 
     def __init__(self) -> None:
         self.vae, vocabulary = trained_vae(), Vocabulary()
@@ -74,6 +76,9 @@ class Model:
             words = torch.where((rows == -1 - NAMES.index(name))[..., None], embedding, words)
         return self.text.encode(words, (rows != END).sum(1)), (rows == -1).float().argmax(1)
 
+    def wiring(self, concepts: ConceptSet | None = None) -> Wiring:
+        return Wiring(self.unet, cross_attention_layers(self.unet), concepts)
+
     def covariance(self) -> Covariance:
         """Of the encodings of captions' words, names included."""
         covariance, random = Covariance(self.text.table.embedding_dim), np.random.default_rng(12)
@@ -86,16 +91,19 @@ class Model:
         return covariance
 
     def loss(
-        self, unet, latents: Tensor, masks: Tensor, context: Tensor, generator: torch.Generator,
-        outside: float = OUTSIDE, least: int = MIN_TIMESTEP,
+        self, unet, latents: Tensor, masks: Tensor, encodings: Tensor, generator: torch.Generator,
+        outside: float = OUTSIDE, least: int = MIN_TIMESTEP, wiring: Wiring | None = None,
     ) -> Tensor:  # fmt: skip
-        """The masked error of the velocity, a scalar, at timesteps from ``least`` on; context (batch, 77, d), bf16."""
+        """The masked error of the velocity, a scalar, at timesteps from ``least`` on; encodings (batch, 77, d)."""
+        context, options = shortened(encodings.bfloat16())
+        if wiring is not None:
+            wiring.prepare(context)
         timesteps = draw_timesteps(len(latents), TIMESTEPS, generator, least)
         noise = torch.randn(latents.shape, generator=generator)
         alpha = ALPHAS[timesteps][:, None, None, None]
         noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).bfloat16()
         velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
-        predicted = unet(noisy, timesteps, context, transformer_options={}).float()
+        predicted = unet(noisy, timesteps, context, transformer_options=options).float()
         return masked_mse(predicted, velocity, masks, outside)
 
     def latents(self, pictures: Sequence[np.ndarray]) -> Tensor:
@@ -118,7 +126,7 @@ class Photos:
         masks = torch.from_numpy(np.stack([shown.masks[0] for shown in scenes])).float()[:, None] / 255
         self.masks = F.avg_pool2d(masks, 8)
         self.templates = [list(range(len(TEMPLATES)))] * len(scenes)
-        self.wiring = Wiring(model.unet, cross_attention_layers(model.unet))
+        self.wiring, self.zero_padded = model.wiring(), model.zero_padded
 
     def superclass_embeddings(self) -> dict[str, Tensor]:
         (row,) = self.model.text.vocabulary.of(self.kind)
@@ -129,10 +137,9 @@ class Photos:
         return EncodedPrompts(*self.model.encode(sentences, {TRIGGER: token_embeddings["l"]}))
 
     def loss(self, photos: Tensor, prompts: EncodedPrompts, generator: torch.Generator) -> Tensor:
-        context = prompts.encodings.bfloat16()
-        self.wiring.prepare(context)
         latents, masks = self.latents[photos], self.masks[photos]
-        return self.model.loss(self.model.unet, latents, masks, context, generator, *self._chosen)
+        given = latents, masks, prompts.encodings, generator
+        return self.model.loss(self.model.unet, *given, *self._chosen, self.wiring)
 
 
 def main() -> None:
@@ -190,7 +197,7 @@ def painted(
         "by its name": paint(model.unet, named, untold, seed),
     }
     for beta in betas:
-        with Wiring(model.unet, cross_attention_layers(model.unet), ConceptSet([concept], beta)) as wiring:
+        with model.wiring(ConceptSet([concept], beta)) as wiring:
             ways[f"beta {beta}"] = paint(model.unet, own, untold, seed, wiring=wiring)
     return ways
 

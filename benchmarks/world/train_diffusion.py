@@ -95,16 +95,20 @@ def main() -> None:
             show(training, vae, pool)
 
 
-def denoising_loss(unet, encoding: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+def denoising_loss(unet, encoding: Tensor, batch: Batch, generator: torch.Generator, teacher=None) -> Tensor:
+    """teacher: a trained model, whose prediction is then the aim in place of the noise's own velocity."""
     count = len(batch.latents)
     logits = MIDDLE + SPREAD * torch.randn(count, generator=generator)
     timesteps = (TIMESTEPS * logits.sigmoid()).long().clamp_max(TIMESTEPS - 1)
     noise = torch.randn(batch.latents.shape, generator=generator)
     alpha = ALPHAS[timesteps][:, None, None, None]
-    noisy = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * noise
+    noisy = (alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * noise).to(encoding.dtype)
     velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * batch.latents
     context, options = shortened(encoding)
-    predicted = unet(noisy.to(encoding.dtype), timesteps, context, transformer_options=options).float()
+    if teacher is not None:
+        with torch.no_grad():
+            velocity = teacher(noisy, timesteps, context, transformer_options=options).float()
+    predicted = unet(noisy, timesteps, context, transformer_options=options).float()
     return ((1 + ON_THINGS * batch.masks) * (predicted - velocity) ** 2).mean()
 
 

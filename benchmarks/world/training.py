@@ -59,7 +59,7 @@ class Training:
         rate = self.rate * share_of_rate
         self.adam.param_groups[0]["lr"] = rate
         self.adam.step()
-        self.muon.step(rate)
+        self.muon.step(rate, self._threads)
         self.steps += 1
         with torch.no_grad():
             for weights in self.weights:
@@ -102,16 +102,20 @@ class Muon:
         self.weights, self.momenta = weights, [torch.zeros_like(w) for w in weights]
 
     @torch.no_grad()
-    def step(self, rate: float) -> None:
+    def step(self, rate: float, threads: ThreadPoolExecutor) -> None:
         alike = defaultdict(list)
         for weight, momentum in zip(self.weights, self.momenta, strict=True):
             if weight.grad is not None:
                 momentum.lerp_(weight.grad, 1 - _MOMENTUM)
                 alike[weight.flatten(1).shape].append((weight, torch.lerp(weight.grad, momentum, _MOMENTUM)))
-        for shape, pairs in alike.items():
-            steps = orthogonal(torch.stack([step.flatten(1) for _, step in pairs]))
+        for pairs, steps in zip(alike.values(), threads.map(_orthogonal_steps, alike.values()), strict=True):
             for (weight, _), step in zip(pairs, steps, strict=True):
-                weight.mul_(1 - rate * _DECAY).add_(step.view_as(weight), alpha=-0.2 * rate * max(shape) ** 0.5)
+                size = 0.2 * rate * max(step.shape) ** 0.5
+                weight.mul_(1 - rate * _DECAY).add_(step.view_as(weight), alpha=-size)
+
+
+def _orthogonal_steps(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    return orthogonal(torch.stack([step.flatten(1) for _, step in pairs]))
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ evaluation.OTHERS, run.CARD_PROMPTS, judging.CARD_PROMPTS, judging.SHOWN = 20, 2
 judges.TRAINED.parent.mkdir(parents=True)
 torch.save(judges.Judge().state_dict(), judges.TRAINED)
 
-bench = run.Bench(Path("found"), Path("model.safetensors"))
+bench = run.Bench(Path("found"), painter.Painter(Path("model.safetensors")))
 before = {name: weight.clone() for name, weight in bench.painter.unet.state_dict().items()}
 known = run.methods(bench.locked_concept)
 for label, method in known.items():

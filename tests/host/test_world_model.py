@@ -148,6 +148,77 @@ for prompt in prompts:
         assert left.shape != one.shape or len(prompt.things) > 1 or one.shape not in words
 """
 
+VALUES = """
+import types
+import torch.nn.functional as F
+from benchmarks.quality.variants import PlainWordTraining
+from benchmarks.world import teach, transformers
+from perfusion_core import ConceptSet, EncodedPrompts, TrainingSettings
+model = transformers.make_transformer("joint").double().requires_grad_(False)
+for parameter in model.parameters():
+    if not parameter.any():
+        torch.nn.init.normal_(parameter, std=0.05)
+noisy, times = torch.randn(2, *networks.LATENT).double(), torch.tensor([100.0, 800.0])
+target, sentences = torch.randn_like(noisy), ["a photo of <one> on the beach", "a photo of <one>"]
+bear = text.table.weight[vocabulary.of("bear")[0]].detach()
+
+class Trainee:
+    templates, zero_padded, wiring = [[0], [1]], True, transformers.ValueWiring(model)
+    def superclass_embeddings(self):
+        return {"l": bear}
+    def encode(self, templates, embeddings):
+        texts, new = [sentences[template] for template in templates], {"<one>": embeddings["l"]}
+        encodings, places = teach.Model.encode(types.SimpleNamespace(text=text), texts, new)
+        return EncodedPrompts(encodings[:, :8].double(), places)
+    def loss(self, photos, prompts, generator):
+        self.wiring.prepare(prompts.encodings)
+        return F.mse_loss(model(noisy[photos], times[photos], prompts.encodings), target[photos])
+
+trainee = Trainee()
+training = PlainWordTraining(trainee, torch.eye(192), "<one>", "bear", "demo", TrainingSettings(accumulation=1))
+with trainee.wiring:
+    training.step()
+concept = training.concept()
+assert torch.equal(concept.token_embeddings["l"], bear)
+assert len(concept.value_deltas) == transformers.BLOCKS and all(d.any() for d in concept.value_deltas.values())
+
+context, words = trainee.encode([0], {"l": bear}).encodings, vocabulary.rows(["a photo of bear on the beach"])
+torch.testing.assert_close(context, text(words, attributes[:1], class_rows[:1])[:, :8].double())  # its superclass word
+given = noisy[:1], times[:1], context
+plain, seen = model(*given), {}
+linears = {name: part for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+for name, part in linears.items():
+    part.register_forward_hook(lambda part, given, out, name=name: seen.__setitem__(name, (given[0], out)))
+model(*given)
+before, wiring = dict(seen), transformers.ValueWiring(model, ConceptSet([concept], 0.95, 1e-3, zero_padded=True))
+with wiring:
+    wiring.prepare(context)
+    edited = model(*given)
+after = dict(seen)
+assert (edited - plain).abs().max() > 1e-4 and torch.equal(model(*given), plain)
+at = words[0].tolist().index(vocabulary.of("bear")[0])
+for name, part in linears.items():
+    x, out = after[name]
+    wanted = F.linear(x, part.weight, part.bias)
+    if name.endswith("context_block.attn.qkv"):
+        wanted[:, at, -transformers.WIDTH :] += concept.value_deltas[name.removesuffix(".context_block.attn.qkv")]
+    torch.testing.assert_close(out, wanted, rtol=0, atol=1e-12)
+for name in ("context_embedder", "joint_blocks.0.context_block.attn.qkv", "joint_blocks.0.x_block.attn.qkv"):
+    assert torch.equal(after[name][0], before[name][0])  # nothing ahead of the first values is touched
+assert not torch.equal(after["joint_blocks.0.x_block.attn.proj"][0], before["joint_blocks.0.x_block.attn.proj"][0])
+
+cross = transformers.make_transformer("cross")
+cross(noisy.float(), times, encoding[:, :8].detach()).square().mean().backward()
+assert cross.final_layer.linear.weight.grad.shape == (64, transformers.WIDTH)
+"""
+
+
+def test_values_alone_change_nothing_but_the_values_of_the_word(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-c", START + VALUES, str(REPO)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+
 
 def test_the_networks_do_what_training_takes_for_granted(tmp_path):
     checks = "".join((START, NAMES, SHORTENED, READING, EXPORT, JUDGE))
