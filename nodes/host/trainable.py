@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from comfy import quant_ops
 from comfy.ldm.common_dit import rms_norm
+from comfy.ldm.flux import math as flux_math
 from comfy.ldm.modules import attention
 from comfy.ldm.pixart import blocks as pixart
 from torch import Tensor, nn
@@ -104,18 +105,20 @@ def attention_options() -> dict:
 @contextmanager
 def rotation_with_backward() -> Iterator[None]:
     """Comfy Kitchen's rotary embeddings have no backward; for a while the same in plain PyTorch stands in."""
-    kitchen, before = getattr(quant_ops, "ck", None), {}
+    kitchen, before = getattr(quant_ops, "ck", None), []
     if kitchen is not None:
         from comfy_kitchen.backends.eager import rope
 
-        before = {name: getattr(kitchen, name) for name in _ROTATIONS if hasattr(kitchen, name) and hasattr(rope, name)}
-        for name in before:
-            setattr(kitchen, name, getattr(rope, name))
+        for owner, mark in ((kitchen, ""), (flux_math, "q_")):  # where older hosts hold on to two of them
+            for name in _ROTATIONS:
+                if hasattr(owner, mark + name) and hasattr(rope, name):
+                    before.append((owner, mark + name, getattr(owner, mark + name)))
+                    setattr(owner, mark + name, getattr(rope, name))
     try:
         yield
     finally:
-        for name, function in before.items():
-            setattr(kitchen, name, function)
+        for owner, name, function in before:
+            setattr(owner, name, function)
 
 
 @contextmanager
