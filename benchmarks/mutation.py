@@ -79,10 +79,11 @@ class _Mutants:
         report = json.loads(file.read_text()) if file.exists() else {"seconds": {}, "mutants": {}}
         sources = {name: (REPO / f"perfusion_core/{name}.py").read_text() for name in MODULES}
         tests = {name: _tests(self.asked.coverage, name, session.items) for name in MODULES}
+        used = set().union(*(some for lines in tests.values() for some in lines.values()))
+        items = [item for item in session.items if item.nodeid in used]
         if not report["seconds"]:
-            used = set().union(*(some for lines in tests.values() for some in lines.values()))
-            report["seconds"] = _seconds([item for item in session.items if item.nodeid in used], file)
-        items = sorted(session.items, key=lambda item: report["seconds"].get(item.nodeid, 0))
+            report["seconds"] = _seconds(items, file)
+        items.sort(key=lambda item: report["seconds"].get(item.nodeid, 0))
 
         every = [(name, number) for name in MODULES for number in range(len(list(_places(ast.parse(sources[name])))))]
         random.Random(0).shuffle(every)
@@ -208,8 +209,7 @@ def _is_noticed(
         if _put_in(importlib.import_module(f"perfusion_core.{name}"), code):
             last = max(known for known in tests if known <= line)  # statements of several lines are known by some
             return _run([item for item in items if item.nodeid in tests[last]])
-        used = set().union(*tests.values())
-        return _run_afresh(name, code, [item.nodeid for item in items if item.nodeid in used])
+        return _run_afresh(name, code, [item.nodeid for item in items])
 
     status = _in_copy(run)
     return None if status == BROKEN else status != PASSED
