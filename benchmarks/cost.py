@@ -39,7 +39,7 @@ from comfyui_perfusion.perfusion_core import load_concept, save_concept
 from speed.clock import in_turn, timed
 from speed.forwards import Prompts, clocked, measure, table, ways
 from speed.models import KINDS, SD15, TOKENS, clip_l, random_concepts, random_model
-from speed.training import NETWORK, OURS, training_steps
+from speed.training import NETWORK, OURS, RandomVAE, training_steps
 
 from random_checkpoint import SHALLOW_TEXT
 
@@ -140,8 +140,8 @@ def growth_rows(options) -> Iterator[dict[str, Any]]:
 def training_rows(options) -> Iterator[dict[str, Any]]:
     dtype, tiny = getattr(torch, options.dtype), options.tiny
     model = random_model("sd1", dtype, **({"model_channels": 32} if tiny else {}))
-    clip = clip_l(dtype, **(SHALLOW_TEXT if tiny else {}))
-    with training_steps(model, clip, options.size, options.batch) as steps:
+    clip, vae = clip_l(dtype, **(SHALLOW_TEXT if tiny else {})), RandomVAE(dtype=dtype, channels=32 if tiny else 128)
+    with training_steps(model, clip, vae, options.size, options.batch) as steps:
         times = in_turn(steps, options.rounds)
         clock = 0 if torch.cuda.is_available() else 1
         for name in steps:

@@ -111,6 +111,19 @@ def clip_l(dtype: torch.dtype = torch.float32, **options: Any):
     return clip
 
 
+def photo_encoder(dtype: torch.dtype = torch.float32, channels: int = 128) -> nn.Module:
+    """The part of SD1.5's VAE that encodes photos, likewise: (n, 3, h, w) to moments (n, 8, h / 8, w / 8)."""
+    import comfy.model_management
+    from comfy.ldm.modules.diffusionmodules.model import Encoder
+
+    encoder = Encoder(
+        ch=channels, out_ch=3, ch_mult=(1, 2, 4, 4), num_res_blocks=2, attn_resolutions=[], in_channels=3,
+        resolution=256, z_channels=4,
+    )  # fmt: skip
+    _fill(encoder)
+    return encoder.requires_grad_(False).to(comfy.model_management.get_torch_device(), dtype)
+
+
 def random_concepts(model, count: int) -> list:
     from comfyui_perfusion.nodes.host.model import base_model, cross_attentions, encoding_width
     from comfyui_perfusion.perfusion_core import Concept

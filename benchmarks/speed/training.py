@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,28 +16,27 @@ from comfyui_perfusion.perfusion_core.captions import TEMPLATES
 from torch import Tensor, nn
 
 from .clock import Times, timed
+from .models import photo_encoder
 
 WIDTH = 768
-
-
-NETWORK, OURS = "the network alone", "training"
+NETWORK, OURS, LOOP = "the network alone", "training", "straightforward loop"
 
 
 @contextmanager
-def training_steps(model, clip, size: int, batch: int) -> Iterator[dict[str, Callable[[], Times]]]:
+def training_steps(model, clip, vae: RandomVAE, size: int, batch: int) -> Iterator[dict[str, Callable[[], Times]]]:
     """Micro-batches of the same photos, templates, noises and timesteps."""
-    subject = Subject(torch.zeros(batch, size, size, 3), None, [TEMPLATES] * batch, "teddy")
-    with open_trainee(model, clip, RandomVAE(), subject) as trainee:
+    subject = Subject(torch.rand(batch, size, size, 3), None, [TEMPLATES] * batch, "teddy")
+    with open_trainee(model, clip, vae, subject) as trainee:
         given = trainee, torch.eye(WIDTH), "<my-toy>", "teddy", "sd1", TrainingSettings(batch_size=batch)
-        ours, loop = Training(*given), Straightforward(*given)
+        ours, loop = Training(*given), Straightforward(vae, subject.photos, *given)
         yield {
             NETWORK: network_alone(Frozen(*given)),
             "training without the edit": step(Frozen(*given)),
             OURS: step(ours),
             "a whole step, per micro-batch": whole_step(ours),
             "gradient_checkpointing": step(ours, partial(checkpointed, model.model, clip.cond_stage_model)),
-            "straightforward loop": step(loop, loop.hooks),
-            "straightforward loop, UNet checkpointed": step(loop, loop.hooks, partial(checkpointed, model.model)),
+            LOOP: step(loop, loop.hooks),
+            f"{LOOP}, UNet checkpointed": step(loop, loop.hooks, partial(checkpointed, model.model)),
         }
 
 
@@ -87,14 +87,16 @@ class Straightforward(Frozen):
 
     Every to_k and every to_v, 32 in all, computes for itself C^-1 i*, energy, similarities, gates and W i*, and from
     them its output W e − sim / E W i* + g o. For keys o is W s, for values it is what is trained. The text encoder runs
-    once per picture, also where two have the same template.
+    once per picture, also where two have the same template. The VAE encodes the photos every time, as in the loops of
+    latent-diffusion, on which ChenDarYen's version stands, and in those of diffusers' examples.
 
     All else is as in ours: C^-1 is given, i* follows once per micro-batch, the network's input asks for no gradient.
-    Earlier versions also checkpoint the blocks of the UNet, which is timed apart.
+    ChenDarYen's version also checkpoints the blocks of the UNet, which is timed apart.
     """
 
-    def __init__(self, *given):
+    def __init__(self, vae: RandomVAE, photos: Tensor, *given):
         super().__init__(*given)
+        self.vae, self.photos = vae, photos  # as many as a micro-batch has
         outputs = {
             module: F.linear(self.superclass_input, module.weight)
             for pair in self.trainee.wiring.projections.values()
@@ -102,6 +104,11 @@ class Straightforward(Frozen):
         }
         trained = {to_v for _, to_v in self.trainee.wiring.projections.values()}
         self.outputs = {module: nn.Parameter(o) if module in trained else o for module, o in outputs.items()}
+
+    def _micro_batch(self) -> Tensor:
+        trainee = self.trainee
+        trainee._latents = trainee._model.process_latent_in(self.vae.encode(self.photos)).to(trainee._latents)
+        return super()._micro_batch()
 
     def _encode(self, templates: list[int]) -> tuple[EncodedPrompts, Tensor]:
         prompts = self.trainee.encode(templates, self.token_embeddings)
@@ -124,6 +131,12 @@ class Straightforward(Frozen):
 
 
 class RandomVAE:
+    """As much of SD1.5's as encoding photos takes."""
+
+    def __init__(self, **kind: Any):
+        self.encoder = photo_encoder(**kind)
+
+    @torch.no_grad()
     def encode(self, photos: Tensor) -> Tensor:
-        _, height, width, _ = photos.shape
-        return torch.randn(1, 4, height // 8, width // 8)
+        moments = self.encoder(2 * photos.movedim(-1, 1).to(next(self.encoder.parameters())) - 1)
+        return moments.chunk(2, dim=1)[0].float()

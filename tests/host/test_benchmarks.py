@@ -20,11 +20,14 @@ from random_checkpoint import SHALLOW_TEXT
 
 def test_the_straightforward_loop_computes_the_same_loss_and_gradients(models):
     model, clip, _ = models("sd1")
-    subject = Subject(torch.zeros(2, 64, 64, 3), None, [["a photo of a {}", "a {}"]] * 2, "teddy")
-    with open_trainee(model, clip, RandomVAE(), subject) as trainee:
+    subject, vae = (
+        Subject(torch.rand(2, 64, 64, 3), None, [["a photo of a {}", "a {}"]] * 2, "teddy"),
+        RandomVAE(channels=32),
+    )
+    with open_trainee(model, clip, vae, subject) as trainee:
         settings = TrainingSettings(batch_size=2, target_gradient=False)  # the loop has no i* to learn through
         given = trainee, torch.eye(WIDTH), "<my-toy>", "teddy", "sd1", settings
-        ours, loop, frozen = Training(*given), Straightforward(*given), Frozen(*given)
+        ours, loop, frozen = Training(*given), Straightforward(vae, subject.photos, *given), Frozen(*given)
         generator = torch.Generator().manual_seed(0)
         for layer, (_, to_v) in trainee.wiring.projections.items():
             ours.value_deltas[layer].data.normal_(generator=generator)
