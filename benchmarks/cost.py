@@ -8,6 +8,8 @@ samples. CPU time counts the work alone; the time on the clock also what other p
     bash scripts/env.sh python benchmarks/cost.py python
     bash scripts/env.sh python benchmarks/cost.py growth
     bash scripts/env.sh python benchmarks/cost.py training [--size 256] [--batch 4]
+    bash scripts/env.sh python benchmarks/cost.py memory [--model sdxl] [--dtype bfloat16]
+    bash scripts/env.sh python benchmarks/cost.py covariance [--captions 256]
 
 forward: whole forwards of cond + uncond, with nothing, with our concepts (kept and not), LoRAs, and other forms.
 text: the same of a model that has nothing but its K and V projections of the text, in true sizes: what an edit adds to
@@ -17,6 +19,8 @@ growth: what an edit adds over the numbers of concepts, tokens, prompts and laye
 training: one micro-batch, as the nodes train it, against the network's own forward and backward, the same without the
 edit, and the straightforward loop; and one whole step.
 loading: reading a concept's file and putting it on a model.
+memory: what one concept keeps in memory between forwards, and at most within one, beyond the unpatched model.
+covariance: measuring the text encoder of SD1.5 over captions, against encoding them alone.
 """
 
 from __future__ import annotations
@@ -33,11 +37,14 @@ import speed.host  # noqa: F401, starts the host
 
 # isort: split
 import torch
+from comfyui_perfusion.nodes.host import encoder_covariance
 from comfyui_perfusion.nodes.host.model import apply_to_model
+from comfyui_perfusion.nodes.host.text import encode_rows, prepare_encoders
 from comfyui_perfusion.nodes.host.uses import ConceptUse
 from comfyui_perfusion.perfusion_core import load_concept, save_concept
+from comfyui_perfusion.perfusion_core.captions import captions as built_in_captions
 from speed.clock import in_turn, timed
-from speed.forwards import Prompts, clocked, measure, table, ways
+from speed.forwards import Prompts, clocked, measure, memory_taken, table, ways
 from speed.models import KINDS, SD15, TOKENS, clip_l, random_concepts, random_model
 from speed.training import NETWORK, OURS, RandomVAE, training_steps
 
@@ -50,7 +57,7 @@ NARROW = {"sd1": {"model_channels": 32, "context_dim": 8}, "sdxl": {"model_chann
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["forward", "text", "python", "growth", "training", "loading"])
+    parser.add_argument("what", choices=[name.removesuffix("_rows") for name in globals() if name.endswith("_rows")])
     parser.add_argument("--model", choices=KINDS, default="sd1")
     parser.add_argument("--size", type=int, default=256, help="pixels, a multiple of 64")
     parser.add_argument("--batch", type=int, default=1, help="pictures at once")
@@ -60,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--compile", metavar="BACKEND", help="of torch.compile, such as inductor")
     parser.add_argument("--streamed", action="store_true", help="weights stay beside the GPU, as with --novram")
     parser.add_argument("--concepts", type=int, nargs="+", default=CONCEPTS)
+    parser.add_argument("--captions", type=int, default=256)
     parser.add_argument("--ours", action="store_true", help="nothing but ours and the unpatched model")
     parser.add_argument("--tiny", action="store_true", help="networks of a few channels, to try the benchmark itself")
     parser.add_argument("--json", type=Path, help="a file that the figures are added to, a line for each")
@@ -165,6 +173,42 @@ def loading_rows(options) -> Iterator[dict[str, Any]]:
         times = in_turn(runs, options.rounds)
     for name in runs:
         yield {"name": name, "seconds": min(one[name][1] for one in times)}
+
+
+def memory_rows(options) -> Iterator[dict[str, Any]]:
+    """Bytes of tensors beyond those of the unpatched model, whose K and V are projected and let go."""
+    changes = NARROW[options.model] if options.tiny else {}
+    model = random_model(options.model, getattr(torch, options.dtype), text_only=True, **changes)
+    base = None
+    with torch.inference_mode():
+        for name, way in ways(model, [1], others=False).items():
+            between, most = memory_taken(way, model, Prompts.of(model, TOKENS[options.model]), options.batch)
+            base = base or (between, most)
+            yield {"name": name, "batch": options.batch, "between": between - base[0], "most": most - base[1]}
+
+
+def covariance_rows(options) -> Iterator[dict[str, Any]]:
+    clip = clip_l(**(SHALLOW_TEXT if options.tiny else {}))
+    captions = list(built_in_captions(options.captions))
+    batches = list(encoder_covariance._batches(clip, captions))
+
+    @torch.no_grad()
+    def encode() -> None:
+        for rows in batches:
+            encode_rows(clip, rows)
+
+    runs = {
+        "encoding": lambda: timed(encode),
+        "covariance": lambda: timed(lambda: encoder_covariance.measure_covariance(clip, captions, None)),
+    }
+    with torch.inference_mode():
+        prepare_encoders(clip)
+        times = in_turn(runs, options.rounds)
+    clock = 0 if torch.cuda.is_available() else 1
+    seconds = {name: min(one[name][clock] for one in times) for name in runs}
+    for name in runs:
+        row = {"name": name, "captions": options.captions, "seconds": seconds[name]}
+        yield {**row, "to encoding": seconds[name] / seconds["encoding"]}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfyui_perfusion.nodes.host import kept
 from comfyui_perfusion.nodes.host.model import encoding_width
+from memory import Live
 from torch import Tensor
 
 import nodes as host_nodes
@@ -107,6 +108,24 @@ def measure(
                 way.later += times[1:]
                 way.loading.append(loading)
                 way.peak = max(way.peak, _peak() - before)
+
+
+def memory_taken(way: Way, model, prompts: Prompts, batch: int) -> tuple[int, int]:
+    """Bytes of tensors that exist between two forwards while the host samples, and at most. model: without the way."""
+    with Live(model.model) as live:
+        between, patched = [], way.model.clone()
+
+        def measure(executor, *args: Any, **kwargs: Any) -> Tensor:
+            between.append(live.now)
+            return executor(*args, **kwargs)
+
+        patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "memory", measure)
+        kept.LIMIT, limit = way.limit, kept.LIMIT
+        try:
+            prompts.sample(patched, 64, batch, steps=3)
+        finally:
+            kept.LIMIT = limit
+    return between[-1], live.peak
 
 
 def _load(model) -> None:

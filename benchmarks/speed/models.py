@@ -65,15 +65,16 @@ def _keep_text(model) -> None:
     network = model.diffusion_model
     layers = list(cross_attentions(_Named(model)).values())
     projections = [module for layer in layers for module in (layer.to_k, layer.to_v)]
+    left = [*projections, *(layer.to_q for layer in layers)]  # the last only tell how wide a layer is
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
-            if child not in projections and not list(child.children()):
+            if child not in left and not list(child.children()):
                 setattr(module, name, nn.Identity())
-        for name in list(module._parameters) if module not in projections else []:
+        for name in list(module._parameters) if module not in left else []:
             module._parameters[name] = None
         module._buffers.clear()
-    for projection in projections:
-        projection.to_empty(device="cpu")
+    for module in left:
+        module.to_empty(device="cpu")
 
     def forward(x: Tensor, timestep: Tensor, context: Tensor, **_: Any) -> Tensor:
         for projection in projections:

@@ -63,6 +63,19 @@ def test_a_training_is_compared_with_the_network_alone(rows):
     assert "a whole step, per micro-batch" in found and "straightforward loop" in found
 
 
+def test_memory_that_is_kept_is_that_of_all_keys_and_values(rows):
+    plain, kept, unkept = rows("memory", "--model", "sdxl")
+    widths = [delta.numel() for delta in cost.random_concepts_of("sdxl")[0].value_deltas.values()]
+    keys_and_values = 2 * 2 * 77 * sum(widths) * 4  # of two prompts, in bytes
+    assert plain["between"] == 0 and unkept["between"] < 0.01 * keys_and_values
+    assert kept["between"] == pytest.approx(keys_and_values, rel=0.01)
+
+
+def test_a_covariance_is_compared_with_encoding_alone(rows):
+    found = {row["name"]: row for row in rows("covariance", "--captions", "4")}
+    assert found["encoding"]["to encoding"] == 1 and found["covariance"]["seconds"] > 0
+
+
 def test_the_script_for_a_gpu_runs_what_fits_and_leaves_the_rest_out(tmp_path):
     asked = tmp_path / "asked"
     python = tmp_path / "python"
