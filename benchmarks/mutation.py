@@ -4,8 +4,9 @@
     bash scripts/env.sh python benchmarks/mutation.py --minutes 60 --report /tmp/mutants.json
 
 pytest collects the tests once. Then every mutant gets a copy of that process, which runs the tests that come by the
-changed line, the quickest first, until one fails. Mutants are taken in random order, so that a part of them is a fair
-sample; a report that is there is gone on with, and ``--survivors`` tries those of it again, after tests were added.
+changed line (all tests, where that is outside of functions), the quickest first, until one fails. Mutants are taken in
+random order, so that a part of them is a fair sample; a report that is there is gone on with, and ``--survivors`` tries
+those of it again, after tests were added.
 Left out: what is only said (texts of errors, docstrings) and types.
 """
 
@@ -78,8 +79,10 @@ class _Mutants:
         file = self.asked.report
         report = json.loads(file.read_text()) if file.exists() else {"seconds": {}, "mutants": {}}
         sources = {name: (REPO / f"perfusion_core/{name}.py").read_text() for name in MODULES}
-        tests = {name: _tests(self.asked.coverage, name, session.items) for name in MODULES}
-        used = set().union(*(some for lines in tests.values() for some in lines.values()))
+        covered = coverage.CoverageData(str(self.asked.coverage))
+        covered.read()
+        tests = {name: _tests(covered, name, session.items) for name in MODULES}
+        used = {context.rpartition("|")[0] for context in covered.measured_contexts()}
         items = [item for item in session.items if item.nodeid in used]
         if not report["seconds"]:
             report["seconds"] = _seconds(items, file)
@@ -162,15 +165,13 @@ def _compiled(tree: ast.Module, name: str) -> CodeType:
     return compile(tree, str(REPO / f"perfusion_core/{name}.py"), "exec", dont_inherit=True)
 
 
-def _tests(data: Path, name: str, items: Collection[pytest.Item]) -> dict[int, set[str]]:
+def _tests(covered: coverage.CoverageData, name: str, items: Collection[pytest.Item]) -> dict[int, set[str]]:
     """Of each line, the tests that come by it; all of a file, when what it sets up does."""
-    held = coverage.CoverageData(str(data))
-    held.read()
-    (path,) = (path for path in held.measured_files() if path.endswith(f"perfusion_core/{name}.py"))
+    (path,) = (path for path in covered.measured_files() if path.endswith(f"perfusion_core/{name}.py"))
     files, found = defaultdict(set), defaultdict(set)
     for item in items:
         files[_file(item.nodeid)].add(item.nodeid)
-    for line, contexts in held.contexts_by_lineno(path).items():
+    for line, contexts in covered.contexts_by_lineno(path).items():
         for test, _, phase in (context.rpartition("|") for context in contexts if context):
             found[line] |= files[_file(test)] if phase == "setup" else {test}
     return found
