@@ -67,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--compile", metavar="BACKEND", help="of torch.compile, such as inductor")
     parser.add_argument("--streamed", action="store_true", help="weights stay beside the GPU, as with --novram")
     parser.add_argument("--concepts", type=int, nargs="+", default=CONCEPTS)
+    parser.add_argument("--cfg", type=float, default=7.0, help="at 1, forwards are of the prompt alone")
+    parser.add_argument("--ways", nargs="+", metavar="NAME", help="of the rows, such as 'unpatched'; all without it")
     parser.add_argument("--captions", type=int, default=256)
     parser.add_argument("--ours", action="store_true", help="nothing but ours and the unpatched model")
     parser.add_argument("--tiny", action="store_true", help="networks of a few channels, to try the benchmark itself")
@@ -101,9 +103,10 @@ def forward_rows(options, **kind: Any) -> Iterator[dict[str, Any]]:
     model, times = clocked(random_model(options.model, dtype, streamed=options.streamed, **{**changes, **kind}))
     with torch.inference_mode():
         found = ways(model, options.concepts, options.compile, not options.ours, masks="text_only" not in kind)
-        prompts = Prompts.of(model, TOKENS[options.model])
+        found = {name: way for name, way in found.items() if name in (options.ways or found)}
+        prompts = Prompts.of(model, TOKENS[options.model], options.cfg)
         measure(found, times, prompts, options.size, options.batch, options.steps, options.rounds)
-    given = {name: getattr(options, name) for name in ("size", "batch", "compile", "streamed")}
+    given = {name: getattr(options, name) for name in ("size", "batch", "compile", "streamed", "cfg")}
     for row in table(found, clock=0 if torch.cuda.is_available() else 1):
         yield {**given, **row}
 

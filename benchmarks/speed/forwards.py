@@ -92,8 +92,8 @@ def ways(
 def measure(
     found: Mapping[str, Way], times: list[Times], prompts: Prompts, size: int, batch: int, steps: int, rounds: int
 ) -> None:
-    """Samples with all ways in turn, after one round that does not count."""
-    for number in range(rounds + 1):
+    """Samples with all ways in turn. The first forward of every run is apart from the others."""
+    for _ in range(rounds):
         for way in found.values():
             times.clear()
             before, loading = _on_gpu(), timed(partial(_load, way.model))[0]
@@ -103,11 +103,10 @@ def measure(
             finally:
                 kept.LIMIT = limit
             settle()
-            if number:
-                way.first.append(times[0])
-                way.later += times[1:]
-                way.loading.append(loading)
-                way.peak = max(way.peak, _peak() - before)
+            way.first.append(times[0])
+            way.later += times[1:]
+            way.loading.append(loading)
+            way.peak = max(way.peak, _peak() - before)
 
 
 def memory_taken(way: Way, model, prompts: Prompts, batch: int) -> tuple[int, int]:
@@ -151,12 +150,13 @@ class Prompts:
     negative: Tensor
     channels: int  # of latents
     frames: bool  # whether latents have a time axis
+    cfg: float  # at 1, the host leaves the negative prompt out
 
     @classmethod
-    def of(cls, model, tokens: int) -> Prompts:
+    def of(cls, model, tokens: int, cfg: float = 7.0) -> Prompts:
         both = torch.randn(2, 1, tokens, encoding_width(model))
         latent = model.get_model_object("latent_format")
-        return cls(*both, latent.latent_channels, latent.latent_dimensions == 3)
+        return cls(*both, latent.latent_channels, latent.latent_dimensions == 3, cfg)
 
     def sample(self, model, size: int, batch: int, steps: int) -> None:
         shape = (batch, self.channels, *[1] * self.frames, size // 8, size // 8)
@@ -164,7 +164,7 @@ class Prompts:
             [[text, {"pooled_output": torch.zeros(1, 1280)}]] for text in (self.positive, self.negative)
         )
         latent = {"samples": torch.zeros(shape)}
-        host_nodes.common_ksampler(model, 0, steps, 7.0, "euler", "simple", positive, negative, latent)
+        host_nodes.common_ksampler(model, 0, steps, self.cfg, "euler", "simple", positive, negative, latent)
 
 
 def table(found: Mapping[str, Way], clock: int) -> list[dict[str, Any]]:

@@ -31,13 +31,14 @@ class Run:
     def keys_and_values(self, context: Tensor, made_of: Hashable, of_same_life: object) -> KeysAndValues | None:
         """Those of an encoding (batch, tokens, d) together with all else that they are made of.
 
-        of_same_life: holds the objects whose ids are in ``made_of``. None where there are too many texts already.
+        of_same_life: holds the objects whose ids are in ``made_of``. None where there are too many texts already, or no
+        room is left.
         """
         made_of = made_of, context.shape, context.dtype, context.device
         for text in self._texts:
             if text.made_of == made_of and torch.equal(text.context, context):
                 return text
-        if len(self._texts) == _MANY_TEXTS:
+        if len(self._texts) == _MANY_TEXTS or self.free <= 0:
             return None
         self._texts.append(KeysAndValues(self, context, made_of, of_same_life))
         return self._texts[-1]
