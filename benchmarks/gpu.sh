@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # All that a GPU has to show about speed, in at most 8 minutes and without a network.
-#   bash benchmarks/gpu.sh pack [3.12]      beforehand, with a network: what it needs, into .gpu (under 64 MB)
-#   bash benchmarks/gpu.sh FOLDER           on the GPU machine: figures.jsonl and log.txt in FOLDER
-#   bash benchmarks/gpu.sh FOLDER --tiny    the same with tiny networks, on any machine
+#   bash benchmarks/gpu.sh pack [3.12 [SCENES]]    beforehand, with a network: what it needs, into .gpu (under 64 MB)
+#   bash benchmarks/gpu.sh FOLDER                  on the GPU machine: figures.jsonl and log.txt in FOLDER
+#   bash benchmarks/gpu.sh FOLDER --tiny           the same with tiny networks, on any machine
+#   bash benchmarks/gpu.sh FOLDER --world MINUTES  instead: trains the demo model on SCENES that were encoded beforehand,
+#                                                  at least 2048; 6000 fit
 # The GPU machine needs a Python with torch and transformers, python3 or the one that PYTHON names. ComfyUI is taken from
 # COMFYUI_PATH or from .gpu. What does not fit into the time is left out, the most important comes first.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-carried=$PWD/.gpu python=${PYTHON:-python3} limit=480
+carried=${CARRIED:-$PWD/.gpu} python=${PYTHON:-python3} limit=480
 
 if [ "$1" = pack ]; then
     rm -rf .gpu && mkdir .gpu
@@ -19,13 +21,15 @@ if [ "$1" = pack ]; then
     for glibc in 2_28 2_27 2_17; do platforms+=(--platform "manylinux_${glibc}_x86_64"); done
     bash scripts/env.sh python -m pip download -q --no-deps --only-binary=:all: --python-version "$version" \
         --implementation cp "${platforms[@]}" --platform manylinux2014_x86_64 -d .gpu/wheels \
-        torchsde trampoline av "$(grep ^comfy-aimdo "$comfyui/requirements.txt")"
+        torchsde trampoline "$([ -n "${3:-}" ] && echo skia-python || echo av)" \
+        "$(grep ^comfy-aimdo "$comfyui/requirements.txt")"
+    [ -z "${3:-}" ] || bash scripts/env.sh python -m benchmarks.world.pool "$3" "$carried/world"
     du -sh .gpu
     exit
 fi
 
 mkdir -p "$1"
-out=$(cd "$1" && pwd) tiny=${2:-}
+out=$(cd "$1" && pwd)
 if [ -z "${COMFYUI_PATH:-}" ]; then
     export COMFYUI_PATH=${TMPDIR:-/tmp}/perfusion-gpu/ComfyUI
     mkdir -p "$COMFYUI_PATH"
@@ -34,6 +38,15 @@ if [ -z "${COMFYUI_PATH:-}" ]; then
     export PYTHONPATH=$COMFYUI_PATH/../site
 fi
 
+if [ "${2:-}" = --world ]; then
+    export PERFUSION_CACHE=$out OMP_NUM_THREADS=1
+    [ -d "$out/world" ] || { cp -r "$carried/world" "$out" && "$python" -m benchmarks.world.export --restore; }
+    "$python" -m benchmarks.world.train_diffusion --minutes "$3" --device "${DEVICE:-cuda}" 2>&1 | tee -a "$out/log.txt"
+    "$python" -m benchmarks.world.export --file "$out/demo_model.safetensors"
+    exit
+fi
+
+tiny=${2:-}
 # run NEEDED ARGUMENTS...: one benchmark, when NEEDED seconds are left
 run() {
     local needed=$1 left=$((limit - SECONDS))

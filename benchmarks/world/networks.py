@@ -118,9 +118,10 @@ class TextEncoder(nn.Module):
         """Embeddings (captions, 77, d) -> the same shape; ``counts`` (captions,): tokens before the end of the text."""
         longest, part = int(counts.max()), self.transformer
         x = embeddings[:, :longest] + part.embeddings.position_embedding.weight[:longest]
-        mask = torch.full((longest, longest), -torch.finfo(x.dtype).max, dtype=x.dtype).triu(1)
+        mask = x.new_full((longest, longest), -torch.finfo(x.dtype).max).triu(1)
         x = part.final_layer_norm(part.encoder(x, mask)[0])
-        return F.pad(x * (torch.arange(longest) < counts[:, None])[..., None], (0, 0, 0, TOKENS - longest))
+        before_the_end = torch.arange(longest, device=x.device) < counts[:, None]
+        return F.pad(x * before_the_end[..., None], (0, 0, 0, TOKENS - longest))
 
 
 def make_unet() -> UNetModel:

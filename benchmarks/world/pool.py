@@ -1,7 +1,11 @@
-"""The scenes that the UNet learns from: their latents on disk, encoded once, and captions that are new every time."""
+"""The scenes that the UNet learns from: their latents on disk, encoded once, and captions that are new every time.
+
+bash scripts/env.sh python -m benchmarks.world.pool COUNT FOLDER    # the first ones, for the cache of another machine
+"""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections.abc import Sequence
 from functools import cache
@@ -63,6 +67,16 @@ class Pool:
         self._masks[new] = F.avg_pool2d(cover, 8)[:, 0].round().byte().numpy()
         self.count += _AT_ONCE
         self._count_path.write_text(str(self.count))
+
+    def hand_on(self, count: int, folder: Path) -> None:
+        """Writes the first scenes, and how large latents are, for a Pool that has ``folder`` in its cache."""
+        while self.count < count:
+            self.grow()
+        folder.mkdir(parents=True, exist_ok=True)
+        for encoded_scenes in (self._latents, self._masks):
+            encoded_scenes[:count].tofile(folder / Path(encoded_scenes.filename).name)
+        (folder / scale_path(self.key).name).write_bytes(scale_path(self.key).read_bytes())
+        (folder / self._count_path.name).write_text(str(count))
 
     def normal(self, latents: Tensor) -> Tensor:
         return (latents - self.mean) / self.std
@@ -139,3 +153,17 @@ def scale_path(key: str) -> Path:
 def _file(name: str, dtype: type, shape: tuple[int, ...]) -> np.memmap:
     path = FOLDER / name
     return np.memmap(path, dtype, "r+" if path.exists() else "w+", shape=(LIMIT, *shape))
+
+
+def main() -> None:
+    from .train_autoencoder import trained_vae
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("count", type=int)
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args()
+    Pool(trained_vae(), Vocabulary()).hand_on(options.count, options.folder)
+
+
+if __name__ == "__main__":
+    main()

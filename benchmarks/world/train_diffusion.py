@@ -1,10 +1,11 @@
 """Trains the demo model's text encoder and UNet on the latents of scenes.
 
     bash scripts/env.sh python -m benchmarks.world.train_diffusion [--steps 3000]
+    bash scripts/env.sh python -m benchmarks.world.train_diffusion --minutes 5 --device cuda
 
 Needs a trained autoencoder. Goes on where it was left, or from the demo model that ``export --restore`` put there. New
-scenes join while it trains. V-prediction with Stable Diffusion's noise schedule; timesteps logit-normal (Esser et al.
-2024); things count more than what is behind them. samples.png shows how far it is.
+scenes join while it trains on a CPU. V-prediction with Stable Diffusion's noise schedule; timesteps logit-normal (Esser
+et al. 2024); things count more than what is behind them. samples.png shows how far it is.
 
 An individual's name must carry all of its attributes: a reader, which is not kept, reads them off the text encoder's
 output at the name, and its error is a small part of the loss.
@@ -13,6 +14,7 @@ output at the name, and its error is a small part of the loss.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import time
 
@@ -52,8 +54,12 @@ SHOWN = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--minutes", type=float, help="in place of steps")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, help="by default two on a CPU, else one")
     options = parser.parse_args()
+    on_cpu = options.device == "cpu"
+    workers = options.workers or (2 if on_cpu else 1)
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     vocabulary, vae = Vocabulary(), trained_vae()
@@ -64,34 +70,42 @@ def main() -> None:
     if START.exists():
         for model, state in zip((text, unet), torch.load(START, weights_only=True)["models"], strict=True):
             model.load_state_dict(state)
-    training = Training([text, unet, reader], RATE, average=0.998, workers=options.workers)
+    models = [model.to(options.device) for model in (text, unet, reader)]
+    training = Training(models, RATE, average=0.998, workers=workers)
     if TRAINED.exists():
         training.load(TRAINED)
     done, start, losses, reading = training.steps, time.monotonic(), [], []
-    for step in range(done, options.steps):
-        if step % GROW_EVERY == 0:
+
+    def share_done(step: int) -> float:
+        return (time.monotonic() - start) / (60 * options.minutes) if options.minutes else step / options.steps
+
+    gone = share_done(done)
+    for step in itertools.count(done):
+        if gone >= 1:
+            break
+        if on_cpu and step % GROW_EVERY == 0:
             pool.grow()
-        batches = [pool.batch(np.random.default_rng((5, step, k)), BATCH // options.workers, step < SIMPLE)
-                   for k in range(options.workers)]  # fmt: skip
+        batches = [pool.batch(np.random.default_rng((5, step, k)), BATCH // workers, step < SIMPLE)
+                   for k in range(workers)]  # fmt: skip
 
         def loss_of(models, worker, step=step, batches=batches) -> Tensor:
             text, unet, reader = models
-            batch = batches[worker]
+            batch = Batch(*(part.to(options.device) for part in batches[worker]))
             encoding = text(batch.rows, batch.attributes, batch.class_rows)
             generator = torch.Generator().manual_seed(2 * step + worker)
             unread = reading_loss(reader, encoding, batch)
             reading.append(unread.item())
             return denoising_loss(unet, encoding, batch, generator) + READING * unread
 
-        share = min(1, (step + 1) / 200, (options.steps - step) / (FALL * options.steps))
-        losses.append(training.step(loss_of, share))
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == options.steps:
+        losses.append(training.step(loss_of, min(1, (step + 1) / 200, (1 - gone) / FALL)))
+        gone = share_done(step + 1)
+        if (step + 1) % SAVE_EVERY == 0 or gone >= 1:
             seconds = (time.monotonic() - start) / (step + 1 - done)
             error, unread = np.mean(losses[-SAVE_EVERY:]), np.mean(reading[-SAVE_EVERY:])
             print(f"step {step + 1}  loss {error:.4f}  reader {unread:.3f}  {pool.count} scenes  {seconds:.2f} s/step",
                   flush=True)  # fmt: skip
             training.save(TRAINED)
-        if (step + 1) % SHOW_EVERY == 0 or step + 1 == options.steps:
+        if (on_cpu and (step + 1) % SHOW_EVERY == 0) or gone >= 1:
             show(training, vae, pool)
 
 
@@ -100,8 +114,8 @@ def denoising_loss(unet, encoding: Tensor, batch: Batch, generator: torch.Genera
     count = len(batch.latents)
     logits = MIDDLE + SPREAD * torch.randn(count, generator=generator)
     timesteps = (TIMESTEPS * logits.sigmoid()).long().clamp_max(TIMESTEPS - 1)
-    noise = torch.randn(batch.latents.shape, generator=generator)
-    alpha = ALPHAS[timesteps][:, None, None, None]
+    noise = torch.randn(batch.latents.shape, generator=generator).to(encoding.device)
+    alpha = ALPHAS[timesteps][:, None, None, None].to(encoding.device)
     noisy = (alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * noise).to(encoding.dtype)
     velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * batch.latents
     context, options = shortened(encoding)

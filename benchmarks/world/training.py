@@ -85,7 +85,7 @@ class Training:
     @torch.no_grad()
     def load(self, path: Path) -> None:
         """A saved training; or its models alone, which it then starts from."""
-        kept: dict[str, Any] = torch.load(path, weights_only=True)
+        kept: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         models = [model[name] for names, model in zip(self.names, kept["models"], strict=True) for name in names]
         torch._foreach_copy_(self.averaged, models)
         torch._foreach_copy_(self.master, kept.get("master", models))

@@ -91,3 +91,20 @@ def test_the_script_for_a_gpu_runs_what_fits_and_leaves_the_rest_out(tmp_path):
     asked.unlink()
     subprocess.run([*script, "--tiny"], env=environment, check=True, capture_output=True)
     assert 0 < len(asked.read_text().splitlines()) < len(lines)
+
+
+def test_the_script_for_a_gpu_trains_the_demo_model_on_what_it_carries(tmp_path):
+    asked, python, carried = tmp_path / "asked", tmp_path / "python", tmp_path / "carried" / "world"
+    carried.mkdir(parents=True)
+    (carried / "latents").write_text("")
+    python.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    python.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(python), "CARRIED": str(carried.parent)}
+    script = ["bash", str(REPO / "benchmarks" / "gpu.sh"), str(tmp_path / "out"), "--world", "5"]
+    train, export = "train_diffusion --minutes 5 --device cuda", f"export --file {tmp_path}/out/demo_model.safetensors"
+    for restored in (["export --restore"], []):  # the second time it goes on
+        subprocess.run(script, env=environment, check=True, capture_output=True)
+        lines = [line.removeprefix("-m benchmarks.world.") for line in asked.read_text().splitlines()]
+        assert lines == [*restored, train, export]
+        asked.unlink()
+    assert (tmp_path / "out" / "world" / "latents").is_file()

@@ -148,6 +148,33 @@ for prompt in prompts:
         assert left.shape != one.shape or len(prompt.things) > 1 or one.shape not in words
 """
 
+ELSEWHERE = """
+from pathlib import Path
+pool._AT_FIRST, train_diffusion.BATCH = 32, 4
+train_autoencoder.TRAINED.parent.mkdir(parents=True)
+torch.save({"models": [vae.state_dict()]}, train_autoencoder.TRAINED)
+sys.argv[1:] = ["32", "carried"]
+pool.main()
+here = pool.Pool(train_autoencoder.trained_vae(), vocabulary)
+pool.FOLDER = Path("carried")
+pool.Pool.grow = None  # where it was carried to, nothing is painted
+there = pool.Pool(train_autoencoder.trained_vae(), vocabulary)
+a, b = (one.batch(np.random.default_rng(1), 4) for one in (here, there))
+assert there.count == 32 and all(map(torch.equal, a, b)) and a.latents.std() > 0.5
+
+pool.Pool.grow = lambda pool: None
+shown, train_diffusion.show = [], lambda *_: shown.append(1)
+sys.argv[1:] = ["--minutes", "0.001", "--workers", "1"]
+train_diffusion.main()
+assert shown and torch.load(train_diffusion.TRAINED)["steps"] >= 1
+steps = torch.load(train_diffusion.TRAINED)["steps"]
+sys.argv[1:] = ["--steps", str(steps + 2), "--workers", "2"]
+train_diffusion.main()
+assert torch.load(train_diffusion.TRAINED)["steps"] == steps + 2
+train_diffusion.main()  # there is nothing left to do
+assert len(shown) == 2
+"""
+
 VALUES = """
 import types
 import torch.nn.functional as F
@@ -216,6 +243,13 @@ assert cross.final_layer.linear.weight.grad.shape == (64, transformers.WIDTH)
 def test_values_alone_change_nothing_but_the_values_of_the_word(tmp_path):
     ran = subprocess.run(
         [sys.executable, "-c", START + VALUES, str(REPO)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_a_training_elsewhere_has_the_same_scenes_and_ends_in_time(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-c", START + ELSEWHERE, str(REPO)], cwd=tmp_path, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
 
