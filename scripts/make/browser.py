@@ -67,20 +67,14 @@ class Frontend:
         """Opens a new page in a new profile in place of the one there is, with the settings of the beginning."""
         for context in self.browser.contexts:
             context.close()
-        self.page = self.browser.new_page(viewport=SIZE, device_scale_factor=1)
+        # what moves is drawn sixty times a second, by the processor
+        self.page = self.browser.new_page(viewport=SIZE, device_scale_factor=1, reduced_motion="reduce")
         self.page.set_default_timeout(LIMIT)
         self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.complaints.append(error.stack or error.message))
         self.page.on("request", self._note)
         self.page.request.post(f"{self.address}/settings", data=SETTINGS)
         self.page.goto(self.address, timeout=START_LIMIT)
-        self._wait_until_up()
-
-    def reload(self) -> None:
-        self.page.reload(timeout=START_LIMIT)
-        self._wait_until_up()
-
-    def _wait_until_up(self) -> None:
         self.page.wait_for_function("window.app?.vueAppReady && app.graph?.nodes.length", timeout=START_LIMIT)
 
     def _hear(self, message: ConsoleMessage) -> None:

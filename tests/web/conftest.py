@@ -115,6 +115,13 @@ def concepts(page):
 
 
 @pytest.fixture
+def trainer(page):
+    """The trainer's panel, in the workflow that trains."""
+    page.evaluate("() => Object.assign(app.canvas.ds, { scale: 0.7, offset: [-500, -160] })")  # all of it is seen
+    return page.locator(".perfusion-panel").filter(has=page.get_by_text("Stop and keep"))
+
+
+@pytest.fixture
 def no_new_files(server, page):
     models = server.base / "models" / "perfusion"
     before = set(models.rglob("*.safetensors"))

@@ -12,7 +12,6 @@ from steps import (
     each_renderer,
     look,
     names,
-    open_workflow,
     panel,
     says,
     wait_until_settled,
@@ -159,22 +158,6 @@ def test_the_last_picture_becomes_the_thumbnail(server, page, concepts):
     page.wait_for_function("picture => picture.naturalWidth === 256", arg=picture)
     path.write_bytes(before)
     page.evaluate(LIST_AGAIN)
-
-
-def test_a_sheet_of_ours_is_not_the_last_picture(frontend, request):
-    frontend.reload()  # it has seen no other picture
-    concepts = request.getfixturevalue("concepts")
-    page = frontend.page
-    open_workflow(frontend, "7 Sweep")
-    output = {"images": [{"filename": "example.png", "subfolder": "", "type": "input"}]}
-    script = """output => {
-        for (const node of app.graph.nodes.filter(({ type }) => ['PerfusionSweep', 'SaveImage'].includes(type)))
-            app.api.dispatchCustomEvent('executed', { node: String(node.id), display_node: String(node.id), output })
-    }"""
-    page.evaluate(script, output)
-    button(concepts, "Edit amphora").click()
-    assert button(concepts, "Take the last picture").is_disabled()
-    button(concepts, "Cancel").click()
 
 
 @each_renderer

@@ -27,13 +27,6 @@ def workflow():
     return "2 Train SD1.5"
 
 
-@pytest.fixture
-def trainer(page):
-    """The panel, in the workflow that trains."""
-    page.evaluate("() => Object.assign(app.canvas.ds, { scale: 0.7, offset: [-500, -160] })")  # all of it is seen
-    return page.locator(".perfusion-panel").filter(has=page.get_by_text("Stop and keep"))
-
-
 def course(page, **changes):
     """What the server says of a training after 2 of 4 steps."""
     rows = [{"step": step, "images": [PICTURE, PICTURE]} for step in (0, 2)]
@@ -206,15 +199,6 @@ def test_nothing_is_asked_about_an_unknown_model(frontend, page, trainer):
     page.evaluate("() => app.api.dispatchCustomEvent('graphChanged')")
     estimate.wait_for(state="hidden")
     assert not any("/perfusion/estimate" in request for request in frontend.requests)
-
-
-def test_it_is_known_again_when_the_page_was_loaded_or_the_graph_made_anew(frontend, page, trainer):
-    frontend.reload()  # it has seen no run begin
-    for done in (1, 2):
-        open_workflow(frontend, "2 Train SD1.5")  # as undo does, and another tab
-        tell(page, done=done)
-        says(status(trainer), f"Step {done} of 4")
-        assert button(trainer, "Stop and keep").is_enabled()
 
 
 def test_use_it_opens_the_workflow_with_concept_model_and_prompt(frontend, page, trainer):
