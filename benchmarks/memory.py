@@ -4,7 +4,8 @@
 
 The host's true UNets and text encoders are made of meta tensors, which have shapes and types but no contents, in fp16.
 Through them goes the trainee's own micro-batch, from token embedding to gradient, with the edit, once as it is and once
-with gradient checkpointing. Counted are the tensors that exist, weights apart.
+with gradient checkpointing. Counted are the tensors that exist, weights apart. Where an offset is learned, the text
+encoder comes before the network and alone.
 """
 
 from __future__ import annotations
@@ -25,13 +26,22 @@ from torch.utils._pytree import tree_leaves
 
 GIB = 2**30
 META = torch.device("meta")
+WAN = {"image_model": "wan2.1", "model_type": "t2v", "in_dim": 16, "out_dim": 16, "freq_dim": 256}
 CONFIGS = {
     "SD1.5": SD15, "SD2.1": SD21, "SDXL": SDXL, "Anima": ANIMA,
     "Cosmos-Predict2": {**ANIMA, "image_model": "cosmos_predict2"},
+    "Wan 1.3B": {**WAN, "dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30},
+    "Wan 14B": {**WAN, "dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
+    "LTX-Video 2B": {"image_model": "ltxv"},
+    "LTX-Video 13B": {"image_model": "ltxv", "cross_attention_dim": 4096, "attention_head_dim": 128, "num_layers": 48},
+    "PixArt Sigma": {"image_model": "pixart_sigma", "in_channels": 4, "micro_condition": False},
 }  # fmt: skip
 SETTINGS = [
     ("SD1.5", 512, 4), ("SD1.5", 512, 1), ("SD2.1", 768, 1), ("SDXL", 1024, 4), ("SDXL", 1024, 1), ("SDXL", 768, 1),
     ("Anima", 1024, 4), ("Anima", 1024, 1), ("Cosmos-Predict2", 1024, 4), ("Cosmos-Predict2", 1024, 1),
+    ("Wan 1.3B", 512, 4), ("Wan 1.3B", 512, 1), ("Wan 14B", 512, 4), ("Wan 14B", 512, 1), ("LTX-Video 2B", 512, 4),
+    ("LTX-Video 2B", 512, 1), ("LTX-Video 13B", 512, 4), ("LTX-Video 13B", 512, 1), ("PixArt Sigma", 1024, 4),
+    ("PixArt Sigma", 1024, 1),
 ]  # fmt: skip
 
 
@@ -43,18 +53,19 @@ class Need:
     text: int
     kept: int
     peak: int  # the most that exists at any time, weights apart
+    before: int = 0  # weights of text encoders that make room for the network
 
 
 def main(only: Sequence[str]) -> None:
-    print("| GiB | weights | kept for backward | the text encoders' part | most at once | with weights |")
-    print("|---|---|---|---|---|---|")
+    print("| GiB | weights | kept for backward | the text encoders' part | most at once | with weights | before |")
+    print("|---|---|---|---|---|---|---|")
     for name, size, batch in SETTINGS:
         if only and name not in only:
             continue
         model, clip = on_meta(architecture(name))
         for checkpointing in (False, True):
             need = micro_batch(model, clip, size, batch, checkpointing)
-            columns = need.weights, need.kept, need.text, need.peak, need.weights + need.peak
+            columns = need.weights, need.kept, need.text, need.peak, need.weights + need.peak, need.before
             numbers = " | ".join(f"{number / GIB:.2f}" for number in columns)
             title = f"{name} at {size}, batch {batch}{', checkpointed' * checkpointing}"
             print(f"| {title} | {numbers} |", flush=True)
@@ -64,31 +75,41 @@ def architecture(name: str):
     """The host's description of a model."""
     from comfy import supported_models
 
-    kinds = {"SD1.5": "SD15", "SD2.1": "SD20", "Cosmos-Predict2": "CosmosT2IPredict2"}
-    return getattr(supported_models, kinds.get(name, name))({**CONFIGS[name], "dtype": torch.float16})
+    kinds = {"SD1.5": "SD15", "SD2.1": "SD20", "Cosmos-Predict2": "CosmosT2IPredict2", "PixArt Sigma": "PixArtSigma"}
+    kind = "WAN21_T2V" if name.startswith("Wan") else "LTXV" if name.startswith("LTX") else kinds.get(name, name)
+    return getattr(supported_models, kind)({**CONFIGS[name], "dtype": torch.float16})
 
 
 def on_meta(config, text_options: dict | None = None):
-    """(MODEL, CLIP) without contents, the text encoders in fp16; ``text_options`` are their model_options."""
+    """(MODEL, CLIP) without contents, the text encoders in fp16; ``text_options`` are their model_options.
+
+    Of models with an offset no CLIP but its encoders: Wan's tokenizer comes with its weights.
+    """
     import comfy.model_patcher
     import comfy.sd
+    from comfyui_perfusion.nodes.host.families import family_of
 
     network = config.get_model({}, device=META)
     network.model_sampling.to(META)
     if hasattr(network, "embedder"):  # SDXL's embedding of picture sizes, which it makes on the CPU
         network.embedder.register_forward_hook(lambda module, inputs, output: output.to(META))
+    model, target = comfy.model_patcher.ModelPatcher(network, META, META), config.clip_target()
+    if family_of(model).offset:
+        return model, target.clip(device=META, dtype=torch.float16)
     options = {**(text_options or {}), "initial_device": META, "dtype": torch.float16}
-    clip = comfy.sd.CLIP(config.clip_target(), model_options=options)
+    clip = comfy.sd.CLIP(target, model_options=options)
     clip.patcher.load_device = META
-    return comfy.model_patcher.ModelPatcher(network, META, META), clip
+    return model, clip
 
 
 def micro_batch(model, clip, size: int, batch: int, checkpointing: bool) -> Need:
     """Of ``batch`` photos of size x size pixels, each with a template of its own."""
     from comfyui_perfusion.nodes.host import text
     from comfyui_perfusion.nodes.host.adapter import receiver
+    from comfyui_perfusion.nodes.host.families import family_of
     from comfyui_perfusion.nodes.host.sentences import ReadAnew
     from comfyui_perfusion.nodes.host.trainable import (
+        bypassed,
         checkpointed,
         out_of_place,
         rotation_with_backward,
@@ -97,9 +118,10 @@ def micro_batch(model, clip, size: int, batch: int, checkpointing: bool) -> Need
     from comfyui_perfusion.nodes.host.trainee import ComfyTrainee, Subject
     from comfyui_perfusion.perfusion_core import Concept, ConceptSet
 
-    networks = model.model, clip.cond_stage_model
-    device = model.load_device
-    text.prepare_encoders(clip)
+    device, family = model.load_device, family_of(model)
+    networks = (model.model,) if family.offset else (model.model, clip.cond_stage_model)
+    if not family.offset:
+        text.prepare_encoders(clip)
     with ExitStack() as stack:
         stack.enter_context(trainable_through(*networks))
         stack.enter_context(out_of_place(*networks))
@@ -109,16 +131,23 @@ def micro_batch(model, clip, size: int, batch: int, checkpointing: bool) -> Need
         photos = torch.empty(batch, size, size, 3, device=device)
         sentences = [[f"a photo of {{}} number {i}"] for i in range(batch)]
         latent_format = networks[0].latent_format
-        latents = torch.empty(batch, latent_format.latent_channels, size // 8, size // 8, device=device)
+        side = size // latent_format.spacial_downscale_ratio
+        latents = torch.empty(batch, latent_format.latent_channels, side, side, device=device)
         if latent_format.latent_dimensions == 3:
             latents = latents[:, :, None]
         subject = Subject(photos, None, sentences, "teddy")
-        texts = ReadAnew(clip, "teddy", subject.distinct_sentences, receiver(model), device)
+        if family.offset:
+            stack.enter_context(bypassed(model.model.diffusion_model.get_submodule(family.adapter)))
+            texts = read_once(subject.distinct_sentences)
+            texts.open(receiver(model), family, device)
+            # texts of one length, which meta tensors cannot be asked for
+            stack.enter_context(mock.patch.object(ComfyTrainee, "_denoised", ComfyTrainee._denoised_at_once))
+        else:
+            texts = ReadAnew(clip, "teddy", subject.distinct_sentences, receiver(model), device)
         trainee = ComfyTrainee(model, texts, None, subject, latents, ())
         embeddings = {name: nn.Parameter(row) for name, row in trainee.superclass_embeddings().items()}
         deltas = {
-            layer: nn.Parameter(torch.zeros(to_v.weight.shape[0], device=device))
-            for layer, (_, to_v) in trainee.wiring.projections.items()
+            layer: nn.Parameter(torch.zeros(width, device=device)) for layer, width in trainee.wiring.widths.items()
         }
         vector = torch.ones(next(iter(trainee.wiring.projections.values()))[1].weight.shape[1])
         concept = Concept("toy", "<my-toy>", "teddy", "", embeddings, vector, vector, vector, deltas)
@@ -131,8 +160,18 @@ def micro_batch(model, clip, size: int, batch: int, checkpointing: bool) -> Need
         loss = trainee.loss(torch.arange(batch), prompts, torch.Generator())
         kept = live.now
         loss.backward()
+        before = sum(parameter.nbytes for parameter in clip.parameters()) if family.offset else 0
         weights = sum(parameter.nbytes for network in networks for parameter in network.parameters())
-        return Need(weights, of_text, kept, live.peak)
+        return Need(weights, of_text, kept, live.peak, before)
+
+
+def read_once(sentences: Sequence[str]):
+    """Sentences as a large text encoder leaves them: twelve tokens, which Wan's projection gets as 512."""
+    from comfyui_perfusion.nodes.host.sentences import ReadOnce, _Tokens
+
+    texts, tokens = object.__new__(ReadOnce), _Tokens({"": [0] * 512}, {"": 12}, 5, 5)
+    texts._rows = {sentence: (tokens, torch.empty(1, 12, 4096, device=META), None) for sentence in sentences}
+    return texts
 
 
 class Live(TorchDispatchMode):
@@ -169,10 +208,12 @@ def attention_as_on_a_gpu() -> Iterator[None]:
     import comfy.ldm.modules.attention as attention
     import comfy.model_management
     import comfy.ops
+    from comfy.ldm.pixart import blocks as pixart
     from comfyui_perfusion.perfusion_core import edit
 
     with (
         mock.patch.object(attention, "optimized_attention", attention.attention_pytorch),
+        mock.patch.object(pixart, "optimized_attention", attention.attention_pytorch),
         mock.patch.object(comfy.model_management, "pytorch_attention_enabled", lambda: True),
         mock.patch.object(comfy.ops, "scaled_dot_product_attention", fused_attention),
         mock.patch.object(torch, "autocast", lambda *_, **__: nullcontext()),  # meta tensors know none

@@ -95,10 +95,10 @@ def random_family(family: str, seed: int = 0):
     return model, clip, comfy.sd.VAE(sd=network.state_dict())
 
 
-def random_model(family: str, seed: int = 0):
-    """A MODEL of the family in fp32."""
-    settings = _settings(family)
-    settings.set_inference_dtype(torch.float32, None)
+def random_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, computing: torch.dtype | None = None):
+    """A MODEL of the family with weights of a dtype, which computes in it or in another one."""
+    settings = _settings(family, dtype)
+    settings.set_inference_dtype(dtype, computing)
     model, cpu = settings.get_model({}, device=torch.device("cpu")), torch.device("cpu")
     if family == "anima":
         from comfy.ldm.anima.model import LLMAdapter
@@ -110,7 +110,7 @@ def random_model(family: str, seed: int = 0):
     if family in PROJECTED:
         for name, parameter in model.diffusion_model.named_parameters():
             if not name.endswith("weight"):  # biases, and what latents are shifted by
-                parameter.normal_(std=0.1, generator=generator)
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     return comfy.model_patcher.ModelPatcher(model, cpu, cpu)
 
 
@@ -145,6 +145,6 @@ def _pieces() -> torch.Tensor:
     return torch.frombuffer(bytearray(model.getvalue()), dtype=torch.uint8)
 
 
-def _settings(family: str):
+def _settings(family: str, dtype: torch.dtype = torch.float32):
     config, unet = CONFIGS[family]
-    return getattr(supported_models, config)({**unet, "dtype": torch.float32})
+    return getattr(supported_models, config)({**unet, "dtype": dtype})

@@ -1,4 +1,7 @@
-"""Run as a program: loads a concept file in a process of its own and samples one latent with it."""
+"""Run as a program: loads concept files in a process of its own and samples one latent with each.
+
+Three arguments for each: the file, where to put the latent, the kind of model.
+"""
 
 import sys
 from pathlib import Path
@@ -29,9 +32,9 @@ if __name__ == "__main__":
     from random_checkpoint import load_random
     from random_families import CONFIGS, random_family
 
-    kind = sys.argv[3] if len(sys.argv) > 3 else "sd1"
     torch.set_num_threads(1)
+    given = iter(sys.argv[1:])
     with torch.inference_mode():
-        torch.save(
-            sample_with(Path(sys.argv[1]), random_family(kind) if kind in CONFIGS else load_random(kind)), sys.argv[2]
-        )
+        for file, place, kind in zip(given, given, given, strict=True):
+            models = random_family(kind) if kind in CONFIGS else load_random(kind)
+            torch.save(sample_with(Path(file), models), place)

@@ -131,9 +131,9 @@ def test_keys_and_values_are_the_papers_at_every_layer_in_one_batch(wide_models,
     assert worst_difference(model, seen, forwards, encodings, key_encodings, uses) < 1e-4
 
 
-@pytest.mark.parametrize("order", ["lora first", "lora last"])
-def test_a_lora_on_the_same_weights_still_works(models, order):
-    model, clip, _ = models("sd1")
+@pytest.mark.parametrize(("kind", "order"), [("sd1", "lora first"), ("sd1", "lora last"), ("sdxl", "lora last")])
+def test_a_lora_on_the_same_weights_still_works(models, kind, order):
+    model, clip, _ = models(kind)
     uses = two_uses(model, clip)
     changes = {
         f"{PREFIX}{layer}.{projection}.weight": 0.02 * torch.randn(getattr(module, projection).weight.shape)
@@ -157,8 +157,9 @@ def test_a_lora_on_the_same_weights_still_works(models, order):
     assert worst_difference(model, seen, forwards, encodings, encodings, uses, merged) < 2e-3  # merged in fp16
 
 
-def test_partial_loading_gives_the_same_picture(models, load_in_part):
-    model, clip, _ = models("sd1")
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_partial_loading_gives_the_same_picture(models, load_in_part, kind):
+    model, clip, _ = models(kind)
     uses = two_uses(model, clip, key_lock=1.0)
     patched, prompts = apply_to_model(model, uses), apply_to_clip(clip, uses)
     name = f"{PREFIX}{min(cross_attentions(model))}.to_k.weight"
@@ -296,8 +297,9 @@ def test_clones_sampled_in_turn_do_not_see_each_other_and_leave_nothing_behind(m
         assert getattr(module.forward, "__func__", None) is type(module).forward
 
 
-def test_strength_zero_is_the_base_model_bit_for_bit(models):
-    model, clip, _ = models("sd1")
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_strength_zero_is_the_base_model_bit_for_bit(models, kind):
+    model, clip, _ = models(kind)
     toy, cup = two_uses(model, clip)
     off = [dataclasses.replace(use, strength=0.0) for use in (toy, cup)]
     patched, prompts = apply_to_model(model, off), apply_to_clip(clip, off)
@@ -350,8 +352,9 @@ def test_key_lock_follows_its_own_conditioning(models):
     assert worst_difference(model, seen, forwards, encodings, {**encodings, 0: tiled(keys)}, uses) < 1e-4
 
 
-def test_key_lock_survives_areas_time_ranges_combine_and_concat(models):
-    model, clip, _ = models("sd1")
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_key_lock_survives_areas_time_ranges_combine_and_concat(models, kind):
+    model, clip, _ = models(kind)
     uses = two_uses(model, clip, key_lock=1.0)
     patched, prompts = apply_to_model(model, uses), apply_to_clip(clip, uses)
     positive, other, negative = (encode(prompts, text) for text in (PROMPT, "a beach", NEGATIVE))

@@ -35,8 +35,9 @@ def painted(model, clip, uses, prompt=PROMPT, **settings):
     return sample(apply_to_model(model, uses), encode(prompts, prompt), encode(prompts, NEGATIVE), **settings)
 
 
-def test_a_white_mask_is_none_and_a_black_one_leaves_the_superclass(models):
-    model, clip, _ = models("sd1")
+@pytest.mark.parametrize("kind", ["sd1", "sd2"])
+def test_a_white_mask_is_none_and_a_black_one_leaves_the_superclass(models, kind):
+    model, clip, _ = models(kind)
     uses = two_uses(model, clip)
     everywhere, white, black = (
         painted(model, clip, some, steps=2)

@@ -270,7 +270,8 @@ def test_the_node_saves_a_file_that_gives_the_same_picture_in_a_new_process(
     assert saved.stat().st_size < 60 * 1024
     assert load_concept(saved).metadata["training"].startswith("{")
     comfy.model_management.unload_all_models()
-    command = [sys.executable, str(Path(__file__).with_name("sample_once.py")), str(saved), str(tmp_path / "new.pt")]
+    program = str(Path(__file__).with_name("sample_once.py"))
+    command = [sys.executable, program, str(saved), str(tmp_path / "new.pt"), "sd1"]
     subprocess.run(command, check=True, env=os.environ, capture_output=True)
     from sample_once import sample_with
 

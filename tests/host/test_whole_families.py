@@ -259,6 +259,27 @@ def test_a_concept_goes_through_all_nodes(made, family, model_folder, tmp_path, 
     assert best.concept is use.concept
 
 
+@pytest.mark.parametrize(
+    ("family", "dtype", "computing"),
+    [
+        ("wan", torch.float8_e4m3fn, torch.bfloat16),
+        ("ltx-video", torch.bfloat16, None),
+        ("pixart-sigma", torch.float16, None),
+    ],
+)
+def test_weights_of_any_precision_learn_and_paint(made, model_folder, family, dtype, computing):
+    model, (_, clip, vae) = random_model(family, 0, dtype, computing), made(family)
+    assert next(iter(cross_attentions(model).values())).to_k.weight.dtype == dtype
+    (use,), *_ = train_node(lambda _: (model, clip, vae), family, superclass=["dog"]).args
+    assert all(delta.any() for delta in use.concept.value_deltas.values())
+    use = use.replace(concept=use.concept.replace(value_deltas={
+        layer: torch.ones_like(delta) for layer, delta in use.concept.value_deltas.items()
+    }))  # fmt: skip
+    prompts = encode(apply_to_clip(clip, [use]), "a <my-toy>"), encode(clip, "")
+    plain, painted = (sample(some, *prompts) for some in (model, apply_to_model(model, [use])))
+    assert painted.isfinite().all() and (painted - plain).abs().max() > 1e-3
+
+
 def test_one_file_serves_both_models_of_wan_2_2(made, model_folder):
     """Which share the steps between them: each finds the concept in its own weights."""
     high, clip, _ = made("wan")
@@ -319,20 +340,24 @@ def test_what_cannot_be_done_with_a_large_text_encoder_says_why(made, family, mo
     assert report.startswith("<my-dog> acts on <my-dog>")
 
 
-def test_a_training_goes_on_from_its_file_and_that_paints_alike_in_a_new_process(made, model_folder, tmp_path):
-    models, inputs = made("anima"), {"trigger": ["<my-teddy>"], "superclass": ["dog"]}
-    _, (use,), *_ = train_node(lambda _: models, "anima", **inputs).args
-    path = Path(PerfusionSaveConcept.execute((use,), "dog", False).args[0])
-    inputs["steps"] = [3]
-    _, (resumed,), *_ = train_node(lambda _: models, "anima", **inputs, continue_from=["dog.safetensors"]).args
-    _, (straight,), *_ = train_node(lambda _: models, "anima", **inputs).args
-    for name, tensor in resumed.concept.tensors().items():
-        torch.testing.assert_close(tensor, straight.concept.tensors()[name], rtol=1e-3, atol=1e-4, msg=name)
-    program = Path(__file__).with_name("sample_once.py")
-    subprocess.run([sys.executable, str(program), str(path), str(tmp_path / "x"), "anima"], check=True)
+def test_trainings_go_on_from_their_files_and_these_paint_alike_in_a_new_process(made, model_folder, tmp_path):
+    command, inputs = [sys.executable, str(Path(__file__).with_name("sample_once.py"))], {"superclass": ["dog"]}
+    chosen = "anima", "wan", "pixart-sigma"  # the others learn in these ways
+    for family in chosen:
+        train = lambda steps, family=family, **more: train_node(  # noqa: E731
+            lambda _: made(family), family, **inputs, trigger=["<my-teddy>"], steps=[steps], **more
+        ).args[1][0]
+        path = PerfusionSaveConcept.execute((train(2),), family, False).args[0]
+        resumed, straight = train(3, continue_from=[f"{family}.safetensors"]), train(3)
+        for name, tensor in resumed.concept.tensors().items():
+            torch.testing.assert_close(tensor, straight.concept.tensors()[name], rtol=1e-3, atol=1e-4, msg=name)
+        command += [path, str(tmp_path / family), family]
+    subprocess.run(command, check=True)
     from sample_once import sample_with
 
-    assert torch.allclose(sample_with(path, models), torch.load(tmp_path / "x"), rtol=1e-4, atol=1e-5)
+    for family in chosen:
+        found = sample_with(model_folder / f"{family}.safetensors", made(family))
+        assert torch.allclose(found, torch.load(tmp_path / family), rtol=1e-4, atol=1e-5), family
 
 
 def test_what_needs_the_model_says_so(made):
