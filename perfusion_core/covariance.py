@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .concept_file import check_header, safetensors_bytes, write_atomically
+from .device import precise
 
 FORMAT = "perfusion-covariance"
 RIDGE = 0.01  # share of the mean variance; enough for a few hundred captions, harmless for many
@@ -54,8 +55,8 @@ class Covariance:
         if encodings.shape[-1] != self.dim:
             raise ValueError(f"These encodings are {encodings.shape[-1]} wide, this covariance is for {self.dim}.")
         kept = rearrange(encodings, "... d -> (...) d") if mask is None else encodings[mask.bool()]
-        kept = kept.detach().to(self.sum.device, torch.float64)
-        moment = kept.T @ kept
+        kept = precise(kept.detach())  # where the encodings are: a GPU is too fast to wait for the CPU
+        moment = (kept.T @ kept).to(self.sum.device)
         if not torch.isfinite(moment).all():
             raise ValueError("The text encodings hold NaN or infinity. Load the text encoder in fp32 or bf16.")
         self.sum += moment

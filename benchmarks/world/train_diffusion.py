@@ -122,7 +122,7 @@ def denoising_loss(unet, encoding: Tensor, batch: Batch, generator: torch.Genera
     if teacher is not None:
         with torch.no_grad():
             velocity = teacher(noisy, timesteps, context, transformer_options=options).float()
-    predicted = unet(noisy, timesteps, context, transformer_options=options).float()
+    predicted = unet(noisy, timesteps.to(encoding.device), context, transformer_options=options).float()
     return ((1 + ON_THINGS * batch.masks) * (predicted - velocity) ** 2).mean()
 
 

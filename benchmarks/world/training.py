@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 _MOMENTUM, _BETAS, _DECAY = 0.95, (0.9, 0.98), 0.01
 
@@ -79,7 +80,7 @@ class Training:
             "master": self.master, "averaged": self.averaged, "steps": self.steps, "models": self.state_dicts(),
             "adam": self.adam.state_dict(), "muon": self.muon.momenta,
         }  # fmt: skip
-        torch.save(kept, path.with_suffix(".part"))
+        torch.save(tree_map_only(Tensor, Tensor.cpu, kept), path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
 
     @torch.no_grad()
