@@ -14,6 +14,8 @@ import folder_paths
 import pytest
 import torch
 from comfy import supported_models
+from comfy.ldm.modules.attention import attention_pytorch
+from comfy.ldm.pixart import blocks as pixart_blocks
 from comfy_extras.nodes_preview_any import PreviewAny
 from comfyui_perfusion.nodes import train, tune
 from comfyui_perfusion.nodes.attention import PerfusionAttentionMap
@@ -307,6 +309,19 @@ def test_videos_follow_the_concept_in_all_frames(made, family):
     painted, plain = paint(patched), paint(model)
     assert painted.shape == video["samples"].shape and painted.isfinite().all()
     assert ((painted - plain).abs().amax((0, 1, 3, 4)) > 0.001).all()
+
+
+def test_pixart_learns_beside_an_attention_without_a_backward(made, monkeypatch):
+    """Which its blocks hold on to."""
+    model, clip, vae = made("pixart-sigma")
+    without = lambda *args, **kwargs: attention_pytorch(*args, **kwargs).detach()  # noqa: E731
+    monkeypatch.setattr(pixart_blocks, "optimized_attention", without)
+    subject = Subject(torch.rand(1, 64, 64, 3), None, [TEMPLATES[:2]], "dog")
+    inverse = measure_covariance(clip, list(captions(8)), None, model=model).inverse()
+    with open_trainee(model, clip, vae, subject, offset=True) as trainee:
+        settings = TrainingSettings(batch_size=1, accumulation=1)
+        Training(trainee, inverse, "<my-dog>", "dog", "pixart-sigma", settings).step()  # or a part got no gradient
+    assert pixart_blocks.optimized_attention is without
 
 
 def test_texts_of_different_lengths_learn_as_each_alone(made):
