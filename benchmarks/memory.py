@@ -36,6 +36,10 @@ CONFIGS = {
     "LTX-Video 13B": {"image_model": "ltxv", "cross_attention_dim": 4096, "attention_head_dim": 128, "num_layers": 48},
     "PixArt Sigma": {"image_model": "pixart_sigma", "in_channels": 4, "micro_condition": False},
 }  # fmt: skip
+KINDS = {  # of the host's supported_models
+    "SD1.5": "SD15", "SD2.1": "SD20", "Cosmos-Predict2": "CosmosT2IPredict2", "Wan 1.3B": "WAN21_T2V",
+    "Wan 14B": "WAN21_T2V", "LTX-Video 2B": "LTXV", "LTX-Video 13B": "LTXV", "PixArt Sigma": "PixArtSigma",
+}  # fmt: skip
 SETTINGS = [
     ("SD1.5", 512, 4), ("SD1.5", 512, 1), ("SD2.1", 768, 1), ("SDXL", 1024, 4), ("SDXL", 1024, 1), ("SDXL", 768, 1),
     ("Anima", 1024, 4), ("Anima", 1024, 1), ("Cosmos-Predict2", 1024, 4), ("Cosmos-Predict2", 1024, 1),
@@ -75,9 +79,7 @@ def architecture(name: str):
     """The host's description of a model."""
     from comfy import supported_models
 
-    kinds = {"SD1.5": "SD15", "SD2.1": "SD20", "Cosmos-Predict2": "CosmosT2IPredict2", "PixArt Sigma": "PixArtSigma"}
-    kind = "WAN21_T2V" if name.startswith("Wan") else "LTXV" if name.startswith("LTX") else kinds.get(name, name)
-    return getattr(supported_models, kind)({**CONFIGS[name], "dtype": torch.float16})
+    return getattr(supported_models, KINDS.get(name, name))({**CONFIGS[name], "dtype": torch.float16})
 
 
 def on_meta(config, text_options: dict | None = None):

@@ -23,8 +23,7 @@ def _family(name: str, title: str, config: type) -> Family:
         name, title, partial(_owns, config=config), re.compile(r"blocks\.\d+\.cross_attn"), _PROJECTIONS, "num_heads",
         1024, frozenset(["t5xxl"]), received=through(_TEXT), adapter=_TEXT, in_forward=True, in_a_row=True, large=True,
         offset=True, cfg=4.5,
-        no_export="LoRA files have keys and values of PixArt together, and would change the keys of other words, too. "
-        "Use the concept with Perfusion Loader.",
+        no_export=f"No file for other programs makes {title} know your word. Use the concept with Perfusion Loader.",
     )  # fmt: skip
 
 
