@@ -20,14 +20,16 @@ import comfy.supported_models
 import comfy.utils
 import folder_paths
 import torch
+import torch.nn.functional as F
 from comfy.model_base import ModelType
 from comfy.sd1_clip import SDClipModel, SDTokenizer
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 FILE = Path(__file__).parents[1] / "demo_model.safetensors"
 _TABLE = "embeddings.token_embedding.weight"
 _TOKENS = 49408  # of CLIP's tokenizer
+_END = 49407  # which also pads
 
 
 class DemoConfig(comfy.supported_models.SD15):
@@ -43,8 +45,23 @@ class DemoConfig(comfy.supported_models.SD15):
         return False  # more than 4 channels are its latent's own
 
 
-# Encodings of the end of the text and of the padding are zero: the host leaves what stands before the first "pad".
-_TextEncoder = partial(SDClipModel, zero_out_masked=True, special_tokens={"start": 49406, "pad": 49407})
+class _TextEncoder(SDClipModel):
+    """Encodings of the end of the text and of the padding are zero: the host leaves what stands before the first "pad".
+    So padding, which words do not see, is not encoded."""
+
+    def __init__(self, **options):
+        super().__init__(zero_out_masked=True, special_tokens={"start": 49406, "pad": _END}, **options)
+
+    def forward(self, tokens):
+        longest = max([isinstance(token, int) and token == _END for token in row].index(True) for row in tokens) + 1
+        place = self.transformer.text_model.embeddings.position_embedding
+        positions = place.weight
+        place.weight = nn.Parameter(positions[:longest], requires_grad=False)
+        try:
+            encoding, *more = super().forward([row[:longest] for row in tokens])
+        finally:
+            place.weight = positions
+        return F.pad(encoding, (0, 0, 0, len(tokens[0]) - longest)), *more
 
 
 def load_demo_model(path: Path = FILE, disable_dynamic: bool = False) -> tuple[Any, comfy.sd.CLIP, comfy.sd.VAE]:

@@ -70,7 +70,7 @@ print(json.dumps(sorted({word for part in parts for word in part} - {"", "plain"
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     out = tmp_path_factory.mktemp("reference") / "reference.pt"
-    arguments = [str(REPO / "benchmarks" / "world"), str(FILE), str(out), json.dumps(PROMPTS)]
+    arguments = [str(REPO), str(FILE), str(out), json.dumps(PROMPTS)]
     command = [sys.executable, "-c", REFERENCE, *arguments]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return {**torch.load(out), "words": json.loads(printed.splitlines()[-1])}
@@ -111,6 +111,18 @@ def test_prompts_are_encoded_as_in_training(demo, reference):
     assert close(torch.cat(encodings), reference["encodings"])
     words = encodings[0][0].abs().sum(-1)
     assert words[:9].all() and not words[9:].any()  # the end of the text and the padding
+
+
+def test_padding_is_not_encoded(demo):
+    clip, read = demo[1], []
+    encoder = clip.cond_stage_model.clip_l.transformer
+    listening = encoder.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(kwargs["embeds"].shape[1]), with_kwargs=True
+    )
+    encoding = clip.encode_from_tokens(clip.tokenize("a red car"))
+    listening.remove()
+    assert read == [5] and encoding.shape[1] == 77  # with start and end
+    assert encoder.text_model.embeddings.position_embedding.weight.shape[0] == 77
 
 
 def test_the_unet_predicts_as_in_training(demo, reference):
