@@ -10,6 +10,7 @@ from typing import Any
 import comfy.ops
 import torch
 from comfy.cldm.cldm import ControlNet
+from comfyui_version import __version__ as HOST
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -21,6 +22,7 @@ from sample_concepts import PHOTOS as DEMO_PHOTOS
 from sample_concepts import write_sample_concepts
 
 CHECKPOINT = "perfusion-random-sd1.safetensors"
+KEPT = CACHE / f"perfusion-random-sd1-{HOST}.safetensors"  # older hosts cannot read its narrow decoder
 PHOTOS = "perfusion_photos"  # folder in ComfyUI's input
 LORA, CONTROLNET, PICTURE = "my-style.safetensors", "control_v11p_sd15_canny_fp16.safetensors", "example.png"
 WORKFLOW_TRIGGER = "<my-teddy>"  # as the prompts in workflows/ have it
@@ -28,18 +30,17 @@ WORKFLOW_TRIGGER = "<my-teddy>"  # as the prompts in workflows/ have it
 
 def add_checkpoint(base: Path) -> None:
     """Puts a random checkpoint into a ComfyUI base folder; it is made once and kept in the cache."""
-    kept = CACHE / CHECKPOINT
-    if not kept.exists():
-        subprocess.run([sys.executable, REPO / "scripts" / "make" / "random_checkpoint.py", "sd1", kept], check=True)
+    if not KEPT.exists():
+        subprocess.run([sys.executable, REPO / "scripts" / "make" / "random_checkpoint.py", "sd1", KEPT], check=True)
     link = base / "models" / "checkpoints" / CHECKPOINT
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
-    link.symlink_to(kept)
+    link.symlink_to(KEPT)
 
 
 def add_concepts(base: Path) -> None:
     """Those that the workflows choose, made for the random checkpoint."""
-    with safe_open(CACHE / CHECKPOINT, "pt") as file:
+    with safe_open(KEPT, "pt") as file:
         names = [name for name in file.keys() if name.endswith(".attn2.to_v.weight")]  # noqa: SIM118
         widths = {name: file.get_slice(name).get_shape()[0] for name in names}
     layers = {name.removeprefix("model.diffusion_model.").removesuffix(".to_v.weight"): widths[name] for name in names}
