@@ -44,6 +44,7 @@ def seen():
 def shown(frontend, seen, name):
     """What the page has of a workflow, and what it says against it; loaded once for all tests that only look."""
     if name not in seen:
+        frontend.complaints.clear()
         frontend.load(name)
         seen[name] = SimpleNamespace(
             nodes=frontend.run(SHOWN_NODES),
