@@ -81,8 +81,9 @@ def test_a_killed_machine_loses_nothing_and_every_file_arrives(tmp_path, scratch
 
     monkeypatch.setattr(train_many, "note_down", kill_when_one_trains)
     workflow = json.loads((REPO / "workflows" / "2 Train SD1.5.json").read_text(encoding="utf-8"))
-    (covariance,) = (node for node in workflow["nodes"] if node["type"] == "PerfusionCovariance")
-    covariance["widgets_values"][1] = 100  # captions; each machine would encode ten thousand
+    values = {node["type"]: node.get("widgets_values") for node in workflow["nodes"]}
+    values["PerfusionCovariance"][1] = 100  # captions; each machine would encode ten thousand
+    values["PerfusionTrainConcept"][12] = "a photo of {}"  # of four previews
     (tmp_path / "workflow.json").write_text(json.dumps(workflow), encoding="utf-8")
     given = ["--workflow", str(tmp_path / "workflow.json"), "--cpus", "1", *QUICK]
     with Machines() as machines:
