@@ -9,7 +9,8 @@ _QUEUES = ("cpu", "cuda", "meta")  # have float64, and take copies that nobody w
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.to(device, non_blocking=device.type in _QUEUES)
+    """There, without waiting where that is safe: what comes back to the CPU is read at once, so it is waited for."""
+    return tensor.to(device, non_blocking=tensor.device.type == "cpu" and device.type in _QUEUES)
 
 
 def precise(tensor: Tensor) -> Tensor:
