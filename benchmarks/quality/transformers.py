@@ -1,9 +1,10 @@
 """Concepts on transformers in the demo model's UNet's place: joint attention by values alone, and cross-attention.
 
-    bash scripts/env.sh python -m benchmarks.quality.transformers joint|cross FOLDER [--individuals 0 1 2 5 6 7]
+    bash scripts/env.sh python -m benchmarks.quality.transformers joint|cross|unet FOLDER [--individuals 0 1 2 5 6 7]
 
 The tasks, prompts, judge and settings are run.py's; what is painted is kept in FOLDER, so it goes on where it was
-stopped. The transformer must be trained: benchmarks/world/train_transformer.py.
+stopped. A transformer must be trained: benchmarks/world/train_transformer.py. With "unet" it is the UNet itself, for
+values alone there.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .methods import Lora, Method, Perfusion, TextualInversion
 from .painter import Painter
 from .report import best, mean_curve, means_by_way
 from .run import LOCKED, Bench, check_names, write_scores
-from .variants import PlainWordTraining
+from .variants import OffsetPhotos, PlainWordTraining
 
 INDIVIDUALS = (0, 1, 2, 5, 6, 7)
 SHOWN = ("setting", "identified", "in five", "class", "prompt", "place")
@@ -52,16 +53,17 @@ class TransformerPainter(Painter):
 
 def methods(kind: str) -> dict[str, Method]:
     plain = Perfusion()
+    locked = replace(plain, settings=replace(plain.settings, key_freedom=0.0))
+    values = {"values alone": replace(locked, kind=PlainWordTraining)}
     others: dict[str, Method] = {"lora, rank 4": Lora(4), "textual inversion": TextualInversion()}
     if kind == "joint":
-        return {"values alone": replace(plain, kind=PlainWordTraining), "values and a word": plain, **others}
-    locked = replace(plain, settings=replace(plain.settings, key_freedom=0.0))
-    return {"perfusion": plain, LOCKED: locked, **others}
+        return {**values, "values and an offset": replace(plain, of=OffsetPhotos), "values and a word": plain, **others}
+    return values if kind == "unet" else {"perfusion": plain, LOCKED: locked, **values, **others}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("kind", choices=["joint", "cross"])
+    parser.add_argument("kind", choices=["joint", "cross", "unet"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--individuals", nargs="*", type=int, default=INDIVIDUALS)
     parser.add_argument("--only", nargs="*", help="names of methods")
@@ -70,7 +72,7 @@ def main() -> None:
     check_names(options.only or (), known)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    bench = Bench(options.folder, TransformerPainter(options.kind))
+    bench = Bench(options.folder, Painter() if options.kind == "unet" else TransformerPainter(options.kind))
     for number in options.individuals:
         bench.references(number)
         for label in options.only or known:
