@@ -22,7 +22,7 @@ from .host.uses import ConceptUse, concept_set, stages
 from .schema import EXCHANGE, Concepts
 
 CAPTIONS = 32  # on which the leak is measured
-_UNWRITABLE = re.compile(r"[\s()\[\]{}:,]")  # in embedding:name
+_UNWRITABLE = r"[\s()\[\]{}:,]"  # in embedding:name
 
 
 class PerfusionImportConcept(io.ComfyNode):
@@ -111,7 +111,7 @@ class PerfusionExportLoRA(io.ComfyNode):
         if len(concept) != 1:
             raise ValueError(f"A LoRA holds one concept, these are {len(concept)}: connect them one by one.")
         filename = filename.strip() or name_of(concept[0].concept.trigger)
-        if found := _UNWRITABLE.search(filename):
+        if found := re.search(_UNWRITABLE, filename):
             raise ValueError(
                 f"The name {filename!r} contains {found.group()!r}, which prompts cannot have in embedding:name. Use "
                 "letters, digits and - or _, such as my-teddy."

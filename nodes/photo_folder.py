@@ -20,8 +20,8 @@ _SYSTEM = {  # of Macs, Windows and network drives
     "__macosx", "@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler", "lost+found",
     "system volume information", "network trash folder", "temporary items",
 }  # fmt: skip
-_MASK_FOLDER = re.compile(r"\W*_*masks?\W*_*", re.IGNORECASE)
-_MASK_SUFFIX = re.compile(r"[-_. ]+mask(s|label)?$", re.IGNORECASE)
+_MASK_FOLDER = r"(?i)\W*_*masks?\W*_*"
+_MASK_SUFFIX = r"(?i)[-_. ]+mask(s|label)?$"
 _SHOWN = 5  # names in a sentence
 
 
@@ -50,7 +50,7 @@ def is_hidden(name: str) -> bool:
 
 
 def is_mask_folder(name: str) -> bool:
-    return _MASK_FOLDER.fullmatch(name) is not None
+    return re.fullmatch(_MASK_FOLDER, name) is not None
 
 
 def is_photo(name: str) -> bool:
@@ -106,7 +106,7 @@ def _keys(photo: Path) -> tuple[str, str]:
 
 def _without_suffix(mask: Path) -> str | None:
     """The key of what a file is the mask of, if its name ends like a mask's."""
-    end = _MASK_SUFFIX.search(mask.stem)
+    end = re.search(_MASK_SUFFIX, mask.stem)
     return _key(mask.stem[: end.start()]) if end else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -21,16 +22,16 @@ def with_triggers(prompt: str, concepts: Sequence[Concept]) -> str:
 
 def with_places(prompt: str, concept: Concept) -> str:
     """The prompt with {} in the trigger's place."""
-    return "{}".join(whole_word(concept.trigger).split(unicodedata.normalize("NFC", prompt)))
+    return "{}".join(re.split(whole_word(concept.trigger), unicodedata.normalize("NFC", prompt)))
 
 
 def with_superclasses(prompt: str, concepts: Sequence[Concept]) -> str:
     """The prompt as those can read it who know no triggers: with superclass words in their place."""
     prompt = unicodedata.normalize("NFC", prompt)
     for concept in sorted(concepts, key=lambda concept: len(concept.trigger), reverse=True):
-        prompt = concept.superclass.join(whole_word(concept.trigger).split(prompt))
+        prompt = concept.superclass.join(re.split(whole_word(concept.trigger), prompt))
     return prompt
 
 
 def has_trigger(prompt: str, concept: Concept) -> bool:
-    return whole_word(concept.trigger).search(unicodedata.normalize("NFC", prompt)) is not None
+    return re.search(whole_word(concept.trigger), unicodedata.normalize("NFC", prompt)) is not None

@@ -14,11 +14,11 @@ from torch import Tensor
 
 OFFSET = "offset"
 BASE_MODELS = {192: "demo", 768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by width of the text encoding
-_FORBIDDEN_IN_TRIGGER = re.compile(r"[\s()\[\]{}:,\\\"]")
+_FORBIDDEN_IN_TRIGGER = r"[\s()\[\]{}:,\\\"]"
 # of prompts: LoRAs and embeddings by name, weights, and "'s" at the end
-_SYNTAX = re.compile(r"<[^<>]*:[^<>]*>|\bembedding:\S+|:\s*[+-]?[\d.]+\s*(?=[)\]}>|]|$)|['\u2019]s\W*$", re.IGNORECASE)
+_SYNTAX = r"(?i)<[^<>]*:[^<>]*>|\bembedding:\S+|:\s*[+-]?[\d.]+\s*(?=[)\]}>|]|$)|['\u2019]s\W*$"
 # invisible, but of no category that says so
-_BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+_BLANK = "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,7 @@ class Concept:
 def plain_words(superclass: str) -> str:
     """A superclass in plain words, in form NFC: without the punctuation and syntax of prompts. "(red dog:1.2)." is
     "red dog". Empty when it holds no word."""
-    text = _SYNTAX.sub(" ", unicodedata.normalize("NFC", superclass))
+    text = re.sub(_SYNTAX, " ", unicodedata.normalize("NFC", superclass))
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")  # invisible
     # letters, with their marks, and numbers; hyphens and apostrophes where they are part of a word
     kept = "".join(c if c in "-'\u2019" or unicodedata.category(c)[0] in "LMN" else " " for c in text)
@@ -135,11 +135,11 @@ def trigger_problem(trigger: str) -> str | None:
     """Why ``trigger`` cannot stand in a prompt; None when it can."""
     if not trigger:
         return "the trigger is empty; use one such as <my-teddy>"
-    if found := _FORBIDDEN_IN_TRIGGER.search(trigger):
+    if found := re.search(_FORBIDDEN_IN_TRIGGER, trigger):
         shown = "a space" if found.group().isspace() else found.group()
         return f"the trigger {trigger!r} contains {shown}, which prompts use for themselves; use one such as <my-teddy>"
     for character in trigger:
-        if unicodedata.category(character) in ("Cc", "Cf", "Cs") or _BLANK.match(character):
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs") or re.match(_BLANK, character):
             return (
                 f"the trigger {trigger!r} contains an invisible character (U+{ord(character):04X}), which nobody would "
                 "type in a prompt; type it anew, such as <my-teddy>"

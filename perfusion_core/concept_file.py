@@ -31,7 +31,7 @@ _PER_LAYER = ("value_delta", "key_output")
 _VECTORS = ("target_input", "target_dual", "superclass_input")
 _OWN_METADATA = ("format", "format_version", "name", "trigger", "superclass", "base_model")
 _KEY_FREEDOM = "key_freedom"  # in version 2
-_PART = re.compile(r"\..*-[0-9a-f]{8}\.part")
+_PART = r"\..*-[0-9a-f]{8}\.part"
 _A_DAY = 24 * 60 * 60  # seconds
 
 
@@ -152,7 +152,7 @@ def write_together(files: Mapping[Path, bytes]) -> None:
 def remove_abandoned(folder: Path) -> None:
     """Deletes the day-old files in and below ``folder`` that ``write_together`` left when its process was killed."""
     for parent, _, names in os.walk(folder):
-        for part in (Path(parent, name) for name in names if _PART.fullmatch(name)):
+        for part in (Path(parent, name) for name in names if re.fullmatch(_PART, name)):
             with contextlib.suppress(OSError):  # gone meanwhile, or not ours to delete
                 if time.time() - part.stat().st_mtime > _A_DAY:
                     part.unlink()

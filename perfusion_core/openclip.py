@@ -115,7 +115,7 @@ def load_image_text_model(path: str | os.PathLike[str], device: str | torch.devi
         advice = _ADVICE if path.is_dir() else _NAMING
         reason = textwrap.shorten(str(error), 400)  # it may list every weight of a model
         raise ImageTextModelError(f"open_clip cannot make the model {path.name} ({reason}). {advice}") from error
-    return ImageTextModel(path.name, clip.eval().requires_grad_(False), tokenizer, preprocess, device)
+    return ImageTextModel(path.name, clip.train(False).requires_grad_(False), tokenizer, preprocess, device)
 
 
 def image_similarity(model: ImageTextModel, pictures: Tensor, photos: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ def _load(folder: Path):
             raise ValueError(f"its weights lack {min(wrong)} or have it in another size")
     except Exception as error:  # of many kinds, from readers of damaged files
         raise ValueError(f"{folder.name} is no CLIPSeg model that can be read ({error}). {_DOWNLOAD}") from error
-    return model.float().eval(), processor
+    return model.float().train(False), processor
 
 
 def _folders() -> Iterator[Path]:

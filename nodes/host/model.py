@@ -6,6 +6,7 @@ weight patches, hooks, offloading and torch.compile leave alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -142,7 +143,7 @@ def cross_attentions(model) -> dict[str, CrossAttention]:
     found = {
         name[len(PREFIX) :]: CrossAttention(name, module, family)
         for name, module in model.model.named_modules()
-        if name.startswith(PREFIX) and family.attention.fullmatch(name[len(PREFIX) :])
+        if name.startswith(PREFIX) and re.fullmatch(family.attention, name[len(PREFIX) :])
     }
     if not found:
         raise ValueError(f"This {type(model.model).__name__} has no text cross-attention, which Perfusion needs.")

@@ -105,14 +105,16 @@ def caption_texts(captions: Sequence[str], count: int, trigger: str, superclass:
     for number, caption in enumerate(captions, 1):
         sentences = []
         for sentence in filter(None, map(str.strip, unicodedata.normalize("NFC", caption).splitlines())):
-            place = own.search(sentence) or re.search(r"\{\}", sentence) or word.search(sentence)
+            place = re.search(own, sentence) or re.search(r"\{\}", sentence) or re.search(word, sentence)
             if place is None:
                 raise ValueError(
                     f"The caption of photo {number} does not say where {trigger} is: {sentence[:200]!r}. "
                     f"Write {trigger}, {{}} or {superclass} there, or empty the caption."
                 )
             parts = sentence[: place.start()], sentence[place.end() :]
-            sentences.append("{}".join(own.sub(lambda _: superclass, part).replace("{}", superclass) for part in parts))
+            sentences.append(
+                "{}".join(re.sub(own, lambda _: superclass, part).replace("{}", superclass) for part in parts)
+            )
         texts.append(sentences)
     return texts
 

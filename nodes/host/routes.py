@@ -41,7 +41,7 @@ _LONGEST = {  # characters
     "words": 200, "node": 100, "training": 100, "step": 10,
 }  # fmt: skip
 _TAGS = "modelspec.tags"  # where other tools look for them, too
-_UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # control characters and half ones
+_UNWRITABLE = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]"  # control characters and half ones
 
 _files = ThreadPoolExecutor(1, "perfusion-files")  # off the server's loop, and one at a time
 
@@ -222,7 +222,7 @@ def _texts(asked: Mapping[str, Any], required: str, *optional: str) -> dict[str,
     for name, text in asked.items():
         if name not in (required, *optional):
             raise Refusal(400, f"{name[:100]!r} is not known here.")
-        if not isinstance(text, str) or _UNWRITABLE.search(text):
+        if not isinstance(text, str) or re.search(_UNWRITABLE, text):
             raise Refusal(400, f"{name} must be a text without control characters.")
         if len(text) > _LONGEST[name]:
             raise Refusal(400, f"{name} has {len(text)} characters, at most {_LONGEST[name]} are allowed.")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import io
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 
 from PIL import Image
@@ -24,13 +24,13 @@ def encoded(picture: Image.Image, base_model: str = "") -> str:
         picture.save(content, "WEBP", quality=quality, method=6)
         if content.tell() <= largest:
             break
-    return base64.b64encode(content.getvalue()).decode()
+    return b64encode(content.getvalue()).decode()
 
 
 def from_page(text: str, base_model: str = "") -> str:
     """What ``encoded`` makes of a picture that a page sends in base64. Raises ValueError for anything else."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["JPEG", "PNG", "WEBP"]) as picture:
+        with Image.open(io.BytesIO(b64decode(text, validate=True)), formats=["JPEG", "PNG", "WEBP"]) as picture:
             if max(picture.size) <= _READ_SIDE:
                 return encoded(picture, base_model)
     except Exception:  # decoders raise nearly anything for damage
@@ -44,7 +44,7 @@ def decoded(metadata: Mapping[str, str]) -> bytes | None:
     if not 0 < len(text) <= _READ * 4 // 3 + 4:
         return None
     try:
-        content = base64.b64decode(text, validate=True)
+        content = b64decode(text, validate=True)
         with Image.open(io.BytesIO(content), formats=["WEBP"]) as picture:
             if max(picture.size) > _READ_SIDE:
                 return None

@@ -82,13 +82,13 @@ def ids_within(plain, words: str) -> list[int]:
     return plain(f"{space}{words}", add_special_tokens=False)["input_ids"]
 
 
-def whole_word(words: str) -> re.Pattern:
-    """Finds a trigger, or words, as prompts do: in any case, but letters at their ends not within a longer word.
+def whole_word(words: str) -> str:
+    """What finds a trigger, or words, as prompts do: in any case, but letters at their ends not within a longer word.
 
-    What it is searched in is of Unicode's form NFC.
+    A regular expression, for texts of Unicode's form NFC.
     """
     words = unicodedata.normalize("NFC", words)
-    return re.compile(r"(?!\B\w)" + r"\s+".join(map(re.escape, words.split())) + r"(?<!\w\B)", re.IGNORECASE)
+    return r"(?i:(?!\B\w)" + r"\s+".join(map(re.escape, words.split())) + r"(?<!\w\B))"
 
 
 class _Marked:
@@ -96,7 +96,7 @@ class _Marked:
 
     def __init__(self, embeddings: Mapping[str, Tensor | Sequence[int]], on_read: OnRead):
         triggers = sorted(embeddings, key=len, reverse=True)
-        self.patterns = [whole_word(trigger).pattern for trigger in triggers]
+        self.patterns = [whole_word(trigger) for trigger in triggers]
         self.tokens = [_marked(trigger, embeddings[trigger], on_read) for trigger in triggers]
 
 
@@ -170,7 +170,7 @@ class _Triggers:
         self._tokens = marked.tokens
         space = " ?" if pieces(plain, "a")[0].startswith(_SPACE) else ""  # which then is a part of the word
         patterns = [re.escape(self._mark), *(f"{space}({pattern})" for pattern in marked.patterns)]
-        self._pattern = re.compile("|".join(patterns), re.IGNORECASE)
+        self._pattern = "(?i)" + "|".join(patterns)
 
     def placed(self, text: str) -> tuple[str, list[tuple[Any, bool]]]:
         """The text with marks for triggers, and of each mark the token to put there, None for the text's own, and
@@ -182,7 +182,7 @@ class _Triggers:
             tokens.extend((token, not text[match.end() : match.end() + 1].isspace()) for token in own)
             return self._mark * len(own)
 
-        return self._pattern.sub(place, text), tokens
+        return re.sub(self._pattern, place, text), tokens
 
     def put(self, ids: list, tokens: Sequence[tuple[Any, bool]], special: bool) -> None:
         """Puts the tokens where their marks are in ids; where ``special`` tokens are, CLIP's first is such a mark."""

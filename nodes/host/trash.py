@@ -14,7 +14,7 @@ import folder_paths
 
 from .files import FOLDER, TRAININGS, TRASH, model_folder, move, remove_empty, training_folder
 
-_TOKEN = re.compile("[0-9a-f]{16}")
+_TOKEN = "[0-9a-f]{16}"
 
 
 def move_to_trash(path: Path) -> str:
@@ -31,7 +31,7 @@ def move_to_trash(path: Path) -> str:
 
 def restore(token: str) -> Path:
     """Puts a concept back; returns its file. Raises ValueError when it is not in the trash or its name is taken."""
-    if _TOKEN.fullmatch(token):
+    if re.fullmatch(_TOKEN, token):
         for home in map(Path, folder_paths.get_folder_paths(FOLDER)):
             trashed = home / TRASH / token
             files = [file.relative_to(trashed) for file in trashed.rglob("*.safetensors")]

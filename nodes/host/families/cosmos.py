@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from .family import Family, made_by
 
-_BLOCKS = re.compile(r"blocks\.\d+\.cross_attn")
+_BLOCKS = r"blocks\.\d+\.cross_attn"
 _NORMS = {"to_q": "q_norm", "to_k": "k_norm"}
 _PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "output_proj"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +56,7 @@ class Family:
     name: str
     title: str
     owns: Callable[[nn.Module], bool]
-    attention: re.Pattern[str]
+    attention: str
     projections: Mapping[str, str]
     heads: str
     resolution: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 
 from comfy import supported_models
@@ -20,7 +19,7 @@ def _owns(base_model: nn.Module, config: type) -> bool:
 
 def _family(name: str, title: str, config: type) -> Family:
     return Family(
-        name, title, partial(_owns, config=config), re.compile(r"blocks\.\d+\.cross_attn"), _PROJECTIONS, "num_heads",
+        name, title, partial(_owns, config=config), r"blocks\.\d+\.cross_attn", _PROJECTIONS, "num_heads",
         1024, frozenset(["t5xxl"]), received=through(_TEXT), adapter=_TEXT, in_forward=True, in_a_row=True, large=True,
         offset=True, cfg=4.5,
         no_export=f"No file for other programs makes {title} know your word. Use the concept with Perfusion Loader.",

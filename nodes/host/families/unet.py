@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 
 from comfy import supported_models
@@ -26,7 +25,7 @@ def _other(base_model: nn.Module) -> bool:
 
 
 def _unet(name: str, title: str, owns, resolution: int = 512, **more) -> Family:
-    attention, texts = re.compile(r".*\.attn2"), frozenset(CLIPS)
+    attention, texts = r".*\.attn2", frozenset(CLIPS)
     return Family(name, title, owns, attention, UNET_PROJECTIONS, "heads", resolution, texts, **more)
 
 

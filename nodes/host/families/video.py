@@ -3,8 +3,6 @@ forward, for all layers."""
 
 from __future__ import annotations
 
-import re
-
 from .family import UNET_PROJECTIONS, Family, made_by, through
 
 _NO_EXPORT = "No file for other programs makes {} know your word. Use the concept with Perfusion Loader."
@@ -12,7 +10,7 @@ _NO_EXPORT = "No file for other programs makes {} know your word. Use the concep
 
 def _family(name: str, title: str, host_class: str, attention: str, projection: str, encoder: str, **more) -> Family:
     return Family(
-        name, title, made_by(host_class), re.compile(attention), received=through(projection), adapter=projection,
+        name, title, made_by(host_class), attention, received=through(projection), adapter=projection,
         in_forward=True, texts=frozenset([encoder]), whole_norms=True, large=True,
         offset=True, no_export=_NO_EXPORT.format(title), **more,
     )  # fmt: skip
