@@ -119,7 +119,8 @@ def change_metadata(asked: Mapping[str, Any]) -> dict[str, Any]:
     if "thumbnail" in changes:
         base_model = _entry(file).get("base_model", "")
         changes[thumbnail.KEY] = thumbnail.from_page(changes.pop("thumbnail"), base_model)
-    edit_metadata(path.resolve(), changes)
+    there = read_metadata(path)  # what is empty and was not there is no change
+    edit_metadata(path.resolve(), {key: text for key, text in changes.items() if text or key in there})
     return _entry(file)
 
 

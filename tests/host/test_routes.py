@@ -186,6 +186,16 @@ def test_an_edit_changes_the_metadata_and_its_answer_is_the_new_entry(folder):
     assert load_training(training_path(after, folder / FILE), after).keys() == {"step"}
 
 
+def test_what_is_empty_and_was_not_there_is_no_change(folder):
+    path = folder / FILE
+    save_concept(CONCEPT.replace(metadata={}), path)
+    before = path.read_bytes()
+    assert ask("POST", "metadata", {"file": FILE, "notes": "", "tags": " ,"})[0] == 200
+    assert path.read_bytes() == before
+    ask("POST", "metadata", {"file": FILE, "notes": "a"})
+    assert ask("POST", "metadata", {"file": FILE, "notes": ""})[1]["notes"] == ""
+
+
 BAD_EDITS = [
     {},
     {"trigger": "two words"},
