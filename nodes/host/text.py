@@ -35,10 +35,10 @@ START = "start"  # the label of the token that CLIP's texts begin with
 _SPECIAL = {"<|startoftext|>": START, "<|endoftext|>": "end", "</s>": "end"}
 _BEFORE = ("Ġ", "▁")  # a word, in Qwen's and T5's vocabularies; CLIP's have "</w>" behind it
 _BEYOND_CLIP = (
-    {"qwen3_06b", "t5xxl"},
-    {"t5xxl"},
-    {"umt5xxl"},
-)  # Anima's; Cosmos-Predict2's, LTX-Video's and PixArt's; Wan's
+    {"qwen3_06b", "t5xxl"},  # Anima's
+    {"t5xxl"},  # Cosmos-Predict2's, LTX-Video's and PixArt's
+    {"umt5xxl"},  # Wan's
+)
 _MOST_SIMILAR = 3  # words that are told for each concept
 
 
