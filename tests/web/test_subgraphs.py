@@ -3,6 +3,8 @@
 import pytest
 from steps import GRID, LOAD_AGAIN, button, each_renderer, open_workflow, panel, says
 
+from browser import NAVIGATED
+
 # Puts nodes of a type into a subgraph with inputs that are promoted; by links, or as older frontends saved it
 WRAP = """async ([type, names, old]) => {
     const { subgraph, node } = app.graph.convertToSubgraph(new Set(app.graph.nodes.filter(node => node.type === type)))
@@ -31,6 +33,12 @@ each_way = pytest.mark.parametrize("old", [False, True], ids=["links", "proxies"
 def wrap(page, type, *names, old=False):
     page.evaluate(LOAD_AGAIN)
     page.evaluate(WRAP, [type, names, old])
+    page.wait_for_function(NAVIGATED)
+
+
+def enter(page):
+    page.evaluate(ENTER)
+    page.wait_for_function(NAVIGATED)
 
 
 def set_outside(page, name, value):
@@ -62,7 +70,8 @@ def test_a_loader_shows_and_sets_what_was_promoted(frontend, page, old):
     set_outside(page, "concept", "vases/amphora.safetensors")
     set_outside(page, "beta", 0.6)
     page.evaluate("() => window.reload()")
-    page.evaluate(ENTER)
+    page.wait_for_function(NAVIGATED)
+    enter(page)
     loader = panel(page).filter(has_text="<amphora> is in no prompt yet.")  # that of before goes at the next drawing
     button(loader, "<amphora>").wait_for()
     button(loader, "Editable").click()
@@ -91,7 +100,7 @@ def test_a_promoted_concept_is_suggested_in_prompts(page):
 def test_a_loader_in_a_subgraph_knows_the_checkpoint_outside(page):
     wrap(page, "PerfusionLoader", "concept")
     set_outside(page, "concept", "my-tiger.safetensors")
-    page.evaluate(ENTER)
+    enter(page)
     says(panel(page).get_by_role("alert"), "made for SDXL, but v1-5-pruned-emaonly-fp16.safetensors looks like SD 1.x")
 
 
@@ -120,7 +129,7 @@ def test_a_picture_of_a_sweep_sets_what_was_promoted(frontend, page):
 def test_a_sweep_in_a_subgraph_shows_its_pictures(frontend, page):
     open_workflow(frontend, "7 Sweep")
     wrap(page, "PerfusionSweep", "text")
-    page.evaluate(ENTER)
+    enter(page)
     paint(page, page.evaluate(f"() => `${{{OUTER}.id}}:${{{OUTER}.subgraph.nodes[0].id}}`"))
     button(page.get_by_role("group", name="Grid"), "beta 0.5, temperature 0.1").wait_for()
 
@@ -142,7 +151,8 @@ def test_a_trainer_in_a_subgraph_shows_its_panel_outside(frontend, page, request
     page.evaluate(send, ["executing", id])
     page.evaluate(send, ["perfusion.training", course])
     stop = page.get_by_role("button", name="Stop and keep")
-    for place in ("() => {}", ENTER):  # the outside, then the inside
-        page.evaluate(place)
+    for inside in (False, True):
+        if inside:
+            enter(page)
         says(panel(page).locator("p:visible"), "Step 100 of 200")
         assert stop.count() == 1 and stop.is_enabled()
