@@ -11,9 +11,10 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from benchmarks.world.card import hits
+from benchmarks.world.card import genuine, hits
 from benchmarks.world.card import prompts as card_prompts
 from benchmarks.world.judge import trained_judge
+from benchmarks.world.reader import trained_reader
 from benchmarks.world.scenes import NAMES, described, sheet
 
 from .evaluation import Assessor, pair_prompts, prompts
@@ -74,8 +75,11 @@ def _pair(assessor: Assessor, painter: Painter, latents: Mapping[str, Tensor], r
 
 
 def _card(assessor: Assessor, painter: Painter, latents: Mapping[str, Tensor], record: Mapping[str, Any]):
-    asked = card_prompts(CARD_PROMPTS)
-    return {name: hits(assessor.judge, some, asked * (len(some) // len(asked))) for name, some in latents.items()}
+    asked, reader = card_prompts(CARD_PROMPTS), trained_reader()
+    ways = {name: painter.pictures(some) for name, some in latents.items()}
+    ways["through the autoencoder"] = ways.pop("genuine scenes")
+    ways["genuine scenes"] = genuine(asked)
+    return {name: hits(reader, pictures, asked * (len(pictures) // len(asked))) for name, pictures in ways.items()}
 
 
 _JUDGES = {"learned": _learned, "references": _references, "pair": _pair, "card": _card}

@@ -26,9 +26,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.world.card import genuine
 from benchmarks.world.card import prompts as card_prompts
 from benchmarks.world.sampling import encode
-from benchmarks.world.scenes import NAMES, described, scene
+from benchmarks.world.scenes import NAMES, described
 from perfusion_core import Concept, load_concept, save_concept
 from perfusion_core.concept_file import safetensors_bytes, write_atomically
 
@@ -145,12 +146,11 @@ class Bench:
         if path.exists():
             return
         asked = card_prompts(CARD_PROMPTS)
-        genuine = [scene(200 + i, one.things, one.place, "").image for i, one in enumerate(asked)]
         parts = encode(self.painter.text, [one.sentence for one in asked]).split(20)
         shown = [
             self.painter.paint(part, 1000 * seed + i) for seed in range(CARD_SEEDS) for i, part in enumerate(parts)
         ]
-        found = {"genuine scenes": self.painter.latents(genuine), "demo model": torch.cat(shown)}
+        found = {"genuine scenes": self.painter.latents(genuine(asked)), "demo model": torch.cat(shown)}
         self.keep(path, found, {"kind": "card"})
 
     def plain(self, sentences: Sequence[str], subjects: Sequence[Task], noise: int) -> dict[str, Tensor]:

@@ -1,8 +1,9 @@
-"""What the model can paint: how often a picture shows what its prompt names, as judge.py reads it.
+"""What the model can paint: how often a picture shows what its prompt names, as reader.py reads it.
 
-    bash scripts/env.sh python -m benchmarks.world.card [--prompts 100] [--seeds 3] [--sheet OUT.png]
+    bash scripts/env.sh python -m benchmarks.world.card [--wide] [--prompts 100] [--seeds 3] [--sheet OUT.png]
 
-Individuals that no training scene shows, told in words. Beside it the same readers on genuine scenes of the prompts.
+Individuals that no training scene shows, told in words. Beside it the same reader on genuine scenes of the prompts, as
+they are and through the autoencoder.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,12 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .individuals import CLASSES, NOBODY, Individual, individual
-from .judge import READ, Judge, trained_judge, truth
+from .individuals import BOOK, NOBODY, WIDE, Individual, World, individual
 from .places import PLACES
-from .pool import encoded
+from .reader import Reader, read, trained_reader
 from .sampling import encode, paint
-from .scenes import COUNTS, described, scene, sheet
+from .scenes import described, scene, sheet
 from .teach import Model
 
 AT_ONCE = 24
@@ -44,13 +45,18 @@ class Prompt:
         return f"a photo of {' and '.join(parts)} {PLACES[self.place]}"
 
 
-def prompts(count: int) -> list[Prompt]:
+def prompts(count: int, world: World = BOOK) -> list[Prompt]:
     random, found = np.random.default_rng(14), []
     for _ in range(count):
-        kinds = random.permutation(CLASSES)[: 1 + int(random.choice(len(COUNTS), p=COUNTS))]
+        kinds = random.permutation(world.classes)[: 1 + int(random.choice(len(world.counts), p=world.counts))]
         things = tuple(individual(random, str(kind), held_out=True) for kind in kinds)
         found.append(Prompt(things, tuple(_left_open(one, random) for one in things), str(random.choice([*PLACES]))))
     return found
+
+
+def genuine(asked: Sequence[Prompt], world: World = BOOK) -> list[np.ndarray]:
+    """A scene of each prompt, (96, 96, 3)."""
+    return [scene(200 + i, one.things, one.place, "", world=world).image for i, one in enumerate(asked)]
 
 
 def _left_open(one: Individual, random: np.random.Generator) -> Individual:
@@ -62,22 +68,28 @@ def _left_open(one: Individual, random: np.random.Generator) -> Individual:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--wide", action="store_true", help="the model of the second stage")
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sheet", type=Path, help="the first 48 pictures")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    model, judge, asked = Model(), trained_judge(), prompts(options.prompts)
+    world = WIDE if options.wide else BOOK
+    model, reader, asked = Model(world), trained_reader(), prompts(options.prompts, world)
     print(f"the model after {model.steps} steps, {options.prompts} prompts, {options.seeds} seeds", flush=True)
-    scenes = [scene(200 + i, one.things, one.place, "").image for i, one in enumerate(asked)]
-    genuine = model.pool.normal(encoded(model.pool.vae, np.stack(scenes)))
+    scenes = genuine(asked, world)
     shown = [painted(model, [one.sentence for one in asked], seed) for seed in range(options.seeds)]
-    for name, latents in (("genuine scenes", genuine), ("the model", torch.cat(shown))):
-        shares = hits(judge, latents, asked * (len(latents) // len(asked)))
-        print(f"{name:15}", *(f"{what} {share:4.0%}" for what, share in shares.items()), flush=True)
+    ways = {
+        "genuine scenes": scenes,
+        "through the autoencoder": model.pictures(model.latents(scenes)),
+        "the model": model.pictures(torch.cat(shown)),
+    }
+    for name, pictures in ways.items():
+        shares = hits(reader, pictures, asked * (len(pictures) // len(asked)))
+        print(f"{name:24}", *(f"{what} {share:4.0%}" for what, share in shares.items()), flush=True)
     if options.sheet:
-        sheet(list(model.pictures(shown[0][:48])), 12, zoom=1).save(options.sheet)
+        sheet(list(ways["the model"][:48]), 12, zoom=1).save(options.sheet)
         for one in asked[:48]:
             print(one.sentence)
 
@@ -91,20 +103,18 @@ def painted(model: Model, sentences: list[str], seed: int) -> Tensor:
     return torch.cat(parts)
 
 
-@torch.no_grad()
-def hits(judge: Judge, latents: Tensor, asked: list[Prompt]) -> dict[str, float]:
-    """Shares of what prompts name that is there; "two": both of two things."""
+def hits(reader: Reader, pictures: Sequence[np.ndarray], asked: Sequence[Prompt]) -> dict[str, float]:
+    """Shares of what prompts name that is there; "two", "three": all of so many things."""
     right = defaultdict(list)
-    for latent, prompt in zip(latents, asked, strict=True):
-        _, read = judge(latent.expand(len(prompt.things), -1, -1, -1), [one.kind for one in prompt.things])
-        there = (read["shown"].argmax(-1) == 1).tolist()
-        right[("", "class", "two", "three")[len(prompt.things)]].append(all(there))
-        right["place"].append(int(read["place"][0].argmax()) == READ["place"].index(prompt.place))
-        for k, (one, left) in enumerate(zip(prompt.things, prompt.unsaid, strict=True)):
-            answers = dict(zip(READ, truth(one, prompt.place), strict=True))
+    for picture, prompt in zip(pictures, asked, strict=True):
+        things, place, _ = read(reader, picture, [one.kind for one in prompt.things])
+        there = all(found["kind"] == one.kind for found, one in zip(things, prompt.things, strict=True))
+        right[("", "class", "two", "three")[len(prompt.things)]].append(there)
+        right["place"].append(place == prompt.place)
+        for found, one, left in zip(things, prompt.things, prompt.unsaid, strict=True):
             for name in ("shape", "colour", "pattern", "accessory"):
                 if getattr(left, name) != getattr(one, name) and (getattr(one, name) or name != "accessory"):
-                    right[name].append(int(read[name][k].argmax()) == answers[name])
+                    right[name].append(found[name] == getattr(one, name))
     return {name: float(np.mean(found)) for name, found in right.items()}
 
 

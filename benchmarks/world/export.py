@@ -2,6 +2,7 @@
 
     bash scripts/env.sh python -m benchmarks.world.export [--file FILE]
     bash scripts/env.sh python -m benchmarks.world.export --restore    # where no cache is; then train on
+    bash scripts/env.sh python -m benchmarks.world.export --restore --wide     # to begin the second stage with it
 
 Matrices are int8 with a scale per row, the rest fp16. The VAE's latents have mean 0 and std 1 per channel, as the UNet
 learned them. The token table has the words' rows alone. Individuals' names are no words of the host, which leaves
@@ -26,11 +27,12 @@ from torch import Tensor
 from perfusion_core.concept_file import safetensors_bytes, write_atomically
 
 from .cache import FOLDER
+from .individuals import BOOK, WIDE, World
 from .networks import TEXT, UNET, VAE, Vocabulary
 from .pool import Pool, fingerprint, scale_path
 from .train_autoencoder import TRAINED as AUTOENCODER
 from .train_autoencoder import trained_vae
-from .train_diffusion import START, TRAINED
+from .train_diffusion import start_path, trained_path
 
 REPO = Path(__file__).resolve().parents[2]
 FILE = REPO / "nodes" / "demo_model.safetensors"
@@ -42,16 +44,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--file", type=Path, default=FILE)
     parser.add_argument("--restore", action="store_true")
+    parser.add_argument("--wide", action="store_true", help="the second stage of the world")
     options = parser.parse_args()
-    (restore if options.restore else export)(options.file)
+    (restore if options.restore else export)(options.file, WIDE if options.wide else BOOK)
 
 
-def export(file: Path) -> None:
-    vae, vocabulary = trained_vae(), Vocabulary()
+def export(file: Path, world: World = BOOK) -> None:
+    vae, vocabulary = trained_vae(world), Vocabulary(world)
     mean, std = torch.from_numpy(np.load(scale_path(fingerprint(vae))))
-    latents = Pool(trained_vae(), vocabulary).latents(np.arange(PREVIEWED))
+    latents = Pool(trained_vae(world), vocabulary, world).latents(np.arange(PREVIEWED))
     normalise(vae, mean, std)
-    text, unet = torch.load(TRAINED, weights_only=True)["models"][:2]
+    text, unet = torch.load(trained_path(world), weights_only=True)["models"][:2]
     parts = {"unet": unet, **as_the_host_has_it(text), "vae": vae.state_dict()}
     content = demo_model(parts, vocabulary, preview_colours(vae, latents))
     write_atomically(file, content)
@@ -60,16 +63,20 @@ def export(file: Path) -> None:
         subprocess.run([sys.executable, REPO / "scripts" / "make" / "demo_covariance.py"], check=True)
 
 
-def restore(file: Path) -> None:
+def restore(file: Path, world: World = BOOK) -> None:
     """Into the cache's folder, which must not hold a training already: its latents are those of its own encoder."""
-    if AUTOENCODER.exists() or TRAINED.exists():
+    models = read(kept := load_file(file))
+    begun = trained_path(world).exists() or start_path(world).exists()
+    if begun or (AUTOENCODER.exists() and not _is_the_autoencoder(models["vae"])):
         raise SystemExit(f"{FOLDER} has a training already, which goes on by itself. Move it away first.")
     FOLDER.mkdir(parents=True, exist_ok=True)
-    kept = load_file(file)
-    models = read(kept)
     torch.save({"models": [models["vae"]]}, AUTOENCODER)
-    text = as_it_was_trained(models, kept["tokens"].tolist(), Vocabulary().ids)
-    torch.save({"models": [text, models["unet"]]}, START)
+    text = as_it_was_trained(models, kept["tokens"].tolist(), Vocabulary(world).ids)
+    torch.save({"models": [text, models["unet"]]}, start_path(world))
+
+
+def _is_the_autoencoder(weights: dict[str, Tensor]) -> bool:
+    return all(torch.equal(weight, weights[name]) for name, weight in trained_vae().state_dict().items())
 
 
 def read(kept: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

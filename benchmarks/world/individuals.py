@@ -22,6 +22,8 @@ SHAPES = {
     "car": ("round", "tall", "sporty"),
     "house": ("tall", "wide", "round"),
     "robot": ("chubby", "slim", "round"),
+    "bird": ("chubby", "slim", "baby"),
+    "fish": ("round", "slim", "tall"),
 }
 PATTERNS = ("plain", "stripes", "dots", "checks")
 _WITH_FACE = ("", "bow", "scarf", "hat", "glasses", "flag", "balloon")
@@ -32,8 +34,10 @@ ACCESSORIES = {
     "robot": _WITH_FACE,
     "car": ("", "bow", "hat", "flag", "balloon"),
     "house": ("", "bow", "hat", "flag", "balloon"),
+    "bird": ("", "bow", "scarf", "hat", "flag", "balloon"),
+    "fish": ("", "bow", "hat", "flag", "balloon"),
 }
-CLASSES = tuple(SHAPES)
+CLASSES = tuple(SHAPES)[:6]  # of the first stage
 _SHAPE_WORDS = tuple(sorted({shape for shapes in SHAPES.values() for shape in shapes}))
 LISTS = (CLASSES, _SHAPE_WORDS, tuple(COLOURS), tuple(COLOURS), PATTERNS, _WITH_FACE, tuple(COLOURS))
 WIDTH = sum(map(len, LISTS))  # of an individual as numbers
@@ -56,7 +60,10 @@ class Individual:
         return int.from_bytes(digest[:4], "big") < HELD_OUT * 2**32
 
     def numbers(self) -> np.ndarray:
-        """(WIDTH,): a one for each attribute's value, nothing for those that are not known."""
+        """(WIDTH,): a one for each attribute's value, nothing for those that are not known.
+
+        Nor for later classes, which the word of the class tells: so networks keep their size.
+        """
         hot = [[float(value == other) for other in values] for value, values in zip(astuple(self), LISTS, strict=True)]
         return np.concatenate(hot).astype(np.float32)
 
@@ -65,8 +72,25 @@ UNKNOWN = "?"
 NOBODY = Individual(*[UNKNOWN] * len(LISTS))
 
 
-def any_individual(random: np.random.Generator, kind: str = "") -> Individual:
-    kind = kind or _one(random, CLASSES)
+@dataclass(frozen=True)
+class World:
+    """A stage of the picture book."""
+
+    prefix: str  # of its files in the cache
+    classes: tuple[str, ...]
+    counts: tuple[float, ...]  # share of scenes with one thing, with two, ...
+    raised: float  # how far arms and tails go up, 0..1
+    lean: float  # how far things lean to a side, in degrees
+    first: int  # the number of its first training scene; the autoencoder learns from those before
+    scenes: int  # training scenes, at most
+
+
+BOOK = World("", CLASSES, (0.75, 0.25), 0.3, 3, 10**6, 60_000)
+WIDE = World("wide-", tuple(SHAPES), (0.6, 0.28, 0.12), 0.6, 5, 2 * 10**6, 120_000)
+
+
+def any_individual(random: np.random.Generator, kind: str = "", world: World = BOOK) -> Individual:
+    kind = kind or _one(random, world.classes)
     colour, second = random.choice(len(COLOURS), 2, replace=False)
     accessory = _one(random, ACCESSORIES[kind])
     others = [name for name in COLOURS if name != tuple(COLOURS)[colour]]  # so that it can be told from what it is on
@@ -81,9 +105,9 @@ def any_individual(random: np.random.Generator, kind: str = "") -> Individual:
     )
 
 
-def individual(random: np.random.Generator, kind: str = "", held_out: bool = False) -> Individual:
+def individual(random: np.random.Generator, kind: str = "", held_out: bool = False, world: World = BOOK) -> Individual:
     """One for training, or one that no training scene shows."""
-    while (one := any_individual(random, kind)).held_out is not held_out:
+    while (one := any_individual(random, kind, world)).held_out is not held_out:
         pass
     return one
 

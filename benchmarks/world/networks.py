@@ -26,7 +26,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.sd1_clip import SDTokenizer
 from torch import Tensor, nn
 
-from .individuals import COLOURS, PATTERNS, SHAPES, WIDTH
+from .individuals import BOOK, COLOURS, PATTERNS, SHAPES, WIDTH, World
 from .places import PLACES, STYLES
 from .scenes import NAMES
 
@@ -53,10 +53,10 @@ _MORE_WORDS = "a an and with of at in on the photo picture illustration drawing 
 class Vocabulary:
     """The CLIP tokens of the world's words; each has a row in the token table, and all others share the last row."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: World = BOOK) -> None:
         self._tokenizer = SDTokenizer(embedding_size=TEXT["hidden_size"])
-        shapes = (shape for of_class in SHAPES.values() for shape in of_class)
-        sentences = [*SHAPES, *shapes, *COLOURS, *PATTERNS, *PLACES.values(), *STYLES.values(), _MORE_WORDS]
+        shapes = (shape for kind in world.classes for shape in SHAPES[kind])
+        sentences = [*world.classes, *shapes, *COLOURS, *PATTERNS, *PLACES.values(), *STYLES.values(), _MORE_WORDS]
         words = {token for sentence in sentences for token in self._tokens(sentence)}
         self.ids = [self._tokenizer.start_token, self._tokenizer.end_token, *sorted(words)]
         self._rows = {token: row for row, token in enumerate(self.ids)}

@@ -27,7 +27,7 @@ from .pool import Pool, encoded
 from .sampling import encode, paint
 from .scenes import NAMES, described, scene, sheet
 from .train_autoencoder import trained_vae
-from .train_diffusion import TRAINED
+from .train_diffusion import newest
 
 PER_CLASS, OTHERS = 4, 100
 
@@ -43,11 +43,11 @@ def main() -> None:
     vae = trained_vae()
     pool, judge = Pool(vae, Vocabulary()), trained_judge()
     text, unet = TextEncoder(pool.vocabulary), make_unet()
-    kept = torch.load(TRAINED, weights_only=True)
-    for model, weights in zip((text, unet), kept["models"], strict=False):
+    trained, steps = newest()
+    for model, weights in zip((text, unet), trained, strict=True):
         model.load_state_dict(weights)
         model.bfloat16()
-    print(f"after {kept['steps']} steps, {options.pictures} pictures of each of {PER_CLASS * len(CLASSES)} individuals")
+    print(f"after {steps} steps, {options.pictures} pictures of each of {PER_CLASS * len(CLASSES)} individuals")
 
     random = np.random.default_rng(10)
     ones = [individual(random, kind, held_out=True) for kind in CLASSES for _ in range(PER_CLASS)]

@@ -18,13 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cache import FOLDER
-from .individuals import WIDTH, Individual
+from .individuals import BOOK, WIDTH, Individual, World
 from .networks import LATENT, Vocabulary, as_input
-from .scenes import caption, partly, plan, scene
+from .scenes import NAMES, caption, partly, plan, scene
 
-FIRST = 10**6  # the number of its first scene; the autoencoder learns from those before
-LIMIT = 60_000
-THINGS = 2
+FIRST, LIMIT = BOOK.first, BOOK.scenes
+THINGS = len(NAMES)
 _AT_ONCE, _AT_FIRST = 32, 2048  # scenes encoded together; and before training, which say how large latents are
 _UNTOLD, _ODD = 0.1, 0.05  # captions that are empty; with a word that no picture shows
 ODD_WORD = "*"
@@ -39,15 +38,15 @@ class Batch(NamedTuple):
 
 
 class Pool:
-    """Scenes FIRST, FIRST + 1, ... as far as they are encoded; anew when the encoder is another one."""
+    """A world's first training scenes, as far as they are encoded; anew when the encoder is another one."""
 
-    def __init__(self, vae, vocabulary: Vocabulary):
-        self.key = fingerprint(vae)
+    def __init__(self, vae, vocabulary: Vocabulary, world: World = BOOK):
+        self.key, self.world = fingerprint(vae), world
         self.vae, self.vocabulary = vae.bfloat16(), vocabulary
         FOLDER.mkdir(parents=True, exist_ok=True)
-        self._latents = _file(f"latents-{self.key}.f16", np.float16, LATENT)
-        self._masks = _file(f"masks-{self.key}.u8", np.uint8, LATENT[1:])
-        self._count_path = FOLDER / f"encoded-{self.key}.txt"
+        self._latents = _file(f"{world.prefix}latents-{self.key}.f16", np.float16, (world.scenes, *LATENT))
+        self._masks = _file(f"{world.prefix}masks-{self.key}.u8", np.uint8, (world.scenes, *LATENT[1:]))
+        self._count_path = FOLDER / f"{world.prefix}encoded-{self.key}.txt"
         self.count = int(self._count_path.read_text()) if self._count_path.exists() else 0
         while self.count < _AT_FIRST:
             self.grow()
@@ -57,10 +56,11 @@ class Pool:
         self.mean, self.std = (part[:, None, None] for part in torch.from_numpy(np.load(path)))
 
     def grow(self) -> None:
-        """Encodes the next scenes, up to LIMIT."""
-        if self.count + _AT_ONCE > LIMIT:
+        """Encodes the next scenes, as many as the world has."""
+        if self.count + _AT_ONCE > self.world.scenes:
             return
-        drawn = [scene(FIRST + self.count + i) for i in range(_AT_ONCE)]
+        first = self.world.first + self.count
+        drawn = [scene(first + i, world=self.world) for i in range(_AT_ONCE)]
         new = slice(self.count, self.count + _AT_ONCE)
         self._latents[new] = encoded(self.vae, np.stack([one.image for one in drawn])).half().numpy()
         cover = torch.from_numpy(np.stack([one.masks.max(0) for one in drawn])).float()[:, None]
@@ -84,9 +84,12 @@ class Pool:
     def latents(self, indices: np.ndarray) -> Tensor:
         return self.normal(torch.from_numpy(self._latents[indices].astype(np.float32)))
 
+    def planned(self, index: int) -> tuple[tuple[Individual, ...], str, str]:
+        return planned(self.world.first + index, self.world)
+
     def simple(self) -> np.ndarray:
         """The indices of scenes with one thing, in no style."""
-        plans = map(planned, range(FIRST, FIRST + self.count))
+        plans = map(self.planned, range(self.count))
         return np.array([index for index, (things, _, style) in enumerate(plans) if len(things) == 1 and not style])
 
     def batch(self, random: np.random.Generator, count: int, simple: bool = False) -> Batch:
@@ -94,7 +97,7 @@ class Pool:
         numbers = random.choice(self.simple() if simple else self.count, count)
         texts, kinds, said = [], [], []
         for number in numbers.tolist():
-            shown, place, style = planned(FIRST + number)
+            shown, place, style = self.planned(number)
             kinds.append([one.kind for one in shown])
             said.append([partly(one, random) for one in shown])
             texts.append(with_odd_word(caption(shown, place, style, random, said[-1]), random))
@@ -105,8 +108,8 @@ class Pool:
 
 
 @cache
-def planned(number: int) -> tuple[tuple[Individual, ...], str, str]:
-    return plan(number)
+def planned(number: int, world: World = BOOK) -> tuple[tuple[Individual, ...], str, str]:
+    return plan(number, world=world)
 
 
 def numbers_of(
@@ -152,7 +155,7 @@ def scale_path(key: str) -> Path:
 
 def _file(name: str, dtype: type, shape: tuple[int, ...]) -> np.memmap:
     path = FOLDER / name
-    return np.memmap(path, dtype, "r+" if path.exists() else "w+", shape=(LIMIT, *shape))
+    return np.memmap(path, dtype, "r+" if path.exists() else "w+", shape=shape)
 
 
 def main() -> None:

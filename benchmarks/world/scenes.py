@@ -1,6 +1,6 @@
 """Scenes of the picture book: what is painted, its caption, its masks and the truth about it, all from a seed.
 
-    bash scripts/env.sh python -m benchmarks.world.scenes sheet OUT.png      # a look at the world
+    bash scripts/env.sh python -m benchmarks.world.scenes sheet OUT.png [--wide]     # a look at the world
 
 In every scene stand individuals that are new. A caption names the class, the place, the style and a random part of
 the attributes; or it calls an individual by one word, a name that stands for all of them: NAMES[k] is the k-th thing.
@@ -20,17 +20,16 @@ import skia
 from PIL import Image
 
 from .brush import Brush
-from .individuals import CLASSES, NOBODY, UNKNOWN, Individual, individual
+from .individuals import BOOK, NOBODY, UNKNOWN, WIDE, Individual, World, individual
 from .places import PLACES, SIZE, STYLES, empty, in_style
 from .things import Pose, draw_thing
 
-COUNTS = (0.75, 0.25)  # share of scenes with one thing, with two, ...
 PLAIN_STYLE = 0.8
 NAMED = 0.5  # share of things that a caption calls by a name
 WHOLE = 0.5  # share of names that say all
 TOLD = 0.6  # of the attributes that no name says
 NAMES = ("<one>", "<two>", "<three>")
-_SCALES = (0.66, 0.5, 0.4)  # pixels per unit, by the number of things
+SCALES = (0.66, 0.5, 0.4)  # pixels per unit, by the number of things
 _PREFIXES = ("a photo of", "a picture of", "an illustration of", "", "")
 
 
@@ -45,33 +44,36 @@ class Scene:
 
 
 def scene(number: int, things: Sequence[Individual] = (), place: str = "", style: str | None = None,
-          held_out: bool = False) -> Scene:  # fmt: skip
+          held_out: bool = False, world: World = BOOK) -> Scene:  # fmt: skip
     """The scene of a number; what is given is not left to chance."""
-    chance = plan(number, held_out)
+    chance = plan(number, held_out, world)
     things, place = tuple(things) or chance[0], place or chance[1]
     style = chance[2] if style is None else style
-    image, masks = _painted(things, place, np.random.default_rng((22, number, 1)))
+    image, masks = _painted(things, place, np.random.default_rng((22, number, 1)), world)
     text = caption(things, place, style, np.random.default_rng((22, number, 2)))
     return Scene(in_style(image, style), masks, things, place, style, text)
 
 
-def plan(number: int, held_out: bool = False) -> tuple[tuple[Individual, ...], str, str]:
+def plan(number: int, held_out: bool = False, world: World = BOOK) -> tuple[tuple[Individual, ...], str, str]:
     """Things, place and style of the scene of a number, which is much less work than painting it."""
     random = np.random.default_rng((22, number))
-    count = 1 + int(random.choice(len(COUNTS), p=COUNTS))
-    things = tuple(individual(random, held_out=held_out) for _ in range(count))
-    style = "" if random.random() < PLAIN_STYLE else _one(random, tuple(STYLES)[1:])
+    count = 1 + int(random.choice(len(world.counts), p=world.counts))
+    things = tuple(individual(random, held_out=held_out, world=world) for _ in range(count))
+    styles = [style for style in STYLES if style and (count < 3 or style != "pixel")]  # which no eye could tell apart
+    style = "" if random.random() < PLAIN_STYLE else _one(random, styles)
     return things, _one(random, tuple(PLACES)), style
 
 
-def _painted(things: Sequence[Individual], place: str, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _painted(
+    things: Sequence[Individual], place: str, random: np.random.Generator, world: World
+) -> tuple[np.ndarray, np.ndarray]:
     picture, masks = empty(place, random).astype(np.float32), []
     light = random.choice((-1.0, 1.0))
-    scale = _SCALES[len(things) - 1]
+    scale = SCALES[len(things) - 1]
     spots = SIZE * (np.arange(len(things)) + 0.5) / len(things)
     for one, spot in zip(things, spots, strict=True):
         feet = (spot + random.uniform(-3, 3), random.uniform(83, 89))
-        layer, shadow = _thing(one, feet, scale * random.uniform(0.92, 1.06), light, random)
+        layer, shadow = _thing(one, feet, scale * random.uniform(0.92, 1.06), light, random, world)
         picture = picture * (1 - shadow) + shadow * np.array([30, 24, 48], np.float32)
         alpha = layer[..., 3:].astype(np.float32) / 255
         picture = picture * (1 - alpha) + alpha * layer[..., :3]
@@ -79,15 +81,17 @@ def _painted(things: Sequence[Individual], place: str, random: np.random.Generat
     return picture.round().clip(0, 255).astype(np.uint8), (255 * np.stack(masks)).round().astype(np.uint8)
 
 
-def _thing(one: Individual, feet: tuple[float, float], scale: float, light: float, random: np.random.Generator):
+def _thing(
+    one: Individual, feet: tuple[float, float], scale: float, light: float, random: np.random.Generator, world: World
+) -> tuple[np.ndarray, np.ndarray]:
     """(96, 96, 4) of the thing alone, and its shadow (96, 96, 1)."""
     layer = np.zeros((SIZE, SIZE, 4), np.uint8)
     surface = skia.Surface(layer, colorType=skia.ColorType.kRGBA_8888_ColorType)
     canvas, mirrored = surface.getCanvas(), random.choice((-1, 1))
     canvas.translate(*feet)
-    canvas.rotate(random.uniform(-3, 3))
+    canvas.rotate(random.uniform(-world.lean, world.lean))
     canvas.scale(mirrored * scale, scale)
-    draw_thing(Brush(canvas, light * mirrored), one, Pose(random.uniform(0, 0.3)))
+    draw_thing(Brush(canvas, light * mirrored), one, Pose(random.uniform(0, world.raised)))
     wide = 0.5 * np.ptp(np.flatnonzero(layer[..., 3].max(0) > 127)) + 2
     rows, columns = np.mgrid[:SIZE, :SIZE]
     far = ((columns - feet[0] + light * 2.5) / wide) ** 2 + ((rows - feet[1] - 0.3) / (0.2 * wide)) ** 2
@@ -164,13 +168,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("command", choices=["sheet"])
     parser.add_argument("out", type=Path)
+    parser.add_argument("--wide", action="store_true")
     options = parser.parse_args()
-    pictures = []
-    for row, kind in enumerate(CLASSES):
+    world, pictures = WIDE if options.wide else BOOK, []
+    for row, kind in enumerate(world.classes):
         for column in range(10):
             one = individual(np.random.default_rng((1, row, column)), kind)
-            pictures.append(scene(100 * row + column, [one], tuple(PLACES)[column % 8], "").image)
-    pictures += [scene(1000 + i, style=style).image for style in STYLES for i in (0, 1)]
+            pictures.append(scene(100 * row + column, [one], tuple(PLACES)[column % 8], "", world=world).image)
+    pictures += [scene(1000 + i, style=style, world=world).image for style in STYLES for i in (0, 1)]
     sheet(pictures, 10).save(options.out)
 
 

@@ -35,7 +35,7 @@ from perfusion_core import (
 )
 from perfusion_core.captions import TEMPLATES
 
-from .individuals import CLASSES, Individual, individual
+from .individuals import BOOK, CLASSES, Individual, World, individual
 from .judge import trained_judge
 from .networks import END, TextEncoder, Vocabulary, as_pictures, make_unet, shortened
 from .oracle import verdict
@@ -44,7 +44,7 @@ from .pool import FIRST, Pool, encoded, planned
 from .sampling import ALPHAS, TIMESTEPS, encode, paint
 from .scenes import NAMES, Scene, caption, scene, sheet
 from .train_autoencoder import trained_vae
-from .train_diffusion import TRAINED
+from .train_diffusion import newest
 
 TRIGGER = NAMES[0]
 PHOTOS, CAPTIONS = 5, 4000
@@ -57,16 +57,15 @@ class Model:
 
     zero_padded = False  # whether a norm behind the keys makes whole ones of zeros (see ConceptSet)
 
-    def __init__(self) -> None:
-        self.vae, vocabulary = trained_vae(), Vocabulary()
-        self.pool = Pool(self.vae, vocabulary)
+    def __init__(self, world: World = BOOK) -> None:
+        self.vae, vocabulary = trained_vae(world), Vocabulary(world)
+        self.pool = Pool(self.vae, vocabulary, world)
         self.text, self.unet = TextEncoder(vocabulary), make_unet()
-        kept = torch.load(TRAINED, weights_only=True)
-        for model, weights in zip((self.text, self.unet), kept["models"], strict=False):
+        trained, self.steps = newest(world)
+        for model, weights in zip((self.text, self.unet), trained, strict=True):
             model.load_state_dict(weights)
             model.eval().requires_grad_(False)
         self.unet.bfloat16()
-        self.steps = kept["steps"]
 
     def encode(self, sentences: Sequence[str], new: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Encodings (sentences, 77, d), and where TRIGGER stands, (sentences,). new: {name: its embedding (d,)}."""

@@ -11,7 +11,7 @@ from .accessories import Places, accessory_behind, accessory_in_front
 from .brush import INK, Brush, Colour, box, mixed, oval, pattern_of, polygon, turned
 from .individuals import COLOURS, Individual
 
-_GLASS, _WHITE, _CHEEK = (186, 226, 244), (252, 250, 246), (240, 120, 120)
+_GLASS, _WHITE, _CHEEK, _BEAK = (186, 226, 244), (252, 250, 246), (240, 120, 120), (250, 172, 60)
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,13 @@ def _cat(brush: Brush, look: _Look, shape: str, pose: Pose, at: Places) -> None:
 def _eyes(brush: Brush, at: Places, size: float) -> None:
     x, y, apart = at.eyes
     for side in (-1, 1):
-        brush.flat(oval(x + side * apart, y, size + 1.8, size + 2.6), _WHITE)
-        brush.flat(oval(x + side * apart, y, size + 0.4, size + 1.4), INK)
-        brush.flat(oval(x + side * apart - 0.3 * size, y - 0.5 * size, 0.45 * size, 0.45 * size), _WHITE)
+        _eye(brush, x + side * apart, y, size)
+
+
+def _eye(brush: Brush, x: float, y: float, size: float) -> None:
+    brush.flat(oval(x, y, size + 1.8, size + 2.6), _WHITE)
+    brush.flat(oval(x, y, size + 0.4, size + 1.4), INK)
+    brush.flat(oval(x - 0.3 * size, y - 0.5 * size, 0.45 * size, 0.45 * size), _WHITE)
 
 
 def _smile(brush: Brush, x: float, y: float, size: float) -> None:
@@ -304,8 +308,115 @@ def _robot(brush: Brush, look: _Look, shape: str, pose: Pose, at: Places) -> Non
     brush.line(mouth, INK, 1.4)
 
 
-_DRAWINGS = {"bear": _bear, "cat": _cat, "mug": _mug, "car": _car, "house": _house, "robot": _robot}
+# --- bird --------------------------------------------------------------------------------------------------------
+
+_BIRDS = {  # body's half width and height, how high its middle is, head's radius and middle
+    "chubby": (33, 28, 40, 20, (22, -72)),
+    "slim": (25, 18, 43, 14, (23, -86)),
+    "baby": (22, 19, 25, 27, (10, -58)),
+}
+
+
+def _bird_places(shape: str) -> Places:
+    width, _, high, head, (x, y) = _BIRDS[shape]
+    neck = {"chubby": (20, -52, 15), "slim": (19, -64, 8), "baby": (8, -36, 16)}[shape]
+    return Places(eyes=(x, y, 0), neck=neck, top=(x, y - 0.88 * head), hand=(-0.82 * width, -high - 6),
+                  head=0.9 * head, middle=y)  # fmt: skip
+
+
+def _bird(brush: Brush, look: _Look, shape: str, pose: Pose, at: Places) -> None:
+    width, height, high, head, (x, y) = _BIRDS[shape]
+    for left in (-9, 7):
+        leg = skia.Path()
+        leg.moveTo(left, 0.8 * height - high)
+        leg.lineTo(left, -2)
+        leg.lineTo(left + 8, -2)
+        brush.line(leg, mixed(_BEAK, INK, 0.62), 5.6)
+        brush.line(leg, _BEAK, 3.2)
+    tail = polygon((-0.5 * width, -high - 0.5 * height), (-1.15 * width - 14, -high - height - 6),
+                   (-1.15 * width - 18, -high - 0.5 * height), (-0.6 * width, -high + 0.4 * height))  # fmt: skip
+    brush.part(turned(tail, 14 * pose.raised, -0.6 * width, -high), look.second)
+    beak = (x + 0.8 * head, y + 0.1 * head)
+    brush.part(
+        polygon((beak[0], y - 0.3 * head), (x + 1.2 * head + 13, beak[1] + 1), (beak[0], y + 0.55 * head)), _BEAK
+    )
+    if shape == "slim":
+        throat = polygon((2, -high), (15, y), (29, y), (24, -high))
+        brush.part(throat, look.main)
+    brush.part(oval(0, -high, width, height), look.main, look.pattern)
+    if look.pattern is None:
+        brush.flat(
+            oval(0.3 * width, -high + 0.36 * height, 0.56 * width, 0.5 * height), mixed(look.second, _WHITE, 0.12)
+        )
+    brush.part(oval(x, y, head, 0.96 * head), look.main)
+    wing = skia.Path()
+    wing.moveTo(0.36 * width, -high - 0.3 * height)
+    wing.cubicTo(
+        0.4 * width, -high + 0.6 * height, -0.4 * width, -high + 0.6 * height, -0.92 * width, -high + 0.1 * height
+    )
+    wing.cubicTo(
+        -0.6 * width, -high - 0.1 * height, -0.2 * width, -high - 0.7 * height, 0.36 * width, -high - 0.3 * height
+    )
+    brush.part(turned(wing, 55 * pose.raised, 0.3 * width, -high - 0.3 * height), look.second)
+    _eye(brush, x + 0.3 * head, y - 0.16 * head, 3.2 if shape != "baby" else 4.4)
+
+
+# --- fish --------------------------------------------------------------------------------------------------------
+
+_FISH = {"round": (33, 31), "slim": (38, 18), "tall": (27, 36)}  # half of the width and of the height
+
+
+def _fish_places(shape: str) -> Places:
+    width, height = _FISH[shape]
+    high = height + 9
+    return Places(
+        eyes=(0, 0, 0),
+        neck=(0.42 * width, -high + 0.72 * height, 14),
+        top=(0.34 * width, -high - 0.86 * height),
+        hand=(-0.86 * width, -high - 4),
+        head=20,
+        middle=-high,
+    )
+
+
+def _fish(brush: Brush, look: _Look, shape: str, pose: Pose, at: Places) -> None:
+    width, height = _FISH[shape]
+    y, reach = at.middle, 13 if shape == "tall" else 8
+    tail = skia.Path()
+    tail.moveTo(-0.8 * width, y)
+    tail.cubicTo(-width - 4, y - 6, -width - 8, y - 24, -width - 19, y - 22)
+    tail.quadTo(-width - 8, y, -width - 19, y + 22)
+    tail.cubicTo(-width - 8, y + 24, -width - 4, y + 6, -0.8 * width, y)
+    brush.part(turned(tail, 20 * pose.raised - 6, -0.8 * width, y), look.second)
+    for up in (-1, 1):
+        fin = skia.Path()
+        fin.moveTo(0.3 * width, y + up * 0.8 * height)
+        fin.quadTo(-0.1 * width, y + up * (height + 1.5 * reach), -0.7 * width, y + up * (height + 0.4 * reach))
+        fin.lineTo(-0.5 * width, y + up * 0.6 * height)
+        fin.close()
+        brush.part(fin, look.second)
+    body = skia.Path()
+    body.moveTo(width, y)
+    body.cubicTo(0.9 * width, y - 1.3 * height, -0.6 * width, y - 1.3 * height, -0.95 * width, y)
+    body.cubicTo(-0.6 * width, y + 1.3 * height, 0.9 * width, y + 1.3 * height, width, y)
+    brush.part(body, look.main, look.pattern)
+    if look.pattern is None:
+        brush.flat(oval(0.1 * width, y + 0.5 * height, 0.5 * width, 0.28 * height), mixed(look.second, _WHITE, 0.12))
+    side = oval(-0.12 * width, y + 6, 9, 5)
+    brush.part(turned(side, 40 * pose.raised - 24, 0.02 * width, y + 4), look.second)
+    gill = skia.Path()
+    gill.moveTo(0.22 * width, y - 0.5 * height)
+    gill.quadTo(0.06 * width, y, 0.22 * width, y + 0.5 * height)
+    brush.line(gill, mixed(look.main, INK, 0.62), 1.8)
+    _eye(brush, 0.55 * width, y - 0.2 * height, 4.6)
+    _smile(brush, 0.74 * width, y + 0.22 * height, 4.5)
+
+
+_DRAWINGS = {
+    "bear": _bear, "cat": _cat, "mug": _mug, "car": _car, "house": _house, "robot": _robot, "bird": _bird,
+    "fish": _fish,
+}  # fmt: skip
 _PLACES: dict[str, Callable[[str], Places]] = {
     "bear": _animal_places, "cat": _animal_places, "mug": _mug_places, "car": _car_places, "house": _house_places,
-    "robot": _robot_places,
+    "robot": _robot_places, "bird": _bird_places, "fish": _fish_places,
 }  # fmt: skip

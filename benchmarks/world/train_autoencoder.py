@@ -1,9 +1,10 @@
 """Trains the demo model's autoencoder: 96x96x3 pictures to 12x12x16 latents and back.
 
-    bash scripts/env.sh python -m benchmarks.world.train_autoencoder [--steps 4000] [--decoder]
+    bash scripts/env.sh python -m benchmarks.world.train_autoencoder [--steps 4000] [--decoder | --wide]
 
 Goes on where it was left; autoencoder.png beside it shows how far it is. Three steps of four take pieces of 48x48
-around the things, where eyes and stripes are. ``--decoder`` trains the decoder further, for the latents as they are.
+around the things, where eyes and stripes are. ``--decoder`` trains the decoder further, for the latents as they are;
+``--wide`` the whole of it, on scenes of the second stage.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cache import FOLDER, painted
+from .individuals import BOOK, WIDE, World
 from .networks import as_input, as_pictures, initialise, make_vae
 from .scenes import sheet
 from .training import Training
 
 PICTURES, PIECE, RATE, SAVE_EVERY, SHOW_EVERY = 6000, 48, 3e-3, 50, 200
 FALL = 0.3  # of the steps, the last ones, in which the learning rate falls to 0
-EDGES, HUES, KL, NOISE = 1.0, 2.0, 1e-4, 0.15
+EDGES, HUES, KL, NOISE = 1.0, 2.0, 1e-4, 0.1
 TRAINED = FOLDER / "autoencoder.pt"
 
 
@@ -34,17 +36,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--decoder", action="store_true")
+    parser.add_argument("--wide", action="store_true")
+    parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
-    pictures, masks = painted(PICTURES)
+    world = WIDE if options.wide else BOOK
+    pictures, masks = painted(PICTURES, world=world)
     vae, path = make_vae(), TRAINED
     initialise(vae)
+    if options.wide:
+        vae, path = trained_vae(), FOLDER / "wide-autoencoder.pt"
     if options.decoder:
         vae, path = trained_vae(), FOLDER / "decoder.pt"
         vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
-    training = Training([vae], RATE, average=0.99, workers=options.workers)
+    training = Training([vae], options.rate, average=0.99, workers=options.workers)
     if path.exists():
         training.load(path)
     done, start, losses = training.steps, time.monotonic(), []
@@ -63,7 +70,7 @@ def main() -> None:
             print(f"step {step + 1}  loss {np.mean(losses[-SAVE_EVERY:]):.4f}  {seconds:.2f} s/step", flush=True)
             training.save(path)
         if (step + 1) % SHOW_EVERY == 0 or step + 1 == options.steps:
-            report(trained_vae())
+            report(trained_vae(world), world)
 
 
 def pieces(pictures: np.ndarray, masks: np.ndarray, random: np.random.Generator, count: int) -> np.ndarray:
@@ -106,19 +113,18 @@ def moments(vae, images: Tensor) -> tuple[Tensor, Tensor]:
     return mean, log_variance.clamp(-20, 10)
 
 
-def trained_vae():
+def trained_vae(world: World = BOOK):
     """As far as it is trained, with the decoder that was trained further, if there is one."""
     vae = make_vae()
-    if TRAINED.exists():
-        vae.load_state_dict(torch.load(TRAINED, weights_only=True)["models"][0])
-    if (FOLDER / "decoder.pt").exists():
-        vae.load_state_dict(torch.load(FOLDER / "decoder.pt", weights_only=True)["models"][0])
+    for name in ("autoencoder.pt", "decoder.pt", *(["wide-autoencoder.pt"] if world is WIDE else [])):
+        if (FOLDER / name).exists():
+            vae.load_state_dict(torch.load(FOLDER / name, weights_only=True)["models"][0])
     return vae
 
 
 @torch.no_grad()
-def report(vae) -> None:
-    pictures, masks = painted(24, first=10**8)
+def report(vae, world: World) -> None:
+    pictures, masks = painted(24, first=10**8, world=world)
     images = as_input(pictures)
     latents = moments(vae, images)[0]
     back = vae.decode(latents)
@@ -127,7 +133,7 @@ def report(vae) -> None:
     print(f"latents: std {latents.std():.3f}; PSNR {-10 * error.mean().log10():.2f} dB, "
           f"on the things {-10 * on_things.log10():.2f} dB", flush=True)  # fmt: skip
     both = [row for k in (0, 12) for row in (*pictures[k : k + 12], *as_pictures(back)[k : k + 12])]
-    sheet(both, 12, zoom=1).save(FOLDER / "autoencoder.png")
+    sheet(both, 12, zoom=1).save(FOLDER / f"{world.prefix}autoencoder.png")
 
 
 if __name__ == "__main__":

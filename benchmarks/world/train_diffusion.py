@@ -2,10 +2,12 @@
 
     bash scripts/env.sh python -m benchmarks.world.train_diffusion [--steps 3000]
     bash scripts/env.sh python -m benchmarks.world.train_diffusion --minutes 5 --device cuda
+    bash scripts/env.sh python -m benchmarks.world.train_diffusion --wide --rate 2e-3 --steps 12000
 
 Needs a trained autoencoder. Goes on where it was left, or from the demo model that ``export --restore`` put there. New
 scenes join while it trains on a CPU. V-prediction with Stable Diffusion's noise schedule; timesteps logit-normal (Esser
-et al. 2024); things count more than what is behind them. samples.png shows how far it is.
+et al. 2024); things count more than what is behind them. samples.png shows how far it is. Scenes of one thing come
+first, unless it goes on from a model.
 
 An individual's name must carry all of its attributes: a reader, which is not kept, reads them off the text encoder's
 output at the name, and its error is a small part of the loss.
@@ -17,6 +19,7 @@ import argparse
 import itertools
 import os
 import time
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -26,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cache import FOLDER
-from .individuals import LISTS, WIDTH
+from .individuals import BOOK, LISTS, WIDE, WIDTH, World
 from .networks import TEXT, TextEncoder, Vocabulary, as_pictures, initialise, make_unet, shortened
 from .pool import Batch, Pool
 from .sampling import ALPHAS, TIMESTEPS, encode, paint
@@ -39,7 +42,6 @@ SIMPLE = 1000  # steps, the first ones, with scenes of one thing in no style alo
 FALL = 0.25  # of the steps, the last ones, in which the learning rate falls to 0
 ON_THINGS, READING = 1.5, 0.02  # what a thing's error counts beyond the background's; what the reader's error counts
 MIDDLE, SPREAD = 0.2, 1.1  # of the timesteps' logits
-TRAINED, START = FOLDER / "diffusion.pt", FOLDER / "start.pt"
 SHOWN = (
     "a red bear in the meadow", "a photo of a blue cat on the beach", "a green mug in the room",
     "a yellow car on the street", "a white house in the snow", "a gray robot at night",
@@ -49,6 +51,36 @@ SHOWN = (
     "a red bear and a blue mug in the room", "a green car and a white house in the snow",
     "a sketch of a cat in the meadow", "pixel art of a red robot at night",
 )  # fmt: skip
+SHOWN_WIDE = (
+    "a blue bird in the meadow", "a photo of an orange fish on the beach", "a slim pink bird in the snow",
+    "a slim green fish in the room", "a baby yellow bird with white dots and a red hat in the forest",
+    "a tall purple fish with yellow stripes and a green balloon in the desert", "a gray bird and a red fish at night",
+    "a brown bear and a teal bird on the street", "a red bear and a blue mug and a white house in the meadow",
+    "a yellow bird and a pink cat and a green car on the beach",
+    "a gray robot and an orange fish and a black cat at night",
+    "a white house with red stripes and a blue car and a brown bear in the snow",
+    "a purple mug and a red fish in the room",
+    "a sketch of a bird in the meadow", "watercolor of a fish on the beach",
+    "a green robot and a red robot and a blue robot in the desert",
+)  # fmt: skip
+
+
+def trained_path(world: World) -> Path:
+    return FOLDER / f"{world.prefix}diffusion.pt"
+
+
+def start_path(world: World) -> Path:
+    return FOLDER / f"{world.prefix}start.pt"
+
+
+TRAINED, START = trained_path(BOOK), start_path(BOOK)
+
+
+def newest(world: World = BOOK) -> tuple[list[dict[str, Tensor]], int]:
+    """The weights of text encoder and UNet as far as they are trained, and the steps; or those that it begins with."""
+    path = trained_path(world)
+    kept = torch.load(path if path.exists() else start_path(world), weights_only=True)
+    return kept["models"][:2], kept.get("steps", 0)
 
 
 def main() -> None:
@@ -57,35 +89,38 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="in place of steps")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, help="by default two on a CPU, else one")
+    parser.add_argument("--rate", type=float, default=RATE)
+    parser.add_argument("--wide", action="store_true", help="on the second stage of the world")
     options = parser.parse_args()
-    on_cpu = options.device == "cpu"
+    world, on_cpu = WIDE if options.wide else BOOK, options.device == "cpu"
+    trained, begun = trained_path(world), start_path(world)
     workers = options.workers or (2 if on_cpu else 1)
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
-    vocabulary, vae = Vocabulary(), trained_vae()
-    pool = Pool(vae, vocabulary)
+    vocabulary, vae = Vocabulary(world), trained_vae(world)
+    pool = Pool(vae, vocabulary, world)
     text, unet, reader = TextEncoder(vocabulary), make_unet(), nn.Linear(TEXT["hidden_size"], WIDTH)
     for model in (text, unet, reader):
         initialise(model)
-    if START.exists():
-        for model, state in zip((text, unet), torch.load(START, weights_only=True)["models"], strict=True):
+    if begun.exists():
+        for model, state in zip((text, unet), torch.load(begun, weights_only=True)["models"], strict=True):
             model.load_state_dict(state)
     models = [model.to(options.device) for model in (text, unet, reader)]
-    training = Training(models, RATE, average=0.998, workers=workers)
-    if TRAINED.exists():
-        training.load(TRAINED)
+    training = Training(models, options.rate, average=0.998, workers=workers)
+    if trained.exists():
+        training.load(trained)
     done, start, losses, reading = training.steps, time.monotonic(), [], []
 
     def share_done(step: int) -> float:
         return (time.monotonic() - start) / (60 * options.minutes) if options.minutes else step / options.steps
 
-    gone = share_done(done)
+    gone, simple = share_done(done), 0 if begun.exists() else SIMPLE
     for step in itertools.count(done):
         if gone >= 1:
             break
         if on_cpu and step % GROW_EVERY == 0:
             pool.grow()
-        batches = [pool.batch(np.random.default_rng((5, step, k)), BATCH // workers, step < SIMPLE)
+        batches = [pool.batch(np.random.default_rng((5, step, k)), BATCH // workers, step < simple)
                    for k in range(workers)]  # fmt: skip
 
         def loss_of(models, worker, step=step, batches=batches) -> Tensor:
@@ -104,7 +139,7 @@ def main() -> None:
             error, unread = np.mean(losses[-SAVE_EVERY:]), np.mean(reading[-SAVE_EVERY:])
             print(f"step {step + 1}  loss {error:.4f}  reader {unread:.3f}  {pool.count} scenes  {seconds:.2f} s/step",
                   flush=True)  # fmt: skip
-            training.save(TRAINED)
+            training.save(trained)
         if (on_cpu and (step + 1) % SHOW_EVERY == 0) or gone >= 1:
             show(training, vae, pool)
 
@@ -150,9 +185,10 @@ def show(training: Training, vae, pool: Pool) -> None:
     for model, weights in zip((text, unet), training.state_dicts(), strict=False):
         model.load_state_dict(weights)
         model.bfloat16()
-    latents = paint(unet, encode(text, SHOWN), encode(text, [""] * len(SHOWN)), seed=0)
+    shown = SHOWN if pool.world == BOOK else SHOWN_WIDE
+    latents = paint(unet, encode(text, shown), encode(text, [""] * len(shown)), seed=0)
     back = vae.decode((latents * pool.std + pool.mean).bfloat16())
-    sheet(list(as_pictures(back)), 8, zoom=1).save(FOLDER / "samples.png")
+    sheet(list(as_pictures(back)), 8, zoom=1).save(FOLDER / f"{pool.world.prefix}samples.png")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from .pool import Pool
 from .sampling import encode, paint
 from .scenes import sheet
 from .train_autoencoder import trained_vae
-from .train_diffusion import BATCH, FALL, SHOWN, START, TRAINED, denoising_loss
+from .train_diffusion import BATCH, FALL, SHOWN, denoising_loss, newest
 from .training import Training
 from .transformers import BLOCKS, WIDTH, make_transformer
 
@@ -109,8 +109,7 @@ def trained_path(kind: str):
 def demo_model(vocabulary: Vocabulary):
     """Text encoder and UNet as far as they are trained, frozen, bf16."""
     text, unet = TextEncoder(vocabulary), make_unet()
-    kept = torch.load(TRAINED if TRAINED.exists() else START, weights_only=True)
-    for model, weights in zip((text, unet), kept["models"], strict=False):
+    for model, weights in zip((text, unet), newest()[0], strict=True):
         model.load_state_dict(weights)
         model.bfloat16().eval().requires_grad_(False)
     return text, unet

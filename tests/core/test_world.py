@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -10,14 +11,17 @@ import pytest
 from benchmarks.world import scenes
 from benchmarks.world.individuals import (
     ACCESSORIES,
+    BOOK,
     CLASSES,
     COLOURS,
     NOBODY,
     PATTERNS,
     SHAPES,
     UNKNOWN,
+    WIDE,
     WIDTH,
     Individual,
+    World,
     individual,
 )
 from benchmarks.world.places import PLACES, STYLES
@@ -41,7 +45,7 @@ def test_a_scene_follows_from_its_number(number: int) -> None:
     assert not np.array_equal(one.image, other.image)
 
 
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("kind", SHAPES)
 def test_the_mask_is_where_the_thing_is(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     thing = individual(chance(1), kind)
     for place in PLACES:
@@ -71,7 +75,7 @@ def test_every_attribute_shows_in_the_picture() -> None:
         assert not np.array_equal(scene(3, [TEDDY], "beach", "").image, scene(3, [other], "beach", "").image), field
 
 
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("kind", SHAPES)
 def test_every_word_of_a_class_has_a_look_of_its_own(kind: str) -> None:
     plain = replace(TEDDY, kind=kind, shape=SHAPES[kind][0], accessory="", accessory_colour="")
     looks = [replace(plain, shape=shape) for shape in SHAPES[kind][1:]]
@@ -139,5 +143,25 @@ def test_numbers_tell_individuals_apart() -> None:
     assert len(numbers) == len(ones) and TEDDY.numbers().shape == (WIDTH,)
 
 
-def test_every_prompt_leaves_padding() -> None:
-    assert max(len(caption(*plan(seed), chance(seed)).split()) for seed in SEEDS) < 60
+@pytest.mark.parametrize("world", [BOOK, WIDE])
+def test_every_prompt_leaves_padding(world: World) -> None:
+    assert max(len(caption(*plan(seed, world=world), chance(seed)).split()) for seed in SEEDS) < 60
+
+
+def test_the_second_stage_has_more_classes_and_three_things() -> None:
+    plans = [plan(number, world=WIDE) for number in range(3000)]
+    assert {one.kind for things, _, _ in plans for one in things} == set(SHAPES) > set(CLASSES)
+    shares = [np.mean([len(things) == count for things, _, _ in plans]) for count in (1, 2, 3)]
+    assert np.abs(np.array(shares) - (0.6, 0.28, 0.12)).max() < 0.03
+    assert {style for things, _, style in plans if len(things) == 3} == set(STYLES) - {"pixel"}
+    three = scene(next(number for number, (things, _, _) in enumerate(plans) if len(things) == 3), world=WIDE)
+    left = [int((mask * np.arange(96)).sum() / mask.sum()) for mask in three.masks.astype(float)]
+    assert left == sorted(left) and (three.masks > 127).any((1, 2)).all()
+
+
+def test_scenes_of_the_first_stage_stay_what_they_were() -> None:
+    digest = hashlib.sha256()
+    for number in range(20):
+        things, place, style = plan(number)
+        digest.update(repr((things, place, style, scene(number).caption)).encode())
+    assert digest.hexdigest() == "d1d92167619e6497c42dc66c84329349796833f818781a9cc1a90b568fd898f5"

@@ -21,6 +21,7 @@ import numpy as np, torch
 from benchmarks.world import export, networks
 networks.UNET["model_channels"] = 32
 from benchmarks.world import judge as judges
+from benchmarks.world import reader
 from benchmarks.world.individuals import any_individual
 from benchmarks.quality import by_eye, evaluation, judging, methods, painter, run
 
@@ -42,6 +43,7 @@ methods.MARKS = 0.5, 1.0
 evaluation.OTHERS, run.CARD_PROMPTS, judging.CARD_PROMPTS, judging.SHOWN = 20, 2, 2, (0,)
 judges.TRAINED.parent.mkdir(parents=True)
 torch.save(judges.Judge().state_dict(), judges.TRAINED)
+torch.save({"models": [reader.Reader().state_dict()]}, reader.TRAINED)
 
 bench = run.Bench(Path("found"), painter.Painter(Path("model.safetensors")))
 before = {name: weight.clone() for name, weight in bench.painter.unet.state_dict().items()}

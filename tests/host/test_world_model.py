@@ -12,7 +12,7 @@ os.environ["PERFUSION_CACHE"] = os.getcwd()
 sys.path.insert(0, sys.argv[1])
 import numpy as np, torch
 from benchmarks.world import export, networks, pool, train_autoencoder, train_diffusion, training
-from benchmarks.world.individuals import CLASSES, individual
+from benchmarks.world.individuals import CLASSES, WIDE, individual
 
 torch.manual_seed(0)
 vocabulary = networks.Vocabulary()
@@ -98,11 +98,21 @@ except SystemExit as refusal:
 on = training.Training([networks.make_vae()], 1e-3, 0.9)
 on.load(export.AUTOENCODER)
 assert on.steps == 0 and all(torch.equal(a, b) for a, b in zip(on.master, on.averaged))
-kept = torch.load(export.AUTOENCODER)["models"] + torch.load(export.START)["models"]
+kept = torch.load(export.AUTOENCODER)["models"] + torch.load(train_diffusion.START)["models"]
 for model, state in zip((vae, text, unet), kept):
     for name, weight in model.state_dict().items():
         assert (state[name] - weight).norm() <= 0.02 * weight.norm(), name
     model.load_state_dict(state)
+export.restore(file, WIDE)  # beside it: the second stage begins with the same model, which does not know its new words
+wide = networks.TextEncoder(networks.Vocabulary(WIDE))
+wide.load_state_dict(train_diffusion.newest(WIDE)[0][0])
+assert wide.vocabulary.of("fish") != wide.vocabulary.of("bird") != wide.vocabulary.of("xylophone")
+was = networks.TextEncoder(vocabulary)
+was.load_state_dict(train_diffusion.newest()[0][0])
+for some in (prompts, ["a fish and a bird"]):
+    told = [encoder(encoder.vocabulary.rows(some), attributes[: len(some)], pool.numbers_of(
+        [ones[:2], ones[2:]], kinds, encoder.vocabulary)[1][: len(some)]) for encoder in (was, wide)]
+    assert torch.equal(*told)
 # A model that knew fewer words is trained further: their rows stay, and so does the row of all others.
 models = {"text": {"embeddings.token_embedding.weight": torch.arange(6.0).reshape(3, 2)}, "naming": {}}
 table = export.as_it_was_trained(models, [7, 3], [3, 5, 7])["table.weight"]
@@ -110,7 +120,7 @@ assert table.tolist() == [[2, 3], [4, 5], [0, 1], [4, 5]]
 """
 
 JUDGE = """
-from benchmarks.world import card, judge
+from benchmarks.world import card, judge, reader
 from benchmarks.world.oracle import verdict
 asked = judge.questions(range(200), np.random.default_rng(0))
 for index, (kind, one) in enumerate(asked):
@@ -127,19 +137,36 @@ class Perfect(judge.Judge):  # knows whom a latent shows: its first numbers are 
             (one,) = [one for one in things if one.kind == kind] or [None]
             answers.append(judge.truth(one, place))
             embeddings.append(self.of(torch.from_numpy(one.numbers())) if one else torch.zeros(64))
-        read = {name: torch.nn.functional.one_hot(torch.tensor(column).clamp_min(0), len(values))
-                for (name, values), column in zip(judge.READ.items(), zip(*answers))}
-        return torch.stack(embeddings), read
+        return torch.stack(embeddings), certain(judge.READ, answers)
+
+def certain(values, answers):
+    return {name: torch.nn.functional.one_hot(torch.tensor(column).clamp_min(0), len(of)).float()
+            for (name, of), column in zip(values.items(), zip(*answers))}
+
+class PerfectReader(reader.Reader):  # knows what each thing is in the picture whose number is its only colour
+    def forward(self, views):
+        picture = told[round(float((views[0, 0, 0, 0] + 1) * 127.5))]
+        assert len(views) == len(picture[0])
+        return certain(reader.READ, [reader.truth(one, picture[1], "") for one in picture[0]])
+
+prompts = card.prompts(30) + card.prompts(30, WIDE)
+assert {len(prompt.things) for prompt in prompts} == {1, 2, 3} and {kind for kind in WIDE.classes} == {
+    one.kind for prompt in prompts for one in prompt.things}
+pictures = np.broadcast_to(np.arange(60, dtype=np.uint8)[:, None, None, None], (60, 96, 96, 3))
+told = [(prompt.things[::-1], prompt.place) for prompt in prompts]  # in whatever order they stand
+assert set(card.hits(PerfectReader(), pictures, prompts).values()) == {1.0}
+some = [(individual(np.random.default_rng(9), prompt.things[0].kind), *prompt.things[1:-1], None) for prompt in prompts]
+told = [(things[: len(prompt.things)], prompt.place) for things, prompt in zip(some, prompts)]
+# the first is somebody else, and the last of several is not there
+wrong = card.hits(PerfectReader(), pictures, prompts)
+assert wrong["two"] == wrong["three"] == 0 and wrong["class"] == wrong["place"] == 1 and wrong["colour"] < 0.5
 
 perfect, prompts = Perfect(), card.prompts(40)
 told = [(prompt.things, prompt.place) for prompt in prompts]
 latents = torch.arange(40.0)[:, None, None, None].expand(40, *networks.LATENT)
-assert set(card.hits(perfect, latents, prompts).values()) == {1.0}
 alone = [(things[0], place) for things, place in told]
 assert set(verdict(perfect, latents, alone).values()) == {1.0}
 told = [((individual(np.random.default_rng(9), things[0].kind),), place) for things, place in told]
-wrong = card.hits(perfect, latents, prompts)
-assert wrong["two"] == 0 and wrong["class"] == wrong["place"] == 1 and wrong["colour"] < 0.5
 assert verdict(perfect, latents, alone)["nearest"] < 0.2
 for prompt in prompts:
     words = prompt.sentence.split()
