@@ -45,7 +45,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from safetensors.torch import load_file
 from benchmarks.world.export import as_it_was_trained, read
-from benchmarks.world.individuals import ACCESSORIES, COLOURS, PATTERNS, SHAPES
+from benchmarks.world.individuals import ACCESSORIES, CLASSES, COLOURS, PATTERNS, SHAPES
 from benchmarks.world.networks import LATENT, TextEncoder, Vocabulary, make_unet
 from benchmarks.world.places import PLACES
 
@@ -62,7 +62,7 @@ with torch.no_grad():
     noise = torch.randn(2, *LATENT, generator=torch.Generator().manual_seed(0))
     predicted = unet(noise, torch.tensor([20, 800]), encodings[:2], transformer_options={})
 torch.save({"encodings": encodings, "noise": noise, "predicted": predicted}, sys.argv[3])
-parts = (*SHAPES.values(), *ACCESSORIES.values(), SHAPES, COLOURS, PATTERNS, PLACES.values())
+parts = (*SHAPES.values(), *ACCESSORIES.values(), CLASSES, COLOURS, PATTERNS, PLACES.values())
 print(json.dumps(sorted({word for part in parts for word in part} - {"", "plain"})))
 """
 
