@@ -27,6 +27,20 @@ from torch.utils._pytree import tree_leaves
 GIB = 2**30
 META = torch.device("meta")
 WAN = {"image_model": "wan2.1", "model_type": "t2v", "in_dim": 16, "out_dim": 16, "freq_dim": 256}
+LUMINA = {"image_model": "lumina2", "in_channels": 16, "qk_norm": True}
+FLUX = {"hidden_size": 3072, "num_heads": 24, "theta": 10000}
+KLEIN = {
+    **FLUX, "image_model": "flux2", "in_channels": 128, "out_channels": 128, "vec_in_dim": None, "mlp_ratio": 3.0,
+    "axes_dim": [32, 32, 32, 32], "patch_size": 1, "qkv_bias": False, "guidance_embed": False, "txt_ids_dims": [3],
+    "global_modulation": True, "mlp_silu_act": True, "ops_bias": False,
+}  # fmt: skip
+MMDIT = {"in_channels": 16, "pos_embed_scaling_factor": None, "adm_in_channels": 2048, "qk_norm": "rms"}
+
+
+def _text_of_mmdit(width: int) -> dict:
+    return {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": width}}
+
+
 CONFIGS = {
     "SD1.5": SD15, "SD2.1": SD21, "SDXL": SDXL, "Anima": ANIMA,
     "Cosmos-Predict2": {**ANIMA, "image_model": "cosmos_predict2"},
@@ -35,17 +49,44 @@ CONFIGS = {
     "LTX-Video 2B": {"image_model": "ltxv"},
     "LTX-Video 13B": {"image_model": "ltxv", "cross_attention_dim": 4096, "attention_head_dim": 128, "num_layers": 48},
     "PixArt Sigma": {"image_model": "pixart_sigma", "in_channels": 4, "micro_condition": False},
+    "Qwen-Image": {"image_model": "qwen_image", "in_channels": 64, "num_layers": 60},
+    "Z-Image": {
+        **LUMINA, "dim": 3840, "n_layers": 30, "n_heads": 30, "n_kv_heads": 30, "axes_dims": [32, 48, 48],
+        "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True, "cap_feat_dim": 2560, "pad_tokens_multiple": 32,
+    },
+    "Lumina 2": {
+        **LUMINA, "dim": 2304, "n_layers": 26, "n_heads": 24, "n_kv_heads": 8, "axes_dims": [32, 32, 32],
+        "cap_feat_dim": 2304,
+    },
+    "Flux": {
+        **FLUX, "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 768,
+        "context_in_dim": 4096, "mlp_ratio": 4.0, "depth": 19, "depth_single_blocks": 38, "axes_dim": [16, 56, 56],
+        "patch_size": 2, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
+    },
+    "Flux 2 Klein 4B": {**KLEIN, "context_in_dim": 7680, "depth": 5, "depth_single_blocks": 20},
+    "Flux 2 Klein 9B": {
+        **KLEIN, "context_in_dim": 12288, "hidden_size": 4096, "num_heads": 32, "depth": 8, "depth_single_blocks": 24,
+    },
+    "SD3.5 Medium": {**MMDIT, "depth": 24, "pos_embed_max_size": 384, "num_patches": 147456,
+                     "x_block_self_attn_layers": list(range(13)), "context_embedder_config": _text_of_mmdit(1536)},
+    "SD3.5 Large": {**MMDIT, "depth": 38, "pos_embed_max_size": 192, "num_patches": 36864,
+                    "context_embedder_config": _text_of_mmdit(2432)},
 }  # fmt: skip
 KINDS = {  # of the host's supported_models
     "SD1.5": "SD15", "SD2.1": "SD20", "Cosmos-Predict2": "CosmosT2IPredict2", "Wan 1.3B": "WAN21_T2V",
     "Wan 14B": "WAN21_T2V", "LTX-Video 2B": "LTXV", "LTX-Video 13B": "LTXV", "PixArt Sigma": "PixArtSigma",
+    "Qwen-Image": "QwenImage", "Z-Image": "ZImage", "Lumina 2": "Lumina2", "Flux 2 Klein 4B": "Flux2",
+    "Flux 2 Klein 9B": "Flux2", "SD3.5 Medium": "SD3", "SD3.5 Large": "SD3",
 }  # fmt: skip
+ROWS = {"flux": 256, "flux-2-klein": 512, "sd3": 154}  # of text
+POOLED = {"flux": 768, "sd3": 2048}
 SETTINGS = [
     ("SD1.5", 512, 4), ("SD1.5", 512, 1), ("SD2.1", 768, 1), ("SDXL", 1024, 4), ("SDXL", 1024, 1), ("SDXL", 768, 1),
     ("Anima", 1024, 4), ("Anima", 1024, 1), ("Cosmos-Predict2", 1024, 4), ("Cosmos-Predict2", 1024, 1),
     ("Wan 1.3B", 512, 4), ("Wan 1.3B", 512, 1), ("Wan 14B", 512, 4), ("Wan 14B", 512, 1), ("LTX-Video 2B", 512, 4),
     ("LTX-Video 2B", 512, 1), ("LTX-Video 13B", 512, 4), ("LTX-Video 13B", 512, 1), ("PixArt Sigma", 1024, 4),
     ("PixArt Sigma", 1024, 1),
+    *((name, 1024, batch) for name in list(CONFIGS)[10:] for batch in (4, 1)),
 ]  # fmt: skip
 
 
@@ -95,7 +136,8 @@ def on_meta(config, text_options: dict | None = None):
     network.model_sampling.to(META)
     if hasattr(network, "embedder"):  # SDXL's embedding of picture sizes, which it makes on the CPU
         network.embedder.register_forward_hook(lambda module, inputs, output: output.to(META))
-    model, target = comfy.model_patcher.ModelPatcher(network, META, META), config.clip_target()
+    model = comfy.model_patcher.ModelPatcher(network, META, META)
+    target = config.clip_target({f"text_encoders.{name}": torch.zeros(1, dtype=torch.float16) for name in held(model)})
     if family_of(model).offset:
         return model, target.clip(device=META, dtype=torch.float16)
     options = {**(text_options or {}), "initial_device": META, "dtype": torch.float16}
@@ -109,6 +151,7 @@ def micro_batch(model, clip, size: int, batch: int, checkpointing: bool) -> Need
     from comfyui_perfusion.nodes.host import text
     from comfyui_perfusion.nodes.host.adapter import receiver
     from comfyui_perfusion.nodes.host.families import family_of
+    from comfyui_perfusion.nodes.host.model import encoding_width
     from comfyui_perfusion.nodes.host.sentences import ReadAnew
     from comfyui_perfusion.nodes.host.trainable import (
         bypassed,
@@ -139,8 +182,9 @@ def micro_batch(model, clip, size: int, batch: int, checkpointing: bool) -> Need
             latents = latents[:, :, None]
         subject = Subject(photos, None, sentences, "teddy")
         if family.offset:
-            stack.enter_context(bypassed(model.model.diffusion_model.get_submodule(family.adapter)))
-            texts = read_once(subject.distinct_sentences)
+            if family.adapter:
+                stack.enter_context(bypassed(model.model.diffusion_model.get_submodule(family.adapter)))
+            texts = read_once(subject.distinct_sentences, family, encoding_width(model))
             texts.open(receiver(model), family, device)
             # texts of one length, which meta tensors cannot be asked for
             stack.enter_context(mock.patch.object(ComfyTrainee, "_denoised", ComfyTrainee._denoised_at_once))
@@ -151,7 +195,7 @@ def micro_batch(model, clip, size: int, batch: int, checkpointing: bool) -> Need
         deltas = {
             layer: nn.Parameter(torch.zeros(width, device=device)) for layer, width in trainee.wiring.widths.items()
         }
-        vector = torch.ones(next(iter(trainee.wiring.projections.values()))[1].weight.shape[1])
+        vector = torch.ones(encoding_width(model))
         concept = Concept("toy", "<my-toy>", "teddy", "", embeddings, vector, vector, vector, deltas)
         trainee.wiring.concepts = ConceptSet([concept], 0.75, 0.1)
         stack.enter_context(trainee.wiring)
@@ -167,13 +211,26 @@ def micro_batch(model, clip, size: int, batch: int, checkpointing: bool) -> Need
         return Need(weights, of_text, kept, live.peak, before)
 
 
-def read_once(sentences: Sequence[str]):
-    """Sentences as a large text encoder leaves them: twelve tokens, which Wan's projection gets as 512."""
+def read_once(sentences: Sequence[str], family, width: int):
+    """Sentences as a large text encoder leaves them: twelve tokens, which Wan's projection gets as 512; where text and
+    picture share attention, with instructions or padding."""
     from comfyui_perfusion.nodes.host.sentences import ReadOnce, _Tokens
 
+    rows = (ROWS.get(family.name, 24), width) if family.joint else (12, 4096)
     texts, tokens = object.__new__(ReadOnce), _Tokens({"": [0] * 512}, {"": 12}, 5, 5)
-    texts._rows = {sentence: (tokens, torch.empty(1, 12, 4096, device=META), None) for sentence in sentences}
+    pooled = torch.empty(1, POOLED[family.name], device=META) if family.name in POOLED else None
+    texts._rows = {sentence: (tokens, torch.empty(1, *rows, device=META), pooled) for sentence in sentences}
     return texts
+
+
+def held(model) -> list[str]:
+    """Some weights of the text encoders' files, by which the host knows these."""
+    from comfyui_perfusion.nodes.host.model import base_model, encoding_width
+
+    if base_model(model) == "sd3":
+        clips = [f"clip_{name}.transformer.text_model.final_layer_norm.weight" for name in "lg"]
+        return [*clips, "t5xxl.transformer.encoder.final_layer_norm.weight"]
+    return [f"qwen3_{'4b' if encoding_width(model) == 7680 else '8b'}.transformer.model.norm.weight"]
 
 
 class Live(TorchDispatchMode):

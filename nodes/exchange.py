@@ -16,7 +16,7 @@ from ..perfusion_core.exchange import load_perfusion_pytorch, rank_one_update
 from .host.families import family_of
 from .host.files import FOLDER, IMPORTS, foreign_names, foreign_path, foreign_stamp, name_of, paths_to_save
 from .host.lora import embedding_tensors, lora_names, projector
-from .host.model import check_fits, cross_attentions
+from .host.model import check_fits, value_widths
 from .host.text import START, apply_to_clip, token_labels
 from .host.uses import ConceptUse, concept_set, stages
 from .schema import EXCHANGE, Concepts
@@ -70,7 +70,7 @@ class PerfusionImportConcept(io.ComfyNode):
             raise ValueError(
                 f"There are {len(triggers)} triggers and {len(superclasses)} superclasses. Give one for each."
             )
-        layers = {layer: attention.width for layer, attention in cross_attentions(model).items()}
+        layers = value_widths(model)
         words = list(zip(triggers, superclasses, strict=True))
         concepts = load_perfusion_pytorch(foreign_path(IMPORTS, file), layers, words)
         for concept in concepts:

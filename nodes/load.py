@@ -39,7 +39,8 @@ class PerfusionLoader(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     tooltip="The diffusion model the concept was trained on: SD1.x, SD2.x, SDXL, Anima, "
-                    "Cosmos-Predict2, Wan, LTX-Video or PixArt.",
+                    "Cosmos-Predict2, Wan, LTX-Video or PixArt. Experimental: Qwen-Image, Z-Image, Lumina 2, Flux, "
+                    "Flux 2 Klein and SD3.",
                 ),
                 io.Clip.Input(
                     "clip", tooltip="The text encoder of the same checkpoint. Use the output for your prompts."

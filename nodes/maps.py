@@ -36,7 +36,7 @@ class PerfusionGateMap(io.ComfyNode):
         tokens = clip.tokenize(text)
         with torch.no_grad():
             encoding = encoding_of_layers(clip, tokens, model)
-        positions, words = zip(*token_labels(clip, tokens), strict=True)
+        positions, words = zip(*token_labels(clip, tokens, encoding.shape[1]), strict=True)
         gates = concept_set(uses).gates(encoding.float().cpu())[0, list(positions)].T.tolist()  # (concepts, words)
         triggers = [use.concept.trigger for use in uses]
         report = "\n".join(_sentence(trigger, words, row) for trigger, row in zip(triggers, gates, strict=True))

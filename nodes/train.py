@@ -70,7 +70,7 @@ class PerfusionTrainConcept(io.ComfyNode):
         if clip is None:
             raise ValueError("There is no text encoder: this checkpoint has none. Load one with Load CLIP.")
         offset = {AUTO: family_of(model).offset, ENCODE_ONCE: True, TRAIN_THROUGH: False}[options["text_encoder"]]
-        check_trainable(model, clip, vae, offset)
+        check_trainable(model, clip, vae, offset, options["key_freedom"])
         node_id = cls.hidden.unique_id
         locked = text.locked(clip, options["superclass"])
         if locked.warning:

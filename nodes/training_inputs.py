@@ -24,7 +24,7 @@ def training_inputs() -> list[io.Input]:
         io.Model.Input(
             "model",
             tooltip="The diffusion model to train on: SD1.x, SD2.x, SDXL, Anima, Cosmos-Predict2, Wan, LTX-Video or "
-            "PixArt. It stays as it is.",
+            "PixArt. Experimental: Qwen-Image, Z-Image, Lumina 2, Flux, Flux 2 Klein and SD3. It stays as it is.",
         ),
         io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint. It stays as it is."),
         io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
@@ -104,8 +104,8 @@ def training_inputs() -> list[io.Input]:
             min=0,
             max=2048,
             step=64,
-            tooltip="Photos are cropped to a square around the subject and scaled to this. 0: 1024 for SDXL, Anima, "
-            "Cosmos-Predict2 and PixArt, 96 for the demo model, else 512.",
+            tooltip="Photos are cropped to a square around the subject and scaled to this. 0: 512 for SD1.x, SD2.x, "
+            "Wan and LTX-Video, 96 for the demo model, else 1024.",
             **_RARE,
         ),
         io.Boolean.Input(
@@ -227,7 +227,7 @@ def training_inputs() -> list[io.Input]:
             options=[AUTO, TRAIN_THROUGH, ENCODE_ONCE],
             tooltip="train through: your word gets an embedding of its own. encode once: it is read as the superclass, "
             "and what is learned is added to that; the text encoder is needed only at the start. auto: encode once for "
-            "Wan, LTX-Video and PixArt.",
+            "Wan, LTX-Video, PixArt and the experimental models.",
             **_RARE,
         ),
         io.Float.Input(

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..perfusion_core.training_file import digest
+from .host.families import family_of
 from .host.model import apply_to_model, default_resolution
 from .host.own_folder import own_folder
 from .host.photos import prepare_photos
@@ -107,6 +108,11 @@ def _tune(
     """The concept with its best settings, all trials in order, and a report."""
     if len(concept) != 1:
         raise ValueError(f"One concept is tuned at a time, these are {len(concept)}: connect them one by one.")
+    if (family := family_of(model)).joint:
+        raise ValueError(
+            f"Perfusion Tune also tries key_lock, which is not for {family.title}. Compare settings with Perfusion "
+            "Sweep, over beta and temperature."
+        )
     (use,) = concept
     sentences = [with_places(line, use.concept) for line in prompt_lines(prompts)]
     for sentence in sentences:

@@ -9,7 +9,7 @@ from .edit import ConceptSet, EditedEncoding
 from .pasting import paste_subject
 from .training import EncodedPrompts, Trainee, Training, TrainingSettings, train_concept
 from .training_file import load_training, save_training
-from .wiring import Wiring, cross_attention_layers
+from .wiring import Values, ValueWiring, Wiring, cross_attention_layers
 
 __all__ = [
     "Checkpoint",
@@ -22,6 +22,8 @@ __all__ = [
     "Trainee",
     "Training",
     "TrainingSettings",
+    "ValueWiring",
+    "Values",
     "Wiring",
     "best_checkpoint",
     "cross_attention_layers",

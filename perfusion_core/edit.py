@@ -126,6 +126,14 @@ class ConceptSet:
         """K of ``layer``, likewise, with the key outputs of the concepts that bring their own."""
         return self._add(key, gates, layer, "key_outputs") if self.active and self.free_keys else key
 
+    def add_to_values(self, output: Tensor, gates: Tensor, layer: str, start: int, width: int) -> None:
+        """Of joint attention, where the text's rows come first and values stand beside queries and keys: adds
+        sum_j t_j g_j δ_j to these rows and columns of ``output`` (batch, rows, columns), in place, and leaves the rest.
+        """
+        if self.active:
+            values = output[:, : gates.shape[1], start : start + width]
+            values.copy_(self.edit_value(values, gates, layer))
+
     def value_outputs(self, layer: str, like: Tensor) -> Tensor:
         """(concepts, d_out), t_j δ_j of ``layer``, where a tensor like this is and in at least fp32."""
         return self._stacked(layer, "value_deltas", like)

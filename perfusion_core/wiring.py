@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -62,8 +63,7 @@ class Wiring:
         return bool(self._before)
 
     def __enter__(self) -> Wiring:
-        if self.is_open:
-            raise RuntimeError("This wiring is already open; opened twice it would edit twice.")
+        self._check_closed()
         for layer, (to_k, to_v) in self.projections.items():
             if to_k is to_v:
                 self._wire(to_k, layer, EditedEncoding.key_and_value)
@@ -80,6 +80,10 @@ class Wiring:
                 module.__dict__["forward"] = forward
         self._edited = None
 
+    def _check_closed(self) -> None:
+        if self.is_open:
+            raise RuntimeError("This wiring is already open; opened twice it would edit twice.")
+
     def _wire(self, module: nn.Module, layer: str, edit: Callable[..., Tensor]) -> None:
         plain: Callable[[Tensor], Tensor] = module.forward
 
@@ -91,5 +95,61 @@ class Wiring:
                 edited = EditedEncoding(self.concepts, x)
             return edit(edited, layer, x, plain)
 
+        self._replace(module, forward)
+
+    def _replace(self, module: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
         self._before.append((module, module.__dict__.get("forward")))
         module.__dict__["forward"] = forward
+
+
+@dataclass(frozen=True)
+class Values:
+    """Where in a model of joint attention a layer's values are: among the columns that a projection gives."""
+
+    projection: str  # the module's name
+    start: int  # the first column
+    width: int  # of one token's value
+
+
+class ValueWiring(Wiring):
+    """The same for joint attention, where text and picture are one sequence, the text's rows first: t g δ is added to
+    the values of these rows, and nothing else is touched.
+
+    The trigger is to be read as its superclass word, so that its keys are the superclass's. ``prepare`` takes what the
+    text encoder gives, ahead of every forward: of that come the gates.
+    """
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, Values], concepts: ConceptSet | None = None):
+        names = {layer: (values.projection, values.projection) for layer, values in layers.items()}
+        super().__init__(model, names, concepts)
+        self._layers = layers
+        self._gates: Tensor | None = None
+
+    def prepare(self, encoding: Tensor, key_encoding: Tensor | None = None, words: Tensor | None = None) -> None:
+        if self.concepts is not None:
+            self._gates = self.concepts.gates(encoding, words)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {layer: values.width for layer, values in self._layers.items()}
+
+    def __enter__(self) -> ValueWiring:
+        self._check_closed()
+        for layer, (projection, _) in self.projections.items():
+            self._wire_values(projection, layer, self._layers[layer])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        self._gates = None
+
+    def _wire_values(self, module: nn.Module, layer: str, values: Values) -> None:
+        plain: Callable[[Tensor], Tensor] = module.forward
+
+        def forward(x: Tensor) -> Tensor:
+            output = plain(x)
+            if self.concepts is not None and self._gates is not None:
+                self.concepts.add_to_values(output, self._gates, layer, values.start, values.width)
+            return output
+
+        self._replace(module, forward)

@@ -31,6 +31,12 @@ const FAMILIES = {
   "ltx-video": "LTX-Video",
   "pixart-alpha": "PixArt Alpha",
   "pixart-sigma": "PixArt Sigma",
+  "qwen-image": "Qwen-Image",
+  "z-image": "Z-Image",
+  "lumina-2": "Lumina 2",
+  flux: "Flux",
+  "flux-2-klein": "Flux 2 Klein",
+  sd3: "SD3",
 };
 
 /**

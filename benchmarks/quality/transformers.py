@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from benchmarks.world.train_transformer import trained_path
-from benchmarks.world.transformers import ValueWiring, cross_wiring, make_transformer
+from benchmarks.world.transformers import cross_wiring, joint_wiring, make_transformer
 from perfusion_core import ConceptSet, Wiring
 
 from .methods import Lora, Method, Perfusion, TextualInversion
@@ -44,7 +44,7 @@ class TransformerPainter(Painter):
         self.unet.bfloat16().eval().requires_grad_(False)
 
     def wiring(self, concepts: ConceptSet | None = None) -> Wiring:
-        return (ValueWiring if self.kind == "joint" else cross_wiring)(self.unet, concepts)
+        return (joint_wiring if self.kind == "joint" else cross_wiring)(self.unet, concepts)
 
     def adapted(self) -> list[str]:
         """In joint attention those of both streams."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
-from perfusion_core import ConceptSet, Wiring
+from perfusion_core import ConceptSet, Values, ValueWiring, Wiring
 
 from .networks import LATENT, TEXT, initialise  # first: it finds the host, and puts an attention of its own into it
 
@@ -53,30 +50,10 @@ def make_transformer(kind: str) -> nn.Module:
     return model
 
 
-class ValueWiring(Wiring):
-    """Of joint attention: g δ is added to the values of the text's rows in every layer, and nothing else is touched.
-
-    ``prepare`` takes the gates, for all layers, from what the text encoder gives. The trigger is read as its superclass
-    word, so its keys are the superclass's.
-    """
-
-    def __init__(self, model: nn.Module, concepts: ConceptSet | None = None):
-        layers = [f"joint_blocks.{index}" for index in range(len(model.joint_blocks))]
-        # values are as wide as what attention gives to the picture
-        modules = {layer: (f"{layer}.context_block.attn.qkv", f"{layer}.x_block.attn.proj") for layer in layers}
-        super().__init__(model, modules, concepts)
-
-    def __enter__(self) -> ValueWiring:
-        for layer, (qkv, _) in self.projections.items():
-            self._before.append((qkv, None))
-            qkv.forward = partial(self._forward, layer, qkv.forward)
-        return self
-
-    def _forward(self, layer: str, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        queries, keys, values = plain(x).chunk(3, -1)
-        if self.concepts is not None and self._edited is not None:
-            values = self.concepts.edit_value(values, self._edited.gates, layer)
-        return torch.cat([queries, keys, values], -1)
+def joint_wiring(model: nn.Module, concepts: ConceptSet | None = None) -> Wiring:
+    layers = [f"joint_blocks.{index}" for index in range(len(model.joint_blocks))]
+    values = {layer: Values(f"{layer}.context_block.attn.qkv", 2 * WIDTH, WIDTH) for layer in layers}
+    return ValueWiring(model, values, concepts)
 
 
 def cross_wiring(model: nn.Module, concepts: ConceptSet | None = None) -> Wiring:

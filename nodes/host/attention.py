@@ -17,7 +17,7 @@ from comfy.patcher_extension import WrappersMP
 from einops import rearrange, reduce
 from torch import Tensor
 
-from .model import CrossAttention, apply_to_model, cross_attentions, encoding_width
+from .model import CrossAttention, apply_to_model, cross_attentions
 from .regions import POSITIVE
 from .sampling import Sampling
 from .text import concept_uses, in_superclass_words, trigger_places
@@ -127,7 +127,7 @@ def paint_watched(
 
 def check_watchable(model, clip, text: str) -> None:
     """Raises ValueError when there is no trigger in the text, or one that the MODEL does not know."""
-    encoding_width(model)  # raises for a model without text cross-attention
+    cross_attentions(model)  # raises for a model without text cross-attention
     known = [use.concept.trigger for use in concept_uses(clip)]
     found = trigger_places(clip.tokenize(text))
     if not found:

@@ -14,15 +14,16 @@ from torch import Tensor
 from .uses import ConceptUse
 
 CLIPS = ("l", "h", "g")  # in the order in which the host joins their encodings
-NAMES = (*CLIPS, "qwen3_06b", "t5xxl", "umt5xxl")
-_MASKED = ("t5xxl", "umt5xxl")  # those that mask padding
+NAMES = (*CLIPS, "qwen3_06b", "t5xxl", "umt5xxl", "qwen25_7b", "qwen3_4b", "qwen3_8b", "gemma2_2b")
+_MASKED = ("t5xxl", "umt5xxl")  # those that mask padding, but for T5 beside CLIP
 _MANY_WEIGHTS = 8  # of one text model, as with LoRAs of several strengths, whose digests are kept
 _digests: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # {text model: {(its patches, layer): digest}}
 
 
 def encoders_of(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """{name: encoder} of a text model of the host's."""
-    return {name: getattr(model, attribute(model, name)) for name in NAMES if hasattr(model, attribute(model, name))}
+    found = {name: getattr(model, attribute(model, name), None) for name in NAMES}
+    return {name: encoder for name, encoder in found.items() if encoder is not None}
 
 
 def attribute(owner, name: str) -> str:
@@ -32,10 +33,17 @@ def attribute(owner, name: str) -> str:
 
 def unpadded(tokenizer, name: str, tokens: list) -> list:
     """Tokens of one section by a tokenizer of the host's, without T5's padding, which its words do not see."""
-    if name not in _MASKED:
+    if name not in _MASKED or hasattr(tokenizer, "clip_l"):
         return tokens
     end = getattr(tokenizer, attribute(tokenizer, name)).end_token
     return tokens[: next(place for place, token in enumerate(tokens) if isinstance(token, int) and token == end) + 1]
+
+
+def end_of_words(tokenizer, name: str, tokens: list) -> int:
+    """Where the padding begins, whatever its tokens, in tokens of one section by a tokenizer of the host's."""
+    pad = getattr(tokenizer, attribute(tokenizer, name)).pad_token
+    words = [place for place, token in enumerate(tokens) if not isinstance(token, int) or token != pad]
+    return words[-1] + 1 if words else 0
 
 
 def clip_skip(encoder: torch.nn.Module, layer_idx: int | None) -> int:
@@ -73,6 +81,8 @@ def _digest(model: torch.nn.Module, skip: int):
     own = clip_skip(next(iter(encoders.values())), None)
     digest = hashlib.blake2b(str(None if skip == own else -skip).encode(), digest_size=8)
     for name, encoder in encoders.items():
+        if isinstance(encoder.layer, list):  # whose outputs are put together, where others of these weights have one
+            digest.update(str(encoder.layer).encode())
         # of CLIP without the projection of the pooled output, which encodings do not see and the host may leave unset
         weights = getattr(encoder.transformer, "text_model", encoder.transformer).state_dict()
         for key, tensor in sorted(weights.items()):

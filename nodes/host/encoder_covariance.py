@@ -16,11 +16,12 @@ from ...perfusion_core import Covariance
 from ...perfusion_core.captions import captions as built_in_captions
 from ..photo_folder import photo_endings
 from .adapter import Receiver, adapter_digest, loaded_receiver
-from .encoder import add, attribute, unpadded, weights_digest
+from .encoder import add, attribute, end_of_words, unpadded, weights_digest
 from .files import covariance_path, input_path
 from .listing import folders_below
 from .progress import Progress
-from .text import encode_rows, is_adapted, placing, prepare_encoders, skipped, tokenizers
+from .text import encode_rows, is_adapted, prepare_encoders, skipped, tokenizers
+from .tokenizer import is_by_host, placing
 
 CAPTIONS = 10_000  # built-in captions when the user gives no number
 SHIPPED = Path(__file__).parents[1] / "covariances"  # the demo model's, by scripts/make/demo_covariance.py
@@ -28,6 +29,7 @@ TOKENS = {"all": "", "up to end": "-up-to-end", "content": "-content"}  # which 
 MAX_MIB = 64  # of a caption file
 _LONGEST = 10_000  # characters of a caption; what is longer was not meant as one
 _BATCH, _SORTED = 32, 2048  # captions at once
+_OF_PADDING = 16  # of so many rows of padding one counts
 _SENTENCE = "a photo of a small red cat and a large blue house on the beach at night"
 
 
@@ -92,7 +94,7 @@ def measure_covariance(
             encodings, _ = encode_rows(clip, rows, received)
         if covariance is None:
             covariance = Covariance(encodings.shape[-1])
-        covariance.update(encodings, None if tokens == "all" else _counted(clip, rows, tokens, encodings.shape[1]))
+        covariance.update(encodings, _counted(clip, rows, tokens, encodings.shape[1]))
         done += len(encodings)
         progress.update(done, "Getting to know this checkpoint's text encoder (only once)")
     if not covariance.count:
@@ -189,8 +191,13 @@ def caption_lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _counted(clip, rows: Mapping[str, list[list]], tokens: str, length: int) -> Tensor:
-    """Which of ``length`` positions count of {tokenizer: rows of tokens}, (rows, tokens): those that do for all."""
+def _counted(clip, rows: Mapping[str, list[list]], tokens: str, length: int) -> Tensor | None:
+    """Which of ``length`` positions count of {tokenizer: rows of tokens}, (rows, tokens): those that do for all. None
+    for all of them."""
+    if is_by_host(rows):
+        return _counted_by_host(clip, rows, tokens, length)
+    if tokens == "all":
+        return None
     masks = []
     position = torch.arange(length)
     for name in [placing(rows)] if "t5xxl" in rows else rows:
@@ -202,6 +209,18 @@ def _counted(clip, rows: Mapping[str, list[list]], tokens: str, length: int) -> 
         after_start = position >= part.tokens_start
         masks.append(position <= ends if tokens == "up to end" else after_start & (position < ends))
     return torch.stack(masks).all(dim=0)
+
+
+def _counted_by_host(clip, rows: Mapping[str, list[list]], tokens: str, length: int) -> Tensor:
+    """Of padding, which can be twenty times the words and which layers do see, a few."""
+    name = placing(rows)
+    place = torch.arange(length) - (length - max(map(len, rows[name])))  # among the tokens
+    counted = []
+    for row in rows[name]:
+        end = end_of_words(clip.tokenizer, name, row)
+        few = (place % _OF_PADDING == 0) & (place < len(row))
+        counted.append((place >= 0) & ((place < end) | few if tokens == "all" else place < end))
+    return torch.stack(counted)
 
 
 def _is_text(path: Path) -> bool:

@@ -7,8 +7,9 @@ weight patches, hooks, offloading and torch.compile leave alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import comfy.utils
 import torch
@@ -16,12 +17,13 @@ from comfy.patcher_extension import WrappersMP
 from einops import einsum, rearrange
 from torch import Tensor
 
+from ...perfusion_core import ValueWiring, Wiring
 from .apart import APART, KeepApart
 from .families import FAMILIES, Family, family_of
+from .joint import PREFIX, JointRuntime, check_possible, refusal, value_layers
 from .runtime import Runtime
 from .uses import KEY, ConceptUse, combine, stages
 
-PREFIX = "diffusion_model."
 _JOINT = "perfusion_joint"  # how concepts are merged, among what is attached to a MODEL
 
 
@@ -39,29 +41,53 @@ def apply_to_model(model, uses: Sequence[ConceptUse], joint: bool | None = True)
     model.set_attachments(_JOINT, joint)
     for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.APPLY_MODEL):
         model.remove_wrappers_with_key(kind, KEY)
+    (_patch_values if family_of(model).joint else _patch_projections)(model, uses, joint)
+    return model
+
+
+def _patch_projections(model, uses: Sequence[ConceptUse], joint: bool) -> None:
     layers = cross_attentions(model)
     runtime = Runtime(model, uses, joint, model.get_attachment(APART)) if uses else None
     for layer, stage in stages(layers).items():
         attention = layers[layer]
         for projection in ("to_q", "to_k", "to_v", "to_out"):
-            name = f"{attention.path(projection)}.forward"
-            foreign = getattr(model.object_patches.get(name), "perfusion_foreign", model.object_patches.get(name))
+            forward = None
             if runtime is not None and projection in ("to_k", "to_v"):
-                model.add_object_patch(name, runtime.forward(layer, stage, attention, projection, foreign))
+                forward = partial(runtime.forward, layer, stage, attention, projection)
             elif runtime is not None and runtime.is_placed:
-                model.add_object_patch(name, runtime.beside(layer, attention, projection, foreign))
-            elif foreign is not None:
-                model.add_object_patch(name, foreign)
-            else:
-                model.object_patches.pop(name, None)
+                forward = partial(runtime.beside, layer, attention, projection)
+            _patch(model, attention.path(projection), forward)
     if runtime is not None:
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, runtime.outer_sample)
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, runtime.apply_model)
-    return model
+
+
+def _patch_values(model, uses: Sequence[ConceptUse], joint: bool) -> None:
+    check_possible(family_of(model), uses)
+    layers = value_layers(model)
+    runtime = JointRuntime(model, uses, joint) if uses else None
+    for layer, stage in stages(layers).items():
+        forward = None if runtime is None else partial(runtime.forward, layer, stage, layers[layer])
+        _patch(model, layers[layer].projection, forward)
+    if runtime is not None:
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, runtime.apply_model)
+
+
+def _patch(model, path: str, forward: Callable[[Callable | None], Callable] | None) -> None:
+    """Gives a module another forward, made around what other nodes have put there. None: takes ours away."""
+    name = f"{path}.forward"
+    foreign = getattr(model.object_patches.get(name), "perfusion_foreign", model.object_patches.get(name))
+    patch = foreign if forward is None else forward(foreign)
+    if patch is not None:
+        model.add_object_patch(name, patch)
+    else:
+        model.object_patches.pop(name, None)
 
 
 def keep_apart(model, apart: KeepApart, uses: Sequence[ConceptUse] = ()):
     """A clone of the MODEL whose concepts are kept apart, also those that are applied later; ``uses`` are applied."""
+    if (family := family_of(model)).joint:
+        raise ValueError(refusal(family, "Perfusion Keep Apart"))
     model = model.clone()
     model.set_attachments(APART, apart)
     return apply_to_model(model, uses, joint=None)
@@ -140,6 +166,8 @@ class CrossAttention:
 def cross_attentions(model) -> dict[str, CrossAttention]:
     """{layer: the MODEL's text cross-attention}, named as in concept files. Raises ValueError when it has none."""
     family = family_of(model)
+    if family.joint:
+        raise ValueError(refusal(family, "A map of attention"))
     found = {
         name[len(PREFIX) :]: CrossAttention(name, module, family)
         for name, module in model.model.named_modules()
@@ -150,8 +178,26 @@ def cross_attentions(model) -> dict[str, CrossAttention]:
     return found
 
 
+def value_widths(model) -> dict[str, int]:
+    """{layer, as in concept files: the width of a token's value}. Raises ValueError for a MODEL of no known family."""
+    if family_of(model).joint:
+        return {layer: values.width for layer, values in value_layers(model).items()}
+    return {layer: attention.width for layer, attention in cross_attentions(model).items()}
+
+
+def wiring_of(model) -> Wiring:
+    """The edit in the MODEL's network, to train with."""
+    if family_of(model).joint:
+        return ValueWiring(model.model, value_layers(model))
+    layers = cross_attentions(model)
+    names = {layer: (attention.path("to_k"), attention.path("to_v")) for layer, attention in layers.items()}
+    return Wiring(model.model, names)
+
+
 def encoding_width(model) -> int:
-    """d, the width of the encoding that the layers receive. Raises ValueError when there is no text cross-attention."""
+    """d, the width of the encoding that concepts are told by. Raises ValueError for a MODEL of no known family."""
+    if joint := family_of(model).joint:
+        return model.model.diffusion_model.get_submodule(joint.reads).in_features
     return next(iter(cross_attentions(model).values())).to_k.in_features
 
 
@@ -176,7 +222,7 @@ def check_fits(concept, model) -> None:
             f"this model is {name} ({width} wide). Load a {concept.base_model} checkpoint, or train the "
             "concept again on this one."
         )
-    expected = {layer: attention.width for layer, attention in cross_attentions(model).items()}
+    expected = value_widths(model)
     for kind, outputs in (("value", concept.value_deltas), ("key", concept.key_outputs or concept.value_deltas)):
         found = {layer: tensor.shape[0] for layer, tensor in outputs.items()}
         if found == expected:

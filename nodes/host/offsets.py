@@ -8,7 +8,7 @@ import torch
 
 from ...perfusion_core import Concept
 from ...perfusion_core.concept import OFFSET
-from .tokenizer import TRIGGER
+from .tokenizer import TRIGGER, rows_ahead
 
 
 def adding_offsets(plain: Callable, name: str, concepts: Iterable[Concept]) -> Callable:
@@ -21,9 +21,10 @@ def adding_offsets(plain: Callable, name: str, concepts: Iterable[Concept]) -> C
     def encode_token_weights(tokens):
         encoding, *more = plain(tokens)
         stream = [token for section in tokens[name] for token in section]
-        each = max(encoding.shape[1] // len(stream), 1)  # NegPip has two for each
+        ahead = rows_ahead(tokens, encoding.shape[1])
+        each = max((encoding.shape[1] - ahead) // len(stream), 1)  # NegPip has two for each
         added = torch.zeros_like(encoding)
-        for place, (token, weight, *_) in enumerate(stream):
+        for place, (token, weight, *_) in enumerate(stream, ahead):
             if (offset := offsets.get(getattr(token, TRIGGER, ""))) is not None:
                 added[:, place * each : (place + 1) * each] = weight * offset.to(encoding)
         return encoding + added, *more

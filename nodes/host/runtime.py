@@ -27,9 +27,9 @@ from .families import Family, family_of
 from .kept import Run
 from .key_lock import KeyLock, found_keys, key_context, with_key_lock
 from .regions import Heard, Regions
-from .uses import KEY, STAGES, ConceptUse, concept_set
+from .schedule import ConceptSets, percent_of
+from .uses import KEY, ConceptUse
 
-MANY_SETS = 128  # that are kept
 _MANY_ENCODINGS = 8  # in one forward that are kept, where other nodes give every layer one of its own
 _EDITS = {"to_k": EditedEncoding.key, "to_v": EditedEncoding.value}
 _ROUNDING = 0.01  # of the largest number, within which a projection gives the same once more
@@ -57,12 +57,10 @@ class Runtime:
     """What one patched MODEL does while it samples."""
 
     def __init__(self, model, uses: Sequence[ConceptUse], joint: bool, apart: KeepApart | None = None):
-        self._uses, self._joint, self._family = uses, joint, family_of(model)
+        self._uses, self._family = uses, family_of(model)
         self._apart = apart if len(uses) > 1 and apart is not None and apart.strength > 0 else None
-        self._scheduled = any(use.scheduled for use in uses)
+        self._sets = ConceptSets(uses, joint, self._family.zero_padded)
         self._masks = [None if use.mask is None else use.mask[:, None] for use in uses]  # of one frame
-        self._sets: dict[tuple, ConceptSet] = {}
-        self._always: dict[bool, dict[str, ConceptSet]] = {}  # where nothing changes while sampling
         self._own_model = weakref.ref(model.model)  # only for calls from outside sampling
         self._running = _Running()
 
@@ -93,15 +91,15 @@ class Runtime:
         # cast here, as the model would: then the layers get this very tensor, unless another node changes it
         context = comfy.model_management.cast_to_device(c_crossattn, x.device, network_dtype(model))
         finder = self._running.finder
-        timed = self._scheduled or finder is not None
+        timed = self._sets.scheduled or finder is not None
         sigma = t.max().item() if timed else 0.0
-        percent = _percent(model, sigma) if timed else 0.0
+        percent = percent_of(model, sigma) if timed else 0.0
         if finder is not None and percent > self._apart.end_percent:
             finder = None
         for lock in locks or []:
             lock.receive(self._family, model.diffusion_model, context)
         projecting = self._family if self._family.in_forward else None
-        concepts = self._concepts(percent, finder is not None)
+        concepts = self._sets.at(percent, finder is not None)
         forward = _Forward(model, projecting, context, concepts, locks or [], self._running.run)
         masks = self._masks
         if finder is not None:
@@ -126,7 +124,7 @@ class Runtime:
 
         @torch.compiler.disable
         def forward(x: Tensor) -> Tensor:
-            now = self._running.forward or _Forward(self._own_model(), None, x, self._concepts(0.0, False), [], None)
+            now = self._running.forward or _Forward(self._own_model(), None, x, self._sets.at(0.0), [], None)
             by_text = self._family.by_text(x, len(now.context))
             output = project(now, by_text)
             if now.regions is not None:
@@ -173,25 +171,6 @@ class Runtime:
             return output
 
         return project
-
-    def _concepts(self, percent: float, apart: bool) -> dict[str, ConceptSet]:
-        """{stage: those in use there at a percent of the schedule}; the same set for the same settings. apart: whether
-        all of them act in a part of the picture only."""
-        if self._scheduled:
-            return {stage: self._concept_set(percent, stage, apart) for stage in STAGES.values()}
-        if apart not in self._always:
-            self._always[apart] = {stage: self._concept_set(0.0, stage, apart) for stage in STAGES.values()}
-        return self._always[apart]
-
-    def _concept_set(self, percent: float, stage: str, apart: bool) -> ConceptSet:
-        uses = [use.at(percent, stage) for use in self._uses]
-        settings = apart, *((use.beta, use.temperature, use.strength) for use in uses)
-        if settings not in self._sets:
-            if len(self._sets) == MANY_SETS:  # some samplers never come to the same sigma again
-                self._sets.clear()
-            placed = [apart or mask is not None for mask in self._masks]
-            self._sets[settings] = concept_set(uses, self._joint, self._family.zero_padded, placed)
-        return self._sets[settings]
 
 
 class _Forward:
@@ -274,15 +253,3 @@ class _Forward:
         if self._family is None or not self._family.zero_padded or not self.owns(x):
             return None
         return self.context.any(-1)
-
-
-def _percent(model: torch.nn.Module, sigma: float) -> float:
-    """How far the schedule is at a sigma, 0 to 1: the inverse of the host's percent_to_sigma, which falls."""
-    low, high = 0.0, 1.0
-    for _ in range(20):
-        middle = (low + high) / 2
-        if model.model_sampling.percent_to_sigma(middle) > sigma:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2

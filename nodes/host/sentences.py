@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import comfy.model_management
 import torch
@@ -16,7 +16,7 @@ from . import text
 from .adapter import Receiver
 from .encoder import unpadded
 from .families import Family
-from .tokenizer import TRIGGER
+from .tokenizer import TRIGGER, placing, rows_ahead
 
 _PLACE = "<perfusion-trigger>"  # stands for the trigger, whatever it is, while sentences are tokenized
 
@@ -80,6 +80,7 @@ class ReadOnce:
             tokens = {name: [own[: row.words[name]]] for name, own in row.tokens.items()}
             with torch.no_grad():
                 encoding, pooled = text.encode_rows(clip, tokens)
+            row = row.behind(rows_ahead(tokens, encoding.shape[1]))
             self._rows[sentence] = row, encoding.cpu(), pooled if pooled is None else pooled.cpu()
 
     def open(self, received: Receiver | None, family: Family, device: torch.device) -> None:
@@ -100,8 +101,9 @@ class ReadOnce:
             for parts in zip(*shifted, strict=True)
         )
         positions = _positions([tokens for tokens, _, _ in rows])
+        tells_words = self._family.in_forward or not self._family.knows_padding
         pooled = None if rows[0][2] is None else torch.cat([pooled.clone() for _, _, pooled in rows]).to(self._device)
-        return EncodedPrompts(encodings, positions, pooled, words[..., 0] if self._family.in_forward else None)
+        return EncodedPrompts(encodings, positions, pooled, words[..., 0] if tells_words else None)
 
     def _shifted(self, tokens: _Tokens, encoding: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         """What layers receive of one sentence, (1, tokens, d), and where its words are, (1, tokens, 1)."""
@@ -126,6 +128,12 @@ class _Tokens:
     position: int | None  # of the trigger, in what layers receive
     place: int | None  # of the trigger, in the text encoder's output
 
+    def behind(self, ahead: int) -> _Tokens:
+        """The same in an encoding that has so many rows ahead of those of its tokens."""
+        if self.position is None:
+            return self
+        return replace(self, position=self.position + ahead, place=self.place + ahead)
+
     @property
     def length(self) -> int:
         """Of what the text encoder's tokenizer made, with padding."""
@@ -140,11 +148,11 @@ def _tokenized(clip, sentences: Sequence[str], superclass: str, embeddings: Mapp
     """With embeddings, or by tokenizers without one superclass words, in the trigger's place. Raises ValueError where
     that is out of reach."""
     tokenizer = text.with_triggers(clip.tokenizer, {_PLACE: text.reading(clip, superclass, embeddings)})
-    first, found = next(iter(text.encoders(clip))), []
+    first, found = text.offset_encoder(clip), []
     for sentence in sentences:
         weighted = tokenizer.tokenize_with_weights(sentence.replace("{}", _PLACE))
         sections = {name: sections[0] for name, sections in weighted.items()}
-        positions, places = (text.trigger_positions(sections[name]) for name in (text.placing(sections), first))
+        positions, places = (text.trigger_positions(sections[name]) for name in (placing(sections), first))
         if len(positions) != sentence.count("{}"):
             raise ValueError(
                 f"The text encoder takes 75 tokens and does not see the trigger in {sentence!r}. Shorten it."

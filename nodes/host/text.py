@@ -22,13 +22,22 @@ from torch.nn.functional import pad
 from ...perfusion_core import Concept
 from ...perfusion_core.concept import OFFSET, plain_words
 from .adapter import Receiver, loaded_receiver
-from .encoder import CLIPS, attribute, clip_skip, differences, encoders_of, in_words
+from .encoder import CLIPS, attribute, clip_skip, differences, encoders_of, end_of_words, in_words
 from .key_lock import ENCODING, KEYS
 from .locked import with_keys
 from .offsets import adding_offsets
 from .progress import listener
 from .superclass import LockedWord, locked_word
-from .tokenizer import TRIGGER, TriggerToken, ids_within, knowing, plain_tokenizer
+from .tokenizer import (
+    TRIGGER,
+    TriggerToken,
+    ids_within,
+    is_by_host,
+    knowing,
+    placing,
+    plain_tokenizer,
+    rows_ahead,
+)
 from .uses import KEY, ConceptUse, combine
 
 START = "start"  # the label of the token that CLIP's texts begin with
@@ -55,7 +64,7 @@ def apply_to_clip(clip, uses: Sequence[ConceptUse]):
     locks = {use.concept.trigger.lower(): use.key_lock for use in uses}
     current = clip.patcher.get_model_object("encode_token_weights")
     plain = getattr(current, "perfusion_plain", current)
-    encode = adding_offsets(plain, next(iter(encoders(clip))), [use.concept for use in uses])
+    encode = adding_offsets(plain, offset_encoder(clip), [use.concept for use in uses])
     model, said = getattr(plain, "__self__", None), set()
     watch = _UnlockedReading(locks)
     readings = {
@@ -117,10 +126,11 @@ class _UnlockedReading:
 def tokenizers(clip) -> dict[str, Any]:
     """{name: Hugging Face's tokenizer, without triggers} of a CLIP. Raises ValueError for one of unknown encoders."""
     names = clip.tokenizer.tokenize_with_weights("").keys()
-    if not names <= set(CLIPS) and names not in _BEYOND_CLIP:
+    if not names <= set(CLIPS) and names not in _BEYOND_CLIP and not is_by_host(names):
         raise ValueError(
-            "Perfusion knows the text encoders of SD1.x, SD2.x, SDXL, Anima, Cosmos-Predict2, Wan, LTX-Video and "
-            f"PixArt; this one has {', '.join(sorted(names))}."
+            "Perfusion knows the text encoders of SD1.x, SD2.x, SDXL, Anima, Cosmos-Predict2, Wan, LTX-Video, PixArt, "
+            "Qwen-Image, Z-Image, Lumina 2, Flux, Flux 2 Klein and SD3; this one has "
+            f"{', '.join(sorted(names))}."
         )
     return {name: plain_tokenizer(getattr(clip.tokenizer, attribute(clip.tokenizer, name))) for name in names}
 
@@ -129,6 +139,26 @@ def encoders(clip) -> dict[str, torch.nn.Module]:
     """{name: encoder} of a CLIP, whose tokenizers may be more. Raises ValueError for unknown ones."""
     tokenizers(clip)
     return encoders_of(clip.cond_stage_model)
+
+
+def offset_encoder(clip) -> str:
+    """The encoder whose output has offsets added. Raises ValueError for a CLIP that lacks it."""
+    found, tokens = encoders(clip), clip.tokenizer.tokenize_with_weights("")
+    name = placing(tokens) if is_by_host(tokens) else next(iter(found))
+    if name not in found:
+        raise ValueError(
+            "This CLIP was loaded without T5, by whose encoding concepts are told. Load t5xxl with the others."
+        )
+    return name
+
+
+def offset_width(clip) -> int:
+    """Of what the text encoder gives for one token."""
+    if not is_by_host(clip.tokenizer.tokenize_with_weights("")):
+        return sum(table.shape[1] for table in embedding_tables(clip).values())
+    encoder = encoders(clip)[offset_encoder(clip)]
+    layers = len(encoder.layer) if isinstance(encoder.layer, list) else 1  # side by side
+    return layers * encoder.transformer.get_input_embeddings().weight.shape[1]
 
 
 def is_adapted(tokens) -> bool:
@@ -140,11 +170,6 @@ def is_of_layers(tokens, encoding: Tensor, uses: Sequence[ConceptUse]) -> bool:
     """Whether layers receive the text encoder's own encoding, as far as concepts tell: not where the diffusion model
     makes another of it."""
     return not is_adapted(tokens) and all(use.concept.dim == encoding.shape[-1] for use in uses)
-
-
-def placing(tokens) -> str:
-    """The tokenizer whose tokens stand where those of the encoding do that layers receive."""
-    return "t5xxl" if "t5xxl" in tokens else next(iter(tokens))
 
 
 def skipped(clip) -> int:
@@ -170,8 +195,10 @@ def superclass_tokens(clip, superclass: str) -> dict[str, int]:
 
 
 def locked(clip, superclass: str) -> LockedWord:
-    """What keys are locked to, in the CLIP's first encoder. Raises ValueError for a superclass without a word."""
-    return locked_word(next(iter(tokenizers(clip).values())), superclass)
+    """What keys are locked to, in the CLIP's first encoder, or in that whose words are told from others. Raises
+    ValueError for a superclass without a word."""
+    found = tokenizers(clip)
+    return locked_word(found[placing(found) if is_by_host(found) else next(iter(found))], superclass)
 
 
 def word_count(clip, text: str) -> int:
@@ -223,12 +250,24 @@ def encode_rows(clip, rows: Mapping[str, list[list]], received: Receiver | None 
 
 
 def _encode_alike(clip, rows: Mapping[str, list[list]], received: Receiver | None) -> tuple[Tensor, Tensor | None]:
+    if is_by_host(rows):
+        return _encode_by_host(clip, rows)
     outputs = [encoder(rows[name])[:2] for name, encoder in encoders(clip).items()]
     encodings = torch.cat([encoding for encoding, _ in outputs], dim=-1)
     if received is not None:
         ids = {"t5xxl_ids": torch.tensor(rows["t5xxl"], dtype=torch.int)} if is_adapted(rows) else {}
         encodings = received(encodings, ids)
     return encodings, outputs[-1][1]
+
+
+def _encode_by_host(clip, rows: Mapping[str, list[list]]) -> tuple[Tensor, Tensor | None]:
+    """One after the other: the host takes several for sections of one text."""
+    outputs = []
+    for row in zip(*rows.values(), strict=True):
+        weighted = {name: [[(token, 1.0) for token in own]] for name, own in zip(rows, row, strict=True)}
+        outputs.append(clip.cond_stage_model.encode_token_weights(weighted)[:2])
+    encodings, pooled = zip(*outputs, strict=True)
+    return torch.cat(encodings), None if pooled[0] is None else torch.cat(pooled)
 
 
 def encoding_of_layers(clip, tokens, model=None) -> Tensor:
@@ -277,31 +316,38 @@ def trigger_positions(tokens: Sequence[tuple]) -> list[int]:
     return [i for i, token in enumerate(tokens) if hasattr(token[0], TRIGGER)]
 
 
-def trigger_places(tokens) -> dict[str, list[int]]:
-    """{trigger, in lower case: positions in the encoding} of the tokens that a CLIP made of a text."""
+def trigger_places(tokens, rows: int = 0) -> dict[str, list[int]]:
+    """{trigger, in lower case: positions in the encoding} of the tokens that a CLIP made of a text.
+
+    rows: of the encoding, which may have others than those of its tokens (see ``rows_ahead``).
+    """
     places: dict[str, list[int]] = {}
-    sections = tokens[placing(tokens)]
-    for position, (token, *_) in enumerate(token for section in sections for token in section):
+    sections, ahead = tokens[placing(tokens)], rows_ahead(tokens, rows) if rows else 0
+    for position, (token, *_) in enumerate((token for section in sections for token in section), ahead):
         if hasattr(token, TRIGGER):
             places.setdefault(getattr(token, TRIGGER), []).append(position)
     return places
 
 
-def token_labels(clip, tokens) -> list[tuple[int, str]]:
+def token_labels(clip, tokens, rows: int = 0) -> list[tuple[int, str]]:
     """(position in the encoding, its word or part of a word) of the tokens that the CLIP made of a text, no padding.
 
-    A trigger's is the trigger, an embedding's "embedding".
+    A trigger's is the trigger, an embedding's "embedding". rows: see ``trigger_places``.
     """
-    plain, labels, position = tokenizers(clip)[placing(tokens)], [], 0
-    for section in tokens[placing(tokens)]:
-        ended = False
-        for token, *_ in section:
-            if not ended:
+    name = placing(tokens)
+    plain, labels = tokenizers(clip)[name], []
+    position = rows_ahead(tokens, rows) if rows else 0
+    for section in tokens[name]:
+        ended, within = False, len(section)
+        if is_by_host(tokens):  # among these, ends stand within
+            within = end_of_words(clip.tokenizer, name, [token for token, *_ in section])
+        for place, (token, *_) in enumerate(section):
+            if not ended and place < within and position >= 0:
                 label = getattr(token, TRIGGER, "embedding")
                 if isinstance(token, int) and not hasattr(token, TRIGGER):
                     label = plain.convert_ids_to_tokens(token)
                     label = label.removesuffix("</w>").lstrip("".join(_BEFORE)) or label
-                    ended = token == plain.eos_token_id
+                    ended = token == plain.eos_token_id and not is_by_host(tokens)
                 labels.append((position, _SPECIAL.get(label, label)))
             position += 1
     return labels
@@ -314,6 +360,8 @@ def similar_words(tokenizer, tokens, encoding: Tensor, uses: Sequence[ConceptUse
     """
     name = placing(tokens)
     stream = [token for section in tokens[name] for token, *_ in section]
+    ahead = rows_ahead(tokens, encoding.shape[1])
+    stream, encoding = stream[max(-ahead, 0) :], encoding[:, max(ahead, 0) :]
     encoding = encoding[:, :: max(encoding.shape[1] // len(stream), 1)]  # NegPip has two for each
     stream = stream[: encoding.shape[1]]
     present = {getattr(token, TRIGGER, None) for token in stream}
@@ -390,7 +438,7 @@ def _with_superclasses(tokens, words: Mapping[str, Mapping[str, int]], encoder: 
 def _check_fits(concept: Concept, clip) -> None:
     widths = {name: table.shape[1] for name, table in embedding_tables(clip).items()}
     if concept.has_offset:
-        widths = {OFFSET: sum(widths.values())}
+        widths = {OFFSET: offset_width(clip)}
     found = {name: embedding.shape[0] for name, embedding in concept.token_embeddings.items()}
     if found != widths:
         raise ValueError(

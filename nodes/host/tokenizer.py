@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from comfy.text_encoders.spiece_tokenizer import SPieceTokenizer
@@ -18,6 +18,14 @@ from torch import Tensor
 from torch._C import _disabled_torch_function_impl
 
 TRIGGER = "perfusion_trigger"  # attribute of what stands among the tokens: whose embedding it is
+_BY_HOST = (  # tokenizers of the text encoders that encode a prompt in a way of their own
+    {"qwen25_7b"},  # Qwen-Image's
+    {"qwen3_4b"},  # Z-Image's, Flux 2 Klein's
+    {"qwen3_8b"},  # Flux 2 Klein's
+    {"gemma2_2b"},  # Lumina 2's
+    {"l", "t5xxl"},  # Flux's
+    {"l", "g", "t5xxl"},  # SD3's
+)
 _SPACE, _GAP = "Ġ", "▁"  # before a word, in Qwen's and T5's vocabularies
 _READING = ("__call__", "encode", "encode_plus", "batch_encode_plus")  # methods that take texts, as far as there are
 OnRead = Callable[[str], None] | None  # called with a trigger, in lower case, when an encoder reads its embedding
@@ -47,6 +55,23 @@ class TriggerEmbedding(Tensor):
 
 class TriggerToken(int):
     """A token that stands for a trigger, as tensors can."""
+
+
+def is_by_host(names: Iterable[str]) -> bool:
+    """Whether text encoders with these tokenizers encode in a way of their own: with instructions around a prompt,
+    several layers side by side, or one encoder's rows behind another's. The host's whole text model knows how."""
+    return set(names) in _BY_HOST
+
+
+def placing(names: Iterable[str]) -> str:
+    """The tokenizer whose tokens stand where those of the encoding do that layers receive."""
+    return "t5xxl" if "t5xxl" in names else next(iter(names))
+
+
+def rows_ahead(tokens: Mapping[str, Sequence[Sequence]], rows: int) -> int:
+    """How many of an encoding's rows are ahead of those of its tokens, {tokenizer: sections}. Below 0 where it lacks
+    the first of them, as of Qwen-Image's instructions."""
+    return rows - sum(map(len, tokens[placing(tokens)])) if is_by_host(tokens) else 0
 
 
 def knowing(plain, embeddings: Mapping[str, Tensor | Sequence[int]], on_read: OnRead = None):
@@ -107,7 +132,12 @@ class _Pieces:
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list]:
         ids = self.tokenizer.encode(text, add_bos=False, add_eos=False)
-        return {"input_ids": [*ids, *([self.eos_token_id] if add_special_tokens and self.add_eos else [])]}
+        return {"input_ids": self._whole(ids) if add_special_tokens else ids}
+
+    def _whole(self, ids: list) -> list:
+        """With the marks of a text's ends that there are."""
+        start, end = [self.tokenizer.bos_id()] * self.add_bos, [self.eos_token_id] * self.add_eos
+        return [*start, *ids, *end]
 
     @property
     def eos_token_id(self) -> int:
@@ -129,14 +159,17 @@ class _Pieces:
 class _PiecesWithTriggers(_Pieces):
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list]:
         """What is between triggers is read by itself: no piece goes beyond a space, and triggers begin a word."""
-        text, ids, start = unicodedata.normalize("NFC", text), [], 0
+        plain, text, ids, start = text, unicodedata.normalize("NFC", text), [], 0
         pattern = "|".join(f"({pattern})" for pattern in self.perfusion_triggers.patterns)
-        for match in re.finditer(pattern, text, re.IGNORECASE):
+        matches = list(re.finditer(pattern, text, re.IGNORECASE))
+        if not matches and add_special_tokens:
+            return SPieceTokenizer.__call__(self, plain)
+        for match in matches:
             ids += self._between(text[start : match.start()], start)
             ids += self.perfusion_triggers.tokens[match.lastindex - 1]
             start = match.end()
         ids += self._between(text[start:], start)
-        return {"input_ids": [*ids, *super().__call__("", add_special_tokens)["input_ids"]]}
+        return {"input_ids": self._whole(ids) if add_special_tokens else ids}
 
     def _between(self, text: str, start: int) -> list[int]:
         """The tokens of what begins at ``start``; behind a trigger without a space it begins no word."""

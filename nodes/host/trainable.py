@@ -17,6 +17,7 @@ from comfy.ldm.common_dit import rms_norm
 from comfy.ldm.flux import math as flux_math
 from comfy.ldm.modules import attention
 from comfy.ldm.pixart import blocks as pixart
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -47,7 +48,7 @@ def trainable_through(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def out_of_place(*models: nn.Module) -> Iterator[None]:
-    """The host's layers of CLIP, T5 and LTX-Video add in place, which autograd refuses; for a while they do not."""
+    """The host's layers of CLIP, T5, LTX-Video, Flux add in place, which autograd refuses; for a while they do not."""
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(
@@ -63,13 +64,16 @@ def bypassed(module: nn.Module) -> Iterator[None]:
         yield
 
 
-_ROTATIONS = (  # of Cosmos-Predict2's kind, Wan's and LTX-Video's
-    "rms_rope_split_half", "apply_rope", "apply_rope1", "apply_rope_split_half", "apply_rope_split_half1",
+_ROTATIONS = (  # of Cosmos-Predict2's kind, Wan's, LTX-Video's, Lumina 2's, Flux's and Qwen-Image's
+    "rms_rope_split_half", "apply_rope", "apply_rope1", "apply_rope_split_half", "apply_rope_split_half1", "rms_rope",
+    "rms_rope1",
 )  # fmt: skip
 _LTX_BLOCK = "comfy.ldm.lightricks.model.BasicTransformerBlock"  # the UNet's has the same name
-_BLOCKS = (  # of UNets and CLIP, Cosmos-Predict2, Qwen and Anima's adapter, T5, Wan, PixArt, LTX-Video
+_BLOCKS = (  # of UNets and CLIP, Cosmos-Predict2, Qwen and Anima's adapter, T5, Wan, PixArt, LTX-Video, Qwen-Image,
+    # Lumina 2 and Z-Image, Flux, SD3
     "BasicTransformerBlock", "ResBlock", "CLIPLayer", "Block", "TransformerBlock", "T5Block", "WanAttentionBlock",
-    "PixArtMSBlock", _LTX_BLOCK,
+    "PixArtMSBlock", _LTX_BLOCK, "QwenImageTransformerBlock", "JointTransformerBlock", "DoubleStreamBlock",
+    "SingleStreamBlock", "JointBlock",
 )  # fmt: skip
 _ATTENTION = (  # where the chosen one is called from
     (attention, "optimized_attention"), (attention, "optimized_attention_masked"), (pixart, "optimized_attention"),
@@ -198,7 +202,42 @@ def _ltx_block(self, x, context=None, attention_mask=None, timestep=None, pe=Non
     return x + self.ff(rms_norm(x) * (1 + scale_mlp) + shift_mlp) * gate_mlp
 
 
+def _flux_double(self, img, txt, vec, pe, attn_mask=None, transformer_options={}, **_):  # noqa: B006
+    (img_mod, img_mod2), (txt_mod, txt_mod2) = (self.img_mod(vec), self.txt_mod(vec)) if self.modulation else vec
+    txt_q, txt_k, txt_v = _flux_qkv(self.txt_attn, self.txt_norm1(txt) * (1 + txt_mod.scale) + txt_mod.shift)
+    img_q, img_k, img_v = _flux_qkv(self.img_attn, self.img_norm1(img) * (1 + img_mod.scale) + img_mod.shift)
+    q, k, v = torch.cat([txt_q, img_q], 2), torch.cat([txt_k, img_k], 2), torch.cat([txt_v, img_v], 2)
+    attended = flux_math.attention(q, k, v, pe=pe, mask=attn_mask, transformer_options=transformer_options)
+    of_txt, of_img = attended.split([txt.shape[1], img.shape[1]], 1)
+    img = img + self.img_attn.proj(of_img) * img_mod.gate
+    img = img + self.img_mlp(self.img_norm2(img) * (1 + img_mod2.scale) + img_mod2.shift) * img_mod2.gate
+    txt = txt + self.txt_attn.proj(of_txt) * txt_mod.gate
+    txt = txt + self.txt_mlp(self.txt_norm2(txt) * (1 + txt_mod2.scale) + txt_mod2.shift) * txt_mod2.gate
+    return img, txt
+
+
+def _flux_single(self, x, vec, pe, attn_mask=None, transformer_options={}, **_):  # noqa: B006
+    mod = self.modulation(vec)[0] if self.modulation else vec
+    both = self.linear1(self.pre_norm(x) * (1 + mod.scale) + mod.shift)
+    qkv, mlp = both.split([3 * self.hidden_size, self.mlp_hidden_dim_first], -1)
+    q, k, v = _in_heads(qkv, self.num_heads)
+    q, k = self.norm(q, k, v)
+    attended = flux_math.attention(q, k, v, pe=pe, mask=attn_mask, transformer_options=transformer_options)
+    return x + self.linear2(torch.cat([attended, self.mlp_act(mlp)], 2)) * mod.gate
+
+
+def _flux_qkv(attention: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = _in_heads(attention.qkv(x), attention.num_heads)
+    return *attention.norm(q, k, v), v
+
+
+def _in_heads(qkv: Tensor, heads: int) -> Tensor:
+    return rearrange(qkv, "batch n (three heads d) -> three batch heads n d", three=3, heads=heads)
+
+
 _OUT_OF_PLACE = {
+    "DoubleStreamBlock": _flux_double,
+    "SingleStreamBlock": _flux_single,
     "CLIPLayer": _clip_layer,
     "T5LayerSelfAttention": _t5_attention,
     "T5LayerFF": _t5_feed_forward,

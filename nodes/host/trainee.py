@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from comfy.k_diffusion.sampling import sample_dpmpp_2m
 from torch import Tensor
 
-from ...perfusion_core import Concept, ConceptSet, EncodedPrompts, Wiring, draw_timesteps, masked_mse
+from ...perfusion_core import Concept, ConceptSet, EncodedPrompts, draw_timesteps, masked_mse
 from ...perfusion_core.device import sent
 from . import text
 from .adapter import network_dtype, receiver
 from .families import family_of
-from .model import base_model, cross_attentions, encoding_width, without_concepts
+from .model import base_model, encoding_width, wiring_of, without_concepts
 from .sampling import decoded
 from .sentences import ReadAnew, ReadOnce
 from .trainable import (
@@ -31,7 +31,7 @@ from .trainable import (
     trainable_through,
 )
 
-_SAMPLING_STEPS = 20  # of previews
+_SAMPLING_STEPS, _GUIDANCE = 20, 3.5  # of previews; the host's own
 NEGATIVE = ""  # prompt of previews
 
 
@@ -59,7 +59,7 @@ class Subject:
 
 
 class ComfyTrainee:
-    """``perfusion_core.training.Trainee`` for the host's diffusion models with text cross-attention."""
+    """``perfusion_core.training.Trainee`` for the host's diffusion models."""
 
     def __init__(
         self,
@@ -86,9 +86,7 @@ class ComfyTrainee:
             self._masks = self._masks.to(self._device).unflatten(1, (1,) * (latents.ndim - 3))
         self._sentences = subject.distinct_sentences
         self.templates = [[self._sentences.index(sentence) for sentence in own] for own in subject.sentences]
-        layers = cross_attentions(model)
-        names = {layer: (attention.path("to_k"), attention.path("to_v")) for layer, attention in layers.items()}
-        self.wiring = Wiring(self._model, names)
+        self.wiring = wiring_of(model)
 
     def superclass_embeddings(self) -> Mapping[str, Tensor]:
         return self._texts.start()
@@ -137,39 +135,51 @@ class ComfyTrainee:
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            positive, negative = self._denoised(torch.cat([x, x]), sigma.repeat(2), prompts).float().chunk(2)
+            both = self._denoised(torch.cat([x, x]), sigma.repeat(2), prompts, _GUIDANCE)
+            positive, negative = both.float().chunk(2)
             return negative + self._family.cfg * (positive - negative)
 
         start = sampling.noise_scaling(sigmas[:1], noise, torch.zeros_like(noise), max_denoise=True)
         return sample_dpmpp_2m(denoise, start, sigmas, disable=True)
 
-    def _denoised(self, x: Tensor, sigma: Tensor, prompts: EncodedPrompts) -> Tensor:
-        if not self._family.in_a_row:
-            return self._denoised_at_once(x, sigma, prompts)
+    def _denoised(self, x: Tensor, sigma: Tensor, prompts: EncodedPrompts, guidance: float = 1.0) -> Tensor:
+        """guidance: how much a prompt counts, where the network is told that; 1 while it learns."""
+        if self._family.knows_padding:
+            return self._denoised_at_once(x, sigma, prompts, guidance)
         lengths = prompts.words.sum(1)  # texts of one length at a time: such a family knows no padding
         alike = [(lengths == length).nonzero()[:, 0] for length in lengths.unique()]
         parts = [
-            self._denoised_at_once(
-                x[rows], sigma[rows], replace(prompts, encodings=prompts.encodings[rows, : lengths[rows[0]]])
-            )
+            self._denoised_at_once(x[rows], sigma[rows], _only(prompts, rows, lengths[rows[0]]), guidance)
             for rows in alike
         ]
         return torch.cat(parts)[torch.cat(alike).argsort()]
 
-    def _denoised_at_once(self, x: Tensor, sigma: Tensor, prompts: EncodedPrompts) -> Tensor:
-        context = prompts.encodings.to(network_dtype(self._model))
+    def _denoised_at_once(self, x: Tensor, sigma: Tensor, prompts: EncodedPrompts, guidance: float = 1.0) -> Tensor:
+        context, joint = prompts.encodings.to(network_dtype(self._model)), self._family.joint
         words = prompts.words if self._family.zero_padded else None
+        if joint is not None:
+            words = joint.words and joint.words(context)
         self.wiring.prepare(context.flatten(0, 1)[None] if self._family.in_a_row else context, words=words)
         adm = self._model.encode_adm(
             device=self._device, pooled_output=prompts.pooled, width=self._size, height=self._size
         )
         conditioning = {} if adm is None else {"y": adm}
+        if joint is not None:
+            conditioning |= joint.more(context)
+        if joint is not None and joint.guided:
+            conditioning["guidance"] = torch.full((len(x),), guidance, device=self._device)
         if self._family.masked:
             conditioning["attention_mask"] = prompts.words.int()
         with torch.autocast(self._device.type, self._autocast) if self._autocast else nullcontext():
             return self._model.apply_model(
                 x, sigma, c_crossattn=context, transformer_options=attention_options(), **conditioning
             )
+
+
+def _only(prompts: EncodedPrompts, rows: Tensor, length: Tensor) -> EncodedPrompts:
+    """These prompts, which have so many words."""
+    encodings, pooled = prompts.encodings[rows, :length], prompts.pooled
+    return EncodedPrompts(encodings, prompts.trigger_positions, pooled if pooled is None else pooled[rows])
 
 
 @contextmanager
@@ -250,20 +260,30 @@ def _static(model, clip):
     return model, clip
 
 
-def check_trainable(model, clip, vae, offset: bool = False) -> None:
+def check_trainable(model, clip, vae, offset: bool = False, key_freedom: float = 0.0) -> None:
     """Raises ValueError for models that cannot be trained on, in this way, or do not belong together."""
-    encoding_width(model)  # raises for a model without text cross-attention
+    encoding_width(model)  # raises for a model of no known family
     family = family_of(model)
     if family.offset and not offset:
         raise ValueError(f"{family.title}'s text encoder is too large to train through. Set text_encoder to auto.")
+    if family.joint and key_freedom:
+        raise ValueError(
+            f"key_freedom is not for {family.title}: there only values are learned, and keys are never edited. Set it "
+            "to 0."
+        )
     if foreign := text.encoders(clip).keys() - family.texts:
         raise ValueError(
             f"This text encoder ({', '.join(sorted(foreign))}) is not this model's ({base_model(model)}). Connect the "
             "one that belongs to it."
         )
+    if family.joint and (width := text.offset_width(clip)) != encoding_width(model):
+        raise ValueError(
+            f"This text encoder gives {width} numbers for a word, and {family.title} takes {encoding_width(model)}. "
+            "Load it with Load CLIP of the type that belongs to the model."
+        )
     channels = model.model.model_config.unet_config.get(family.channels)
     expected = model.get_model_object("latent_format").latent_channels
-    if model.model.concat_keys or channels != expected:
+    if model.model.concat_keys or (family.channels and channels != expected):
         raise ValueError(
             f"This model takes {channels} channels, not {expected}: it is made for inpainting, editing, upscaling or "
             "video. Train on the base checkpoint; the concept then works in an inpainting model too."

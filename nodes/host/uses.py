@@ -30,7 +30,8 @@ def stages(layers: Iterable[str]) -> dict[str, str]:
     unet = [STAGES.get(layer.partition(".")[0]) for layer in layers]
     if all(unet):
         return dict(zip(layers, unet, strict=True))
-    order = sorted(layers, key=lambda layer: [int(number) for number in re.findall(r"\d+", layer)])
+    # Flux has two kinds of blocks, one after the other in the order of their names
+    order = sorted(layers, key=lambda layer: (layer.partition(".")[0], *map(int, re.findall(r"\d+", layer))))
     return {layer: names[3 * order.index(layer) // len(order)] for layer in layers}
 
 

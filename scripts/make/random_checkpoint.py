@@ -125,12 +125,14 @@ def load_random(kind: str, seed: int = 0) -> tuple[Any, Any, Any]:
     return model, clip, vae
 
 
-def load_narrow(kind: str, seed: int = 0) -> tuple[Any, Any, Any]:
-    """The same with narrow networks, which the host has to be told of."""
+def load_narrow(kind: str, seed: int = 0, dtype: torch.dtype | None = None) -> tuple[Any, Any, Any]:
+    """The same with narrow networks, which the host has to be told of. dtype: of the network's weights."""
     text = {name: {**options, **NARROW_TEXT} for name, options in SHALLOW_TEXT.items()}
     state_dict = random_state_dict(kind, seed, text, narrow=True)
     with mock.patch.dict(KINDS[kind].host_config.unet_config, NARROW):
-        model, clip, *_ = comfy.sd.load_state_dict_guess_config(state_dict, output_vae=False, te_model_options=text)
+        model, clip, *_ = comfy.sd.load_state_dict_guess_config(
+            state_dict, output_vae=False, te_model_options=text, model_options={"dtype": dtype} if dtype else {}
+        )
     prefix = "first_stage_model."
     weights = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name.startswith(prefix)}
     vae = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": NARROW_VAE, "embed_dim": 4}})

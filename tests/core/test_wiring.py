@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from perfusion_core import Concept, ConceptSet, Wiring, cross_attention_layers
+from perfusion_core import Concept, ConceptSet, Values, ValueWiring, Wiring, cross_attention_layers
 
 from . import reference
 from .makers import make_concept, make_covariance, same_bits
@@ -235,3 +235,58 @@ def test_checkpointing_leaves_the_gradients_as_they_are(checkpointing: str, prep
 def test_a_projection_that_the_model_lacks_is_named(net: Net, name: str, missing: str) -> None:
     with pytest.raises(AttributeError, match=missing):
         Wiring(net, {"layer": (name, "blocks.0.attn2.to_v")})
+
+
+class Joint(nn.Module):
+    """Queries, keys and values of text and picture from one projection, the text's rows first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.picture, self.qkv = nn.Linear(DIM, 8), nn.Linear(4, 8), nn.Linear(8, 8 + 2 * 6)
+
+    def forward(self, latent: Tensor, encoding: Tensor) -> Tensor:
+        sequence = torch.cat([self.text(encoding), self.picture(latent.flatten(2).mT)], 1)
+        return self.qkv(sequence)
+
+
+def test_values_of_the_texts_rows_alone_are_edited_in_joint_attention() -> None:
+    torch.manual_seed(0)
+    net, layer = Joint().double(), "joint"
+    width, start = 6, 8 + 6
+    first, second = (concept(seed).replace(value_deltas={layer: normal(seed + 5, width)}) for seed in (3, 9))
+    concepts = ConceptSet([first, second], strengths=[1.0, 0.5], **SETTINGS)
+    wiring = ValueWiring(net, {layer: Values("qkv", start, width)}, concepts)
+    assert wiring.widths == {layer: width}
+    plain = net(LATENT, CONTEXT)
+    with wiring:
+        assert same_bits(net(LATENT, CONTEXT), plain)  # of a text that it was not told of
+        wiring.prepare(CONTEXT)
+        edited = net(LATENT, CONTEXT)
+        words = torch.zeros(CONTEXT.shape[:2], dtype=torch.bool)
+        words[:, 1] = True
+        wiring.prepare(CONTEXT, words=words)
+        of_one_word = net(LATENT, CONTEXT)
+        with pytest.raises(RuntimeError, match="already open"):
+            wiring.__enter__()
+    gates = concepts.gates(CONTEXT)
+    added = gates[..., :1] * first.value_deltas[layer] + 0.5 * gates[..., 1:] * second.value_deltas[layer]
+    wanted = plain.detach().clone()
+    wanted[:, : CONTEXT.shape[1], start:] += added
+    torch.testing.assert_close(edited, wanted, rtol=1e-12, atol=1e-12)
+    untouched = torch.ones_like(plain, dtype=torch.bool)
+    untouched[:, : CONTEXT.shape[1], start:] = False
+    assert same_bits(edited[untouched], plain[untouched])
+    assert same_bits(of_one_word[:, 2:], plain[:, 2:]) and same_bits(of_one_word[:, 1], edited[:, 1])
+    assert same_bits(net(LATENT, CONTEXT), plain) and "forward" not in net.qkv.__dict__
+
+
+def test_gradients_reach_values_and_encoding_in_joint_attention() -> None:
+    torch.manual_seed(0)
+    net = Joint().double().requires_grad_(False)
+    delta, encoding = normal(4, 6).requires_grad_(), CONTEXT.clone().requires_grad_()
+    concepts = ConceptSet([concept(3).replace(value_deltas={"joint": delta})], **SETTINGS)
+    with ValueWiring(net, {"joint": Values("qkv", 14, 6)}, concepts) as wiring:
+        wiring.prepare(encoding)
+        net(LATENT, encoding)[..., 14:].sum().backward()
+    torch.testing.assert_close(delta.grad, concepts.gates(CONTEXT).sum().expand(6))
+    assert encoding.grad.any()

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 import torch
 from comfyui_perfusion.nodes.host import text, trainings
 from comfyui_perfusion.nodes.host.encoder_covariance import measure_covariance
-from comfyui_perfusion.nodes.host.model import base_model, cross_attentions, encoding_width
+from comfyui_perfusion.nodes.host.model import base_model, encoding_width, value_widths
 from comfyui_perfusion.nodes.train import PerfusionTrainConcept
 from comfyui_perfusion.perfusion_core import Concept, Covariance
 from comfyui_perfusion.perfusion_core.captions import TEMPLATES, captions
@@ -17,8 +17,10 @@ _inverses = WeakKeyDictionary()  # a later encoder may lie where an earlier one 
 
 
 def covariance_inverse(model, clip) -> torch.Tensor:
-    """C^-1 (d, d) of a random text encoder, from a few captions, once."""
+    """C^-1 (d, d) of a random text encoder, from a few captions, once. Of one as wide as T5 it would take too long."""
     encoder = clip.cond_stage_model
+    if (width := encoding_width(model)) > 2048:
+        return torch.eye(width, dtype=torch.float64)
     if encoder not in _inverses:
         _inverses[encoder] = measure_covariance(clip, list(captions(24)), None, model=model).inverse()
     return _inverses[encoder]
@@ -45,8 +47,7 @@ def make_concept(model, clip, trigger: str = "<my-toy>", superclass: str = "tedd
         target_dual=(covariance_inverse(model, clip) @ target.double()).float(),
         superclass_input=original,
         value_deltas={
-            layer: 0.5 * torch.randn(attention.width, generator=generator)
-            for layer, attention in cross_attentions(model).items()
+            layer: 0.5 * torch.randn(width, generator=generator) for layer, width in value_widths(model).items()
         },
     )
 
@@ -56,8 +57,9 @@ def encode_in_sentence(model, clip, embeddings, superclass: str) -> torch.Tensor
     clip = clip.clone()
     clip.tokenizer = text.with_triggers(clip.tokenizer, {"<x>": text.reading(clip, superclass, embeddings)})
     tokens = clip.tokenize("a photo of a <x>")
-    (position,) = text.trigger_places(tokens)["<x>"]
-    return text.encoding_of_layers(clip, tokens, model)[0, position].float().cpu()
+    encoding = text.encoding_of_layers(clip, tokens, model)
+    (position,) = text.trigger_places(tokens, encoding.shape[1])["<x>"]
+    return encoding[0, position].float().cpu()
 
 
 @cache

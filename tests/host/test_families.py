@@ -130,12 +130,12 @@ def test_both_kinds_of_pixart_are_told_apart():
         apply_to_model(alpha, [ConceptUse(concept(random_model("pixart-sigma"), 1))])
 
 
-def test_models_without_text_cross_attention_are_refused_by_name(made):
+def test_models_of_no_known_family_are_refused_by_name(made):
     model = made("anima")[0].clone()
     model.model = torch.nn.Module()
     with pytest.raises(
         ValueError,
-        match=r"SD1.x, .*Anima, Cosmos-Predict2, Wan, LTX-Video, PixArt Alpha or PixArt Sigma. This one is Module",
+        match=r"SD1.x, .*Anima, .*PixArt Sigma, Qwen-Image, .*Flux, Flux 2 Klein and SD3. This one is Module",
     ):
         family_of(model)
 

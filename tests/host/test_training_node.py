@@ -16,7 +16,7 @@ import pytest
 import torch
 from comfyui_perfusion.nodes.host import trainee
 from comfyui_perfusion.nodes.host.files import training_path
-from comfyui_perfusion.nodes.host.model import apply_to_model
+from comfyui_perfusion.nodes.host.model import apply_to_model, cross_attentions
 from comfyui_perfusion.nodes.host.text import apply_to_clip
 from comfyui_perfusion.nodes.host.thumbnail import decoded
 from comfyui_perfusion.nodes.host.uses import ConceptUse
@@ -29,6 +29,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from makers import make_concept, train_node
+from random_checkpoint import load_narrow
+from test_model import encode, sample
 
 CANCEL = comfy.model_management.InterruptProcessingException
 PHOTOS = [torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))]
@@ -425,3 +427,27 @@ def test_a_vae_of_another_family_is_refused(models, monkeypatch):
     monkeypatch.setattr(vae, "encode", lambda _: torch.zeros(1, 16, 8, 8))
     with pytest.raises(ValueError, match=r"latents \(16, 8, 8\), not this model's"):
         train_node(models)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("sd1", torch.bfloat16),
+        ("sd1", torch.float8_e4m3fn),
+        ("sd2", torch.float16),
+        ("sd2v", torch.float8_e4m3fn),
+        ("sdxl", torch.bfloat16),
+    ],
+)
+def test_weights_of_any_precision_learn_and_paint(kind, dtype):
+    models = load_narrow(kind, dtype=dtype)
+    model, clip, _ = models
+    assert next(iter(cross_attentions(model).values())).to_k.weight.dtype == dtype
+    (use,), *_ = train_node(lambda _: models, kind).args
+    assert all(delta.any() for delta in use.concept.value_deltas.values())
+    use = use.replace(concept=use.concept.replace(value_deltas={
+        layer: torch.ones_like(delta) for layer, delta in use.concept.value_deltas.items()
+    }))  # fmt: skip
+    prompts = encode(apply_to_clip(clip, [use]), "a <my-toy>"), encode(clip, "")
+    plain, painted = (sample(some, *prompts) for some in (model, apply_to_model(model, [use])))
+    assert painted.isfinite().all() and (painted - plain).abs().max() > 1e-3

@@ -217,7 +217,7 @@ target, sentences = torch.randn_like(noisy), ["a photo of <one> on the beach", "
 bear = text.table.weight[vocabulary.of("bear")[0]].detach()
 
 class Trainee:
-    templates, zero_padded, wiring = [[0], [1]], True, transformers.ValueWiring(model)
+    templates, zero_padded, wiring = [[0], [1]], True, transformers.joint_wiring(model)
     def superclass_embeddings(self):
         return {"l": bear}
     def encode(self, templates, embeddings):
@@ -244,7 +244,7 @@ linears = {name: part for name, part in model.named_modules() if isinstance(part
 for name, part in linears.items():
     part.register_forward_hook(lambda part, given, out, name=name: seen.__setitem__(name, (given[0], out)))
 model(*given)
-before, wiring = dict(seen), transformers.ValueWiring(model, ConceptSet([concept], 0.95, 1e-3, zero_padded=True))
+before, wiring = dict(seen), transformers.joint_wiring(model, ConceptSet([concept], 0.95, 1e-3, zero_padded=True))
 with wiring:
     wiring.prepare(context)
     edited = model(*given)

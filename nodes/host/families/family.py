@@ -12,6 +12,7 @@ UNET_PROJECTIONS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "t
 
 
 Received = Callable[[nn.Module, Tensor, Mapping[str, Any]], Tensor]
+Columns = Callable[[nn.Module], tuple[int, int]]
 
 
 def _as_it_is(diffusion_model: nn.Module, encoding: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
@@ -26,6 +27,32 @@ def through(path: str) -> Received:
         return type(module).forward(module, encoding)  # its own, also while that is bypassed for a training
 
     return received
+
+
+def in_qkv(projection: nn.Module) -> tuple[int, int]:
+    """The first column of the values and how many there are, in what gives queries, keys and values in this order: keys
+    and values may be narrower than queries."""
+    width = (projection.out_features - projection.in_features) // 2
+    return projection.in_features + width, width
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Of a family where text and picture are one sequence, the text first: there values alone are edited.
+
+    values: {what matches the module paths of projections that give values of the text, with the layer's name as its
+    first group: which of their columns these are}. reads: the module path of what first reads the text encoder's
+    encoding. words: of encodings (batch, tokens, d) the rows in which a concept may be, (batch, tokens), where that is
+    not all. more: what the network's forward takes beside an encoding. guided: whether the network is told how much a
+    prompt counts, in place of a second forward. moved_by_references: whether pictures to go by stand ahead of the text.
+    """
+
+    values: Mapping[str, Columns]
+    reads: str
+    words: Callable[[Tensor], Tensor] | None = None
+    more: Callable[[Tensor], dict[str, Any]] = lambda encoding: {}
+    guided: bool = False
+    moved_by_references: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,11 +73,12 @@ class Family:
     norms: of to_q and to_k, the attributes with what each head's part goes through before attention, or all heads
     together (whole_norms).
     in_a_row: whether layers get the encodings of a whole batch in one row, (1, batch tokens, d), all of one length.
-    channels: what the model's configuration calls the channels of its latents.
+    channels: what the model's configuration calls the channels of its latents; empty where it does not tell them.
     masked: whether the model is told which tokens are padding.
     offset: whether training learns an offset by itself, since the text encoder is too large to learn through.
     large: whether training saves memory by itself. cfg: of sample pictures. no_export: why a concept cannot become a
     LoRA and an embedding, and what to do.
+    joint: of those without cross-attention; attention, projections and heads say nothing then.
     """
 
     name: str
@@ -74,10 +102,38 @@ class Family:
     channels: str = "in_channels"
     masked: bool = False
     offset: bool = False
+    joint: Joint | None = None
+
+    @property
+    def knows_padding(self) -> bool:
+        """Whether texts of different lengths can be in one batch."""
+        return not self.in_a_row and self.joint is None
 
     def by_text(self, x: Tensor, batch: int) -> Tensor:
         """What to_k or to_v receives or gives, (batch, tokens, d), also where that is in a row."""
         return x.reshape(batch, -1, x.shape[-1]) if self.in_a_row else x
+
+
+def joint_family(
+    name: str, title: str, owns: Callable[[nn.Module], bool], resolution: int, texts: set[str], joint: Joint, **more
+) -> Family:
+    """With what all have in common: the text encoders are too large to learn through, and only their output has a
+    place for what was learned."""
+    return Family(
+        name, title, owns, "", {}, "", resolution, frozenset(texts), joint=joint, offset=True, large=True,
+        no_export=f"No file for other programs makes {title} know your word. Use the concept with Perfusion Loader.",
+        **more,
+    )  # fmt: skip
+
+
+def configured_as(*names: str) -> Callable[[nn.Module], bool]:
+    """Whether a BaseModel has one of these of the host's configurations, which older hosts need not have."""
+
+    def owns(base_model: nn.Module) -> bool:
+        config = type(getattr(base_model, "model_config", None))
+        return config.__module__ == "comfy.supported_models" and config.__name__ in names
+
+    return owns
 
 
 def made_by(*names: str) -> Callable[[nn.Module], bool]:
