@@ -224,13 +224,15 @@ def read_once(sentences: Sequence[str], family, width: int):
 
 
 def held(model) -> list[str]:
-    """Some weights of the text encoders' files, by which the host knows these."""
+    """Some weights of text encoders' files, by which the host knows these."""
     from comfyui_perfusion.nodes.host.model import base_model, encoding_width
 
     if base_model(model) == "sd3":
         clips = [f"clip_{name}.transformer.text_model.final_layer_norm.weight" for name in "lg"]
         return [*clips, "t5xxl.transformer.encoder.final_layer_norm.weight"]
-    return [f"qwen3_{'4b' if encoding_width(model) == 7680 else '8b'}.transformer.model.norm.weight"]
+    if base_model(model) == "flux-2-klein":
+        return [f"qwen3_{'4b' if encoding_width(model) == 7680 else '8b'}.transformer.model.norm.weight"]
+    return []
 
 
 class Live(TorchDispatchMode):
