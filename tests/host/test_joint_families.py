@@ -15,6 +15,7 @@ import comfy.model_management
 import folder_paths
 import pytest
 import torch
+from comfy.ldm.modules import attention
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_torch_compile import TorchCompileModel
@@ -48,6 +49,7 @@ PROMPT = "a photo of a <my-dog> beside a <my-cup>, on the beach"
 NEGATIVE = "a photo of a cat beside a tree, on the beach"  # as long, so that both are in one batch
 SETTINGS = {"steps": 1, "cfg": 3.0, "sampler": "euler", "scheduler": "simple", "resolution": 64}
 NARROW = [family for family in JOINT if family != "sd3"]  # with covariances that are inverted soon
+each_network = pytest.mark.parametrize("family", ["qwen-image", "z-image", "flux", "sd3"])  # of which the others are
 each_family = pytest.mark.parametrize("family", JOINT)
 
 
@@ -219,14 +221,35 @@ def test_partial_loading_gives_the_same_picture(made, family, load_in_part):
     assert torch.allclose(whole, partial, rtol=1e-3, atol=1e-3 * whole.abs().max().item())
 
 
-@pytest.mark.parametrize("family", ["qwen-image", "z-image", "flux", "sd3"])  # the others have these networks
-def test_the_compile_node_gives_the_same_picture(made, family, monkeypatch):
+@pytest.fixture
+def attending(monkeypatch):
+    """attending(function): from then on the networks call this one as the host's chosen attention."""
     network = comfy.ldm
-    for module in (network.qwen_image.model, network.lumina.model, network.flux.math,
-                   network.modules.diffusionmodules.mmdit):  # fmt: skip
-        for name in ("optimized_attention", "optimized_attention_masked"):  # one that is soon compiled
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, attention_pytorch)
+    modules = network.qwen_image.model, network.lumina.model, network.flux.math, network.modules.diffusionmodules.mmdit
+
+    def call(function) -> None:
+        for module in modules:
+            for name in ("optimized_attention", "optimized_attention_masked"):
+                if hasattr(module, name):
+                    monkeypatch.setattr(module, name, function)
+
+    return call
+
+
+@each_network
+def test_a_concept_is_learned_beside_an_attention_without_a_backward(made, family, attending):
+    model, clip, vae = made(family)
+    attending(attention.wrap_attn(lambda *args, **kwargs: attention_pytorch(*args, **kwargs).detach()))
+    subject = Subject(torch.rand(1, 64, 64, 3), None, [TEMPLATES[:2]], "dog")
+    with open_trainee(model, clip, vae, subject, offset=True) as trainee:
+        settings = TrainingSettings(batch_size=1, accumulation=1)
+        training = Training(trainee, covariance_inverse(model, clip), "<my-dog>", "dog", family, settings)
+        training.step()  # or a part got no gradient
+
+
+@each_network
+def test_the_compile_node_gives_the_same_picture(made, family, attending):
+    attending(attention_pytorch)  # which is soon compiled
     _, patched, positive, negative = prepared(made, family)
     plain = sample(patched, positive, negative, steps=2)
     compiled = TorchCompileModel.execute(patched, "eager")[0]
