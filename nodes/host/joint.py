@@ -28,12 +28,18 @@ PREFIX = "diffusion_model."
 
 
 def value_layers(model) -> dict[str, Values]:
-    """{layer, as in concept files: where its values are} of a MODEL of joint attention."""
-    found = {}
+    """{layer, as in concept files: where its values are} of a MODEL of joint attention. Raises ValueError when there
+    are none."""
+    family, found = family_of(model), {}
     for name, module in model.model.named_modules():
-        for pattern, columns in family_of(model).joint.values.items():
+        for pattern, columns in family.joint.values.items():
             if match := re.fullmatch(PREFIX.replace(".", r"\.") + pattern, name):
                 found[match.group(1)] = Values(name, *columns(module))
+    if not found:
+        raise ValueError(
+            f"This model has none of {family.title}'s layers: a node pack has put a network of its own there. Load it "
+            "with ComfyUI's own loader."
+        )
     return found
 
 

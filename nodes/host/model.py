@@ -197,6 +197,7 @@ def wiring_of(model) -> Wiring:
 def encoding_width(model) -> int:
     """d, the width of the encoding that concepts are told by. Raises ValueError for a MODEL of no known family."""
     if joint := family_of(model).joint:
+        value_layers(model)  # raises for another network
         return model.model.diffusion_model.get_submodule(joint.reads).in_features
     return next(iter(cross_attentions(model).values())).to_k.in_features
 

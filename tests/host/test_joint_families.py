@@ -315,6 +315,20 @@ def test_a_trigger_reads_like_its_superclass_word(made, family):
         assert dict(text.token_labels(known, tokens, got.shape[1]))[places[0]] == "<my-dog>"
 
 
+@pytest.mark.parametrize("family", ["qwen-image", "sd3"])  # with fewer rows than tokens, and with more
+def test_the_closest_words_are_those_of_their_rows(made, family, monkeypatch):
+    monkeypatch.setattr(text, "_MOST_SIMILAR", 100)  # all of them
+    model, clip, _ = made(family)
+    use = ConceptUse(concept_of(model, clip, "<my-dog>", "dog", 1), file="dog.safetensors")
+    known = apply_to_clip(clip, [use])
+    tokens = known.tokenize("a <my-dog> house")
+    encoding = known.encode_from_tokens(tokens)
+    found = dict(text.similar_words(known.tokenizer, tokens, encoding, [use])["dog.safetensors"])
+    labels = {label: position for position, label in text.token_labels(known, tokens, encoding.shape[1])}
+    house = use.concept.similarity(encoding[0, labels["house"]]).item()
+    assert found["house"] == pytest.approx(house)
+
+
 @each_family
 def test_prompts_are_encoded_as_in_training_with_the_offset_at_the_word(made, family):
     model, clip, vae = made(family)
@@ -527,6 +541,14 @@ def test_a_text_encoder_of_another_model_is_refused(made, model_folder):
         train_node(lambda _: (z_image, klein, vae), superclass=["dog"])
     with pytest.raises(ValueError, match=r"This text encoder \(qwen3_4b\) is not this model's \(qwen-image\)"):
         train_node(lambda _: (qwen, klein, video), superclass=["dog"])
+
+
+def test_a_network_of_another_kind_is_refused(made, monkeypatch):
+    model, clip, _ = made("qwen-image")
+    concept = concept_of(model, clip, "<my-dog>", "dog", 1)
+    monkeypatch.setattr(model.model, "diffusion_model", torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match=r"none of Qwen-Image's layers.*ComfyUI's own loader"):
+        apply_to_model(model, [ConceptUse(concept)])
 
 
 def test_sd3_without_t5_is_refused(made):
