@@ -44,9 +44,10 @@ def renderer(request):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """In each file all with the classic renderer first: to change it draws every node anew."""
+    """Those on the page as it comes up first, and in each file all with the classic renderer: to change it draws every
+    node anew."""
     files = list(dict.fromkeys(item.path for item in items))
-    items.sort(key=lambda item: (files.index(item.path), _is_vue(item)))
+    items.sort(key=lambda item: (item.path.name != "test_fresh_page.py", files.index(item.path), _is_vue(item)))
 
 
 def _is_vue(item):

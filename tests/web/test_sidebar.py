@@ -179,6 +179,7 @@ def test_add_lays_the_loader_over_nothing(page, concepts):
 
 def test_add_shows_the_loader_that_is_there(page, concepts):
     page.evaluate("() => { app.canvas.deselectAll(); app.canvas.ds.offset = [5000, 5000] }")
+    page.wait_for_function("app.canvas.visible_area[0] === -5000")  # the canvas has drawn what is there
     button(concepts, "Add my-teddy").click()
     says(concepts.get_by_role("status"), "my-teddy is in the graph already: it is selected.")
     selected, inside, many = page.evaluate(
