@@ -20,6 +20,7 @@ OPTIONS = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
     "--disable-default-apps", "--disable-sync", "--no-first-run", "--mute-audio",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--js-flags=--min-semi-space-size=32 --initial-old-space-size=500",  # memory in place of collecting garbage
 ]  # fmt: skip
 SETTINGS = {
     "Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Comfy.RightSidePanel.IsOpen": False,
@@ -121,6 +122,10 @@ class Frontend:
             }""",
             [workflow(name), name],
         )
+        self.close_others()
+
+    def close_others(self) -> None:
+        """Closes all workflows but the one that is shown."""
         self.page.wait_for_function(NAVIGATED)
         self.run(
             """async () => {

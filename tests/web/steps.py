@@ -63,6 +63,11 @@ GRID = {  # of example.png as it were one: three by two cells, the last not fini
 each_renderer = pytest.mark.parametrize("renderer", ["classic", "vue"], indirect=True)
 
 
+def in_workflow(name):
+    """Marks a test for which ``page`` opens another workflow."""
+    return pytest.mark.parametrize("workflow", [name])
+
+
 def open_workflow(frontend, name):
     frontend.load(name)
     frontend.run(

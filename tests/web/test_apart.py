@@ -1,12 +1,13 @@
 """Several concepts in one picture, run on the demo model: what was found is shown, and boxes say where a concept is."""
 
 import io
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
-from steps import LIST_AGAIN, RUN, SET, each_renderer, open_workflow
+from steps import LIST_AGAIN, RUN, SET, each_renderer
 
 KEEP_APART, REGIONS, BOXES = "PerfusionKeepApart", "PerfusionRegions", "CreateBoundingBoxes"
 QUICK = {"KSampler": {"steps": 2}, "EmptyLatentImage": {"batch_size": 1}}
@@ -37,17 +38,30 @@ DRAW = f"""([x, y, width, height, desc]) => {{
 
 
 @pytest.fixture
-def template(frontend, server, page, no_new_files):
-    """The page with it, set to be quick."""
+def workflow():
+    return "perfusion_several_characters"
+
+
+@pytest.fixture(scope="module")
+def fitting(opened, server):
+    """The files of those concepts."""
     from comfyui import REPO
     from sample_concepts import write_sample_concepts
 
     with safe_open(REPO / "nodes" / "demo_model.safetensors", "pt") as file:
         values = [name for name in file.keys() if name.endswith(".attn2.to_v.weight")]  # noqa: SIM118
         layers = {name[len("unet.") : -len(".to_v.weight")]: file.get_slice(name).get_shape()[0] for name in values}
-    write_sample_concepts(server.base / "models" / "perfusion" / "demo", layers, "demo")
-    page.evaluate(LIST_AGAIN)
-    open_workflow(frontend, "perfusion_several_characters")
+    folder = server.base / "models" / "perfusion" / "demo"
+    write_sample_concepts(folder, layers, "demo")
+    opened.run(LIST_AGAIN)
+    yield
+    shutil.rmtree(folder, ignore_errors=True)  # after a failure it is gone
+    opened.run(LIST_AGAIN)
+
+
+@pytest.fixture
+def template(fitting, page):
+    """The page with it, set to be quick."""
     page.evaluate(FITTING)
     page.evaluate(SET, {**QUICK, **OPEN})
     return page

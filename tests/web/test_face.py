@@ -12,9 +12,9 @@ from steps import (
     choose,
     curve,
     each_renderer,
+    in_workflow,
     look,
     names,
-    open_workflow,
     panel,
     prompts,
     says,
@@ -409,9 +409,9 @@ def used(page):
     return page.evaluate(f"() => {found}.widgets.slice(2, 4).map(({{ value }}) => value)")
 
 
+@in_workflow("7 Sweep")
 @each_renderer
-def test_a_picture_of_a_sweep_sets_the_loader_and_it_can_be_undone(frontend, page):
-    open_workflow(frontend, "7 Sweep")
+def test_a_picture_of_a_sweep_sets_the_loader_and_it_can_be_undone(page):
     paint(page)
     grid = page.get_by_role("group", name="Grid")
     cell = button(grid, "beta 0.6, temperature 0.3")
@@ -430,8 +430,8 @@ def test_a_picture_of_a_sweep_sets_the_loader_and_it_can_be_undone(frontend, pag
     assert used(page) == [0.7, 0.1]
 
 
-def test_the_grid_is_shown_once(frontend, page):
-    open_workflow(frontend, "7 Sweep")
+@in_workflow("7 Sweep")
+def test_the_grid_is_shown_once(page):
     paint(page)
     page.evaluate(
         """output => {
@@ -448,8 +448,8 @@ def test_the_grid_is_shown_once(frontend, page):
     assert page.evaluate(f"() => {hosts}.map(({{ type }}) => type)") == ["PreviewImage"]
 
 
-def test_a_sweep_over_concepts_sets_the_one_of_the_picture(frontend, page):
-    open_workflow(frontend, "7 Sweep")
+@in_workflow("7 Sweep")
+def test_a_sweep_over_concepts_sets_the_one_of_the_picture(page):
     rows = {"kind": "concept", "values": ["<my-teddy>", "<amphora>"]}
     paint(page, rows=rows, triggers=rows["values"])
     grid = page.get_by_role("group", name="Grid")

@@ -1,6 +1,6 @@
 """Panels in the frontend's ways of making, drawing and describing nodes, whichever frontend and renderer it is."""
 
-from steps import DRAWN, each_renderer, open_workflow, panel
+from steps import DRAWN, each_renderer, in_workflow, panel
 
 NEW_NODE = """type => {
     app.graph.clear()
@@ -29,9 +29,9 @@ def test_a_new_node_does_not_grow_for_its_folded_inputs(frontend, our_nodes):
         assert frontend.run(height) == made, name
 
 
+@in_workflow("2 Train SD1.5")
 @each_renderer
-def test_the_properties_leave_the_panel_where_it_is(frontend, page):
-    open_workflow(frontend, "2 Train SD1.5")
+def test_the_properties_leave_the_panel_where_it_is(page):
     page.evaluate("() => app.canvas.selectNode(app.graph.nodes.find(({ type }) => type === 'PerfusionTrainConcept'))")
     page.evaluate("() => { app.canvas.ds.offset[1] += 60; app.canvas.setDirty(true, true) }")  # off the Run button
     width = panel(page).bounding_box()["width"]

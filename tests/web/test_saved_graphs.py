@@ -22,6 +22,7 @@ SAVED = {
 
 def load(frontend, graph):
     frontend.run("graph => app.loadGraphData(graph)", graph)
+    frontend.close_others()
 
 
 def values(frontend):
@@ -37,14 +38,14 @@ def old(name):
 @each_renderer
 @pytest.mark.parametrize("name", ["generate", "two_concepts"])
 @pytest.mark.parametrize(("kind", "expected"), [("shipped", SHIPPED), ("saved", SAVED)], ids=["shipped", "saved"])
-def test_a_former_graph_keeps_its_values(frontend, page, kind, name, expected):
+def test_a_former_graph_keeps_its_values(frontend, kind, name, expected):
     load(frontend, old(f"{kind}_{name}"))
     assert values(frontend) == [expected] * (2 if name == "two_concepts" else 1)
     load(frontend, frontend.run("() => JSON.parse(JSON.stringify(app.graph.serialize()))"))  # saved anew, and by undo
     assert values(frontend) == [expected] * (2 if name == "two_concepts" else 1)
 
 
-def test_a_former_settings_node_keeps_its_values(frontend, page):
+def test_a_former_settings_node_keeps_its_values(frontend):
     graph = old("shipped_generate")
     (node,) = [node for node in graph["nodes"] if node["type"] == "PerfusionLoader"]
     graph["nodes"] = [
@@ -58,7 +59,7 @@ def test_a_former_settings_node_keeps_its_values(frontend, page):
     ]  # fmt: skip
 
 
-def test_a_former_node_in_a_subgraph_keeps_its_values(frontend, page):
+def test_a_former_node_in_a_subgraph_keeps_its_values(frontend):
     load(frontend, old("saved_generate"))
     graph = frontend.run(
         """() => {
@@ -78,7 +79,7 @@ def test_a_former_node_in_a_subgraph_keeps_its_values(frontend, page):
     assert {name: shown[name] for name in SAVED} == SAVED
 
 
-def test_a_copy_keeps_its_values(frontend, page):
+def test_a_copy_keeps_its_values(frontend):
     load(frontend, old("saved_generate"))
     copied = frontend.run(
         """() => {

@@ -1,7 +1,7 @@
 """Our nodes inside of subgraphs, with inputs promoted to the outside, as newer and as older frontends save that."""
 
 import pytest
-from steps import GRID, LOAD_AGAIN, button, each_renderer, open_workflow, panel, says
+from steps import GRID, LOAD_AGAIN, button, each_renderer, in_workflow, panel, says
 
 from browser import NAVIGATED
 
@@ -112,9 +112,9 @@ def paint(page, id):
     page.evaluate(script, [id, output])
 
 
+@in_workflow("7 Sweep")
 @each_renderer
-def test_a_picture_of_a_sweep_sets_what_was_promoted(frontend, page):
-    open_workflow(frontend, "7 Sweep")
+def test_a_picture_of_a_sweep_sets_what_was_promoted(page):
     wrap(page, "PerfusionLoadConcept", "beta")
     page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [-300, 130] }")
     sweep = "String(app.graph.nodes.find(({ type }) => type === 'PerfusionSweep').id)"
@@ -125,21 +125,21 @@ def test_a_picture_of_a_sweep_sets_what_was_promoted(frontend, page):
     assert (inputs["beta"], inputs["temperature"]) == (0.6, 0.3)
 
 
+@in_workflow("7 Sweep")
 @each_renderer
-def test_a_sweep_in_a_subgraph_shows_its_pictures(frontend, page):
-    open_workflow(frontend, "7 Sweep")
+def test_a_sweep_in_a_subgraph_shows_its_pictures(page):
     wrap(page, "PerfusionSweep", "text")
     enter(page)
     paint(page, page.evaluate(f"() => `${{{OUTER}.id}}:${{{OUTER}.subgraph.nodes[0].id}}`"))
     button(page.get_by_role("group", name="Grid"), "beta 0.5, temperature 0.1").wait_for()
 
 
+@in_workflow("2 Train SD1.5")
 @each_renderer
-def test_a_trainer_in_a_subgraph_shows_its_panel_outside(frontend, page, request):
+def test_a_trainer_in_a_subgraph_shows_its_panel_outside(page, request):
     version = page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__").split(".")
     if "vue" in request.node.name and [int(part) for part in version] < [1, 51]:
         pytest.skip("Vue nodes of older frontends show only what is promoted.")
-    open_workflow(frontend, "2 Train SD1.5")
     wrap(page, "PerfusionTrainConcept", "steps")
     page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [-600, 130] }")
     send = "([name, detail]) => app.api.dispatchCustomEvent(name, detail)"

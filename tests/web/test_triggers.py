@@ -1,7 +1,7 @@
 """Which triggers the graph teaches: those of nodes that run, loaded or just trained; of two alike only one counts."""
 
 import pytest
-from steps import GROUNDS, LOADER, button, each_renderer, look, open_workflow, panel, says
+from steps import GROUNDS, LOADER, button, each_renderer, in_workflow, look, panel, says
 
 BYPASSED, MUTED = 4, 2
 TRAINER = "app.graph.nodes.find(node => node.type === 'PerfusionTrainConcept')"
@@ -98,9 +98,9 @@ def test_two_loaders_of_different_concepts_are_fine(page):
     assert not any(alert.is_visible() for alert in panel(page).get_by_role("alert").all())
 
 
+@in_workflow("1 Quick start")
 @each_renderer
-def test_a_trigger_that_is_trained_and_applied_is_suggested_and_blue(frontend, page):
-    open_workflow(frontend, "1 Quick start")
+def test_a_trigger_that_is_trained_and_applied_is_suggested_and_blue(page):
     page.evaluate(
         """() => {
             const [trainer, demo, prompt] = ['PerfusionTrainConcept', 'PerfusionDemoModel', 'CLIPTextEncode'].map(
