@@ -1,6 +1,6 @@
 """Reads off a picture what stands in it: each thing's class and attributes, the place and the style.
 
-    bash scripts/env.sh python -m benchmarks.world.reader [--steps 1500]    # trains it; then how often it is right
+    bash scripts/env.sh python -m benchmarks.world.reader [--steps 1000]    # trains it; then how often it is right
 
 It looks at one thing at a time, at the part of the picture where the k-th of n things stands, enlarged as if it stood
 alone. It learns from new scenes all the time, of all classes, some with a thing taken away; a model's pictures are
@@ -136,7 +136,7 @@ def trained_reader() -> Reader:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     torch.set_flush_denormal(True)

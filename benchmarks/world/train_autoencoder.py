@@ -1,10 +1,10 @@
 """Trains the demo model's autoencoder: 96x96x3 pictures to 12x12x16 latents and back.
 
-    bash scripts/env.sh python -m benchmarks.world.train_autoencoder [--steps 4000] [--decoder | --wide]
+    bash scripts/env.sh python -m benchmarks.world.train_autoencoder [--steps 4000] [--decoder [--wide]]
 
 Goes on where it was left; autoencoder.png beside it shows how far it is. Three steps of four take pieces of 48x48
 around the things, where eyes and stripes are. ``--decoder`` trains the decoder further, for the latents as they are;
-``--wide`` the whole of it, on scenes of the second stage.
+with ``--wide`` on scenes of the second stage, and for that stage alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .training import Training
 
 PICTURES, PIECE, RATE, SAVE_EVERY, SHOW_EVERY = 6000, 48, 3e-3, 50, 200
 FALL = 0.3  # of the steps, the last ones, in which the learning rate falls to 0
-EDGES, HUES, KL, NOISE = 1.0, 2.0, 1e-4, 0.1
+EDGES, HUES, KL, NOISE = 1.0, 2.0, 1e-4, 0.15
 TRAINED = FOLDER / "autoencoder.pt"
 
 
@@ -37,21 +37,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--decoder", action="store_true")
     parser.add_argument("--wide", action="store_true")
-    parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
+    if options.wide and not options.decoder:
+        parser.error("--wide is for the decoder: latents belong to one encoder")
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     world = WIDE if options.wide else BOOK
     pictures, masks = painted(PICTURES, world=world)
     vae, path = make_vae(), TRAINED
     initialise(vae)
-    if options.wide:
-        vae, path = trained_vae(), FOLDER / "wide-autoencoder.pt"
     if options.decoder:
-        vae, path = trained_vae(), FOLDER / "decoder.pt"
+        vae, path = trained_vae(), FOLDER / f"{world.prefix}decoder.pt"
         vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
-    training = Training([vae], options.rate, average=0.99, workers=options.workers)
+    training = Training([vae], RATE, average=0.99, workers=options.workers)
     if path.exists():
         training.load(path)
     done, start, losses = training.steps, time.monotonic(), []
@@ -116,7 +115,7 @@ def moments(vae, images: Tensor) -> tuple[Tensor, Tensor]:
 def trained_vae(world: World = BOOK):
     """As far as it is trained, with the decoder that was trained further, if there is one."""
     vae = make_vae()
-    for name in ("autoencoder.pt", "decoder.pt", *(["wide-autoencoder.pt"] if world is WIDE else [])):
+    for name in ("autoencoder.pt", "decoder.pt", f"{world.prefix}decoder.pt"):
         if (FOLDER / name).exists():
             vae.load_state_dict(torch.load(FOLDER / name, weights_only=True)["models"][0])
     return vae
