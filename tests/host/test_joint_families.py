@@ -150,6 +150,17 @@ def test_values_are_the_formulas_at_every_layer_and_all_else_the_same_bits(made,
         assert not changed.any(), layer
 
 
+@pytest.mark.parametrize("family", ["flux", "z-image"])  # whose graphs have such a negative
+def test_nothing_is_added_to_a_text_that_was_zeroed(made, family):
+    model, patched, positive, negative = prepared(made, family)
+    zeroed = host_nodes.ConditioningZeroOut().zero_out(negative)[0]
+    seen, ((context, order),) = record(patched, positive, zeroed)
+    for layer, (received, output) in seen.items():
+        module = model.model.get_submodule(value_layers(model)[layer].projection)
+        same = output == type(module).forward(module, received)
+        assert same[order.index(1)].all() and not same[order.index(0), : context.shape[1]].all()
+
+
 @each_family
 def test_a_bypassed_model_gives_the_same_bits(made, family):
     model, patched, positive, negative = prepared(made, family)

@@ -117,12 +117,12 @@ class Family:
 def joint_family(
     name: str, title: str, owns: Callable[[nn.Module], bool], resolution: int, texts: set[str], joint: Joint, **more
 ) -> Family:
-    """With what all have in common: the text encoders are too large to learn through, and only their output has a
-    place for what was learned."""
+    """With what all have in common: the text encoders are too large to learn through, only their output has a place for
+    what was learned, and no gate opens on a text that a node has zeroed."""
     return Family(
         name, title, owns, "", {}, "", resolution, frozenset(texts), joint=joint, offset=True, large=True,
+        zero_padded=True, **more,
         no_export=f"No file for other programs makes {title} know your word. Use the concept with Perfusion Loader.",
-        **more,
     )  # fmt: skip
 
 

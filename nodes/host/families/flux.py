@@ -19,5 +19,5 @@ FLUX = joint_family(
 )  # fmt: skip
 FLUX_2_KLEIN = joint_family(
     "flux-2-klein", "Flux 2 Klein", configured_as("Flux2"), 1024, {"qwen3_4b", "qwen3_8b"},
-    Joint(_VALUES, "txt_in"), cfg=1.0, zero_padded=True,
+    Joint(_VALUES, "txt_in"), cfg=1.0,
 )  # fmt: skip
