@@ -16,8 +16,8 @@ text: the same of a model that has nothing but its K and V projections of the te
 a forward does not depend on the picture's size.
 python: the same with projections so narrow that only calls are left, per projection.
 growth: what an edit adds over the numbers of concepts, tokens, prompts and layers.
-training: one micro-batch, as the nodes train it, against the network's own forward and backward, the same without the
-edit, and the straightforward loop; and one whole step.
+training: one micro-batch, as the nodes train it, against the network's own forward and backward (also in channels_last,
+and compiled), the same without the edit, and the straightforward loop; and one whole step.
 loading: reading a concept's file and putting it on a model.
 memory: what one concept keeps in memory between forwards, and at most within one, beyond the unpatched model.
 covariance: measuring the text encoder of SD1.5 over captions, against encoding them alone.
@@ -102,8 +102,8 @@ def forward_rows(options, **kind: Any) -> Iterator[dict[str, Any]]:
     dtype = getattr(torch, options.dtype)
     model, times = clocked(random_model(options.model, dtype, streamed=options.streamed, **{**changes, **kind}))
     with torch.inference_mode():
-        found = ways(model, options.concepts, options.compile, not options.ours, masks="text_only" not in kind)
-        found = {name: way for name, way in found.items() if name in (options.ways or found)}
+        masks = "text_only" not in kind
+        found = ways(model, options.concepts, options.compile, not options.ours, masks, options.ways or ())
         prompts = Prompts.of(model, TOKENS[options.model], options.cfg)
         measure(found, times, prompts, options.size, options.batch, options.steps, options.rounds)
     given = {name: getattr(options, name) for name in ("size", "batch", "compile", "streamed", "cfg")}
@@ -152,7 +152,8 @@ def training_rows(options) -> Iterator[dict[str, Any]]:
     dtype, tiny = getattr(torch, options.dtype), options.tiny
     model = random_model("sd1", dtype, **({"model_channels": 32} if tiny else {}))
     clip, vae = clip_l(dtype, **(SHALLOW_TEXT if tiny else {})), RandomVAE(dtype=dtype, channels=32 if tiny else 128)
-    with training_steps(model, clip, vae, options.size, options.batch) as steps:
+    with training_steps(model, clip, vae, options.size, options.batch, options.compile) as steps:
+        steps = {name: step for name, step in steps.items() if name in (NETWORK, OURS, *(options.ways or steps))}
         times = in_turn(steps, options.rounds)
         clock = 0 if torch.cuda.is_available() else 1
         for name in steps:

@@ -23,7 +23,9 @@ BETA, TEMPERATURE, RANK, IMAGE_TOKENS = 0.7, 0.15, 16, 4
 
 
 def ours(model, count: int, masked: bool = False):
-    """Concepts that act everywhere, or each in a mask of its own."""
+    """Concepts that act everywhere, or each in a mask of its own. Without any: the model."""
+    if not count:
+        return model
     mask = torch.rand(1, 64, 64) if masked else None
     return apply_to_model(model, [ConceptUse(concept, mask=mask) for concept in random_concepts(model, count)])
 

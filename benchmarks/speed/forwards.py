@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -60,27 +60,34 @@ def clocked(model):
 
 
 def ways(
-    model, counts: Sequence[int], compiler: str | None = None, others: bool = True, masks: bool = False
-) -> dict[str, Way]:
-    """All that is compared. compiler: a backend of torch.compile, for all of them; others: not only ours; masks: ours
-    also with masks, and kept apart from each other."""
-    found = {UNPATCHED: Way(model)}
+    model, counts: Sequence[int], compiler: str | None = None, others: bool = True, masks: bool = False,
+    names: Sequence[str] = (),
+) -> dict[str, Way]:  # fmt: skip
+    """What is compared. compiler: a backend of torch.compile, for all of them; others: not only ours; masks: ours
+    also with masks, and kept apart from each other; names: of those to take, without any all."""
+    found: dict[str, Way] = {}
+
+    def add(name: str, make: Callable[..., Any], *given: Any, limit: int = kept.LIMIT, **how: Any) -> None:
+        if name in (names or [name]):
+            found[name] = Way(make(model, *given, **how), limit)
+
+    add(UNPATCHED, lambda model: model)
     for count in counts:
         name = f"{count} concept{'s' * (count != 1)}"
-        patched = adapters.ours(model, count) if count else model
-        found[f"{name}, kept"], found[name] = Way(patched), Way(patched, limit=0)
+        add(f"{name}, kept", adapters.ours, count)
+        add(name, adapters.ours, count, limit=0)
         if masks and count:
-            found[f"{name}, kept, with masks"] = Way(adapters.ours(model, count, masked=True))
+            add(f"{name}, kept, with masks", adapters.ours, count, masked=True)
         if masks and count > 1:
-            found[f"{name}, kept, apart"] = Way(adapters.kept_apart(model, count))
+            add(f"{name}, kept, apart", adapters.kept_apart, count)
         if others and count in (1, 4):
-            found[f"first open version, {name}"] = Way(adapters.first_open_version(model, count))
-            found[f"second open version, {name}"] = Way(adapters.second_open_version(model, count))
+            add(f"first open version, {name}", adapters.first_open_version, count)
+            add(f"second open version, {name}", adapters.second_open_version, count)
     if others:
-        found["LoRA, merged"] = Way(adapters.merged_lora(model))
-        found["LoRA, bypass"] = Way(adapters.bypass_lora(model))
+        add("LoRA, merged", adapters.merged_lora)
+        add("LoRA, bypass", adapters.bypass_lora)
         if hasattr(model.model.diffusion_model, "input_blocks"):
-            found["IP-Adapter's attention"] = Way(adapters.ip_adapter(model))
+            add("IP-Adapter's attention", adapters.ip_adapter)
     if compiler:
         from comfy_extras.nodes_torch_compile import TorchCompileModel
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,14 +23,20 @@ NETWORK, OURS, LOOP = "the network alone", "training", "straightforward loop"
 
 
 @contextmanager
-def training_steps(model, clip, vae: RandomVAE, size: int, batch: int) -> Iterator[dict[str, Callable[[], Times]]]:
-    """Micro-batches of the same photos, templates, noises and timesteps."""
+def training_steps(
+    model, clip, vae: RandomVAE, size: int, batch: int, compiler: str | None = None
+) -> Iterator[dict[str, Callable[[], Times]]]:
+    """Micro-batches of the same photos, templates, noises and timesteps. compiler: a backend of torch.compile."""
     subject = Subject(torch.rand(batch, size, size, 3), None, [TEMPLATES] * batch, "teddy")
     with open_trainee(model, clip, vae, subject) as trainee:
         given = trainee, torch.eye(WIDTH), "<my-toy>", "teddy", "sd1", TrainingSettings(batch_size=batch)
         ours, loop = Training(*given), Straightforward(vae, subject.photos, *given)
+        network = model.model.diffusion_model
+        compiled = {f"{NETWORK}, compiled": network_alone(Frozen(*given), partial(_compiled, network, compiler))}
         yield {
             NETWORK: network_alone(Frozen(*given)),
+            f"{NETWORK}, channels_last": network_alone(Frozen(*given), partial(_channels_last, network)),
+            **(compiled if compiler else {}),
             "training without the edit": step(Frozen(*given)),
             OURS: step(ours),
             "a whole step, per micro-batch": whole_step(ours),
@@ -51,7 +57,9 @@ def step(training: Training, *around: Callable[[], AbstractContextManager]) -> C
     return run
 
 
-def network_alone(training: Training) -> Callable[[], Times]:
+def network_alone(
+    training: Training, around: Callable[[], AbstractContextManager] = nullcontext
+) -> Callable[[], Times]:
     """Forward and backward of the diffusion model, of a text that is encoded beforehand and asks for the gradient."""
     training._generator.manual_seed(0)
     with torch.no_grad():
@@ -60,11 +68,26 @@ def network_alone(training: Training) -> Callable[[], Times]:
     photos, generator = torch.arange(training.settings.batch_size), torch.Generator().manual_seed(0)
     training.trainee.wiring.concepts = None
 
-    def run() -> None:
+    def run() -> Times:
         training.trainee.wiring.concepts = None
-        training.trainee.loss(photos, prompts, generator).backward()
+        with around():
+            return timed(lambda: training.trainee.loss(photos, prompts, generator).backward())
 
-    return lambda: timed(run)
+    return run
+
+
+@contextmanager
+def _channels_last(network: nn.Module) -> Iterator[None]:
+    network.to(memory_format=torch.channels_last)
+    yield
+    network.to(memory_format=torch.contiguous_format)
+
+
+@contextmanager
+def _compiled(network: nn.Module, backend: str) -> Iterator[None]:
+    network.compile(backend=backend)
+    yield
+    network._compiled_call_impl = None
 
 
 def whole_step(training: Training) -> Callable[[], Times]:
