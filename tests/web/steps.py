@@ -56,6 +56,8 @@ SETTLED = """() => {
 }"""
 PANEL_SHOWN = """() => app.graph.nodes.some(({ widgets }) => (widgets ?? []).some(
     ({ element }) => element?.querySelector?.(':scope > .perfusion-panel')?.checkVisibility()))"""
+# The most similar words of the last prompt, by concept file, as a server tells them; kept as long as the page
+TELL_WORDS = "words => app.api.dispatchCustomEvent('perfusion.words', words)"
 GRID = {  # of example.png as it were one: three by two cells, the last not finished
     "columns": {"kind": "beta", "values": [0.5, 0.6, 0.7]}, "rows": {"kind": "temperature", "values": [0.1, 0.3]},
     "triggers": ["<my-teddy>"], "pictures": 5, "size": [64, 64], "cell": 15, "gap": 3,

@@ -7,6 +7,7 @@ from steps import (
     GROUNDS,
     LIST_AGAIN,
     LOADER,
+    TELL_WORDS,
     TOGGLE_SIDEBAR,
     button,
     choose,
@@ -268,8 +269,7 @@ def test_the_text_of_a_subgraph_around_a_prompt_is_a_prompt(page):
 @each_renderer
 def test_the_words_of_the_encoded_prompt_are_marked_on_the_curve(page):
     words = [["on", 0.41], ["unbelievablylonglonglongword", 0.4], ["beach", 0.39]]
-    tell = "words => app.api.dispatchCustomEvent('perfusion.words', words)"
-    page.evaluate(tell, {"my-teddy.safetensors": words, "my-tiger.safetensors": [["cat", 0.5]]})
+    page.evaluate(TELL_WORDS, {"my-teddy.safetensors": words, "my-tiger.safetensors": [["cat", 0.5]]})
     picture = panel(page).locator("svg")
     heard = picture.get_attribute("aria-label")
     assert heard.endswith(", on 13%, unbelievablylonglonglongword 12%, beach 11%, other words 0.9%")
@@ -285,6 +285,7 @@ def test_the_words_of_the_encoded_prompt_are_marked_on_the_curve(page):
             )  # fmt: skip
     choose(page, beta=0.4)
     assert "on 52%" in picture.get_attribute("aria-label")
+    page.evaluate(TELL_WORDS, {"my-teddy.safetensors": [], "my-tiger.safetensors": []})
 
 
 def test_concepts_are_searched_and_sorted(concepts):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
-from steps import about_us, wait_until_settled
+from steps import TELL_WORDS, about_us, wait_until_settled
 
 WORKFLOWS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
 PACK = "ComfyUI-Perfusion"
@@ -132,11 +132,15 @@ def test_nodes_do_not_overlap(shown, name):
 @each_workflow
 @pytest.mark.parametrize("renderer", ["vue"], indirect=True)
 def test_vue_nodes_do_not_overlap(frontend, name):
+    """Nor when they have run, and loaders show the words that are most similar."""
+    concepts = "my-teddy.safetensors", "my-tiger.safetensors", "vases/amphora.safetensors"
+    frontend.run(TELL_WORDS, {concept: [["beach", 0.4], ["meadow", 0.39], ["on", 0.38]] for concept in concepts})
     frontend.load(name)
     drawn = "app.graph.nodes.every(({ id }) => document.querySelector(`[data-node-id='${id}']`))"
     frontend.page.wait_for_function(drawn)
     wait_until_settled(frontend.page)
     assert_apart(frontend.run(SHOWN_NODES))
+    frontend.run(TELL_WORDS, {concept: [] for concept in concepts})
 
 
 def test_template_browser_shows_our_workflows(frontend):
