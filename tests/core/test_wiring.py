@@ -280,6 +280,17 @@ def test_values_of_the_texts_rows_alone_are_edited_in_joint_attention() -> None:
     assert same_bits(net(LATENT, CONTEXT), plain) and "forward" not in net.qkv.__dict__
 
 
+def test_joint_attention_stays_as_it_is_without_concepts_that_act() -> None:
+    torch.manual_seed(0)
+    net = Joint().double()
+    plain = net(LATENT, CONTEXT)
+    known = concept(3).replace(value_deltas={"joint": normal(4, 6)})
+    for concepts in (None, ConceptSet([known], strengths=[0.0], **SETTINGS)):
+        with ValueWiring(net, {"joint": Values("qkv", 14, 6)}, concepts) as wiring:
+            wiring.prepare(CONTEXT)
+            assert same_bits(net(LATENT, CONTEXT), plain)
+
+
 def test_gradients_reach_values_and_encoding_in_joint_attention() -> None:
     torch.manual_seed(0)
     net = Joint().double().requires_grad_(False)
