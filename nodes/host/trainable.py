@@ -226,9 +226,9 @@ def _flux_single(self, x, vec, pe, attn_mask=None, transformer_options={}, **_):
     return x + self.linear2(torch.cat([attended, self.mlp_act(mlp)], 2)) * mod.gate
 
 
-def _flux_qkv(attention: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = _in_heads(attention.qkv(x), attention.num_heads)
-    return *attention.norm(q, k, v), v
+def _flux_qkv(stream: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = _in_heads(stream.qkv(x), stream.num_heads)
+    return *stream.norm(q, k, v), v
 
 
 def _in_heads(qkv: Tensor, heads: int) -> Tensor:
