@@ -123,4 +123,4 @@ class _Forward:
 
     @cached_property
     def _words(self) -> Tensor | None:
-        return self._family.joint.words and self._family.joint.words(self._context)
+        return self._family.joint.words(self._context)

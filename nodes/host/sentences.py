@@ -111,7 +111,7 @@ class ReadOnce:
         if tokens.place is not None:
             there = torch.arange(encoding.shape[1], device=self._device) == tokens.place
             encoding = encoding + there[:, None] * offset
-        if self._family.zero_padded and self._family.joint is None:
+        if self._family.zero_padded and self._family.knows_padding:
             encoding = pad(encoding, (0, 0, 0, tokens.length - encoding.shape[1]))
         words = encoding.any(-1, keepdim=True)
         if self._received is not None:

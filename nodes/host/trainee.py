@@ -158,7 +158,7 @@ class ComfyTrainee:
         context, joint = prompts.encodings.to(network_dtype(self._model)), self._family.joint
         words = prompts.words if self._family.zero_padded else None
         if joint is not None:
-            words = joint.words and joint.words(context)
+            words = joint.words(context)
         self.wiring.prepare(context.flatten(0, 1)[None] if self._family.in_a_row else context, words=words)
         adm = self._model.encode_adm(
             device=self._device, pooled_output=prompts.pooled, width=self._size, height=self._size

@@ -5,12 +5,12 @@ import pytest
 import torch
 from comfy import supported_models
 from comfy.ldm.modules.attention import attention_pytorch
-from comfy_extras.nodes_torch_compile import TorchCompileModel
 from comfy_extras.nodes_video_model import ConditioningSetAreaPercentageVideo
 from comfyui_perfusion.nodes.host.model import apply_to_model, cross_attentions
 from comfyui_perfusion.nodes.host.text import apply_to_clip
 
 import nodes as host_nodes
+from makers import assert_compiled_paints_alike
 from random_families import CONFIGS
 from test_model import encode, record, sample
 from test_whole_families import NEGATIVE, PROMPT, two_uses
@@ -46,10 +46,7 @@ def test_the_compile_node_gives_the_same_picture(made, family, monkeypatch):
     network = {"anima": "cosmos.predict2", "wan": "wan.model"}[family]
     monkeypatch.setattr(f"comfy.ldm.{network}.optimized_attention", attention_pytorch)  # one that is soon compiled
     model, positive, negative = prepared(made, family)
-    plain = sample(model, positive, negative, steps=2)
-    compiled = TorchCompileModel.execute(model, "eager")[0]
-    found = sample(compiled, positive, negative, steps=2)
-    assert torch.allclose(found, plain, rtol=1e-3, atol=1e-3 * plain.abs().max().item())
+    assert_compiled_paints_alike(model, sample, positive, negative)
 
 
 @each_family

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import comfy.ldm.flux.math
 import comfy.ldm.lumina.model
@@ -18,7 +15,6 @@ import torch
 from comfy.ldm.modules import attention
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.patcher_extension import WrappersMP
-from comfy_extras.nodes_torch_compile import TorchCompileModel
 from comfyui_perfusion.nodes.attention import PerfusionAttentionMap
 from comfyui_perfusion.nodes.covariance import PerfusionCovariance
 from comfyui_perfusion.nodes.exchange import PerfusionExportLoRA
@@ -41,7 +37,14 @@ from comfyui_perfusion.perfusion_core.captions import TEMPLATES
 from comfyui_perfusion.perfusion_core.concept import OFFSET
 
 import nodes as host_nodes
-from makers import covariance_inverse, make_concept, train_node
+from makers import (
+    assert_compiled_paints_alike,
+    assert_learns_and_paints,
+    assert_trainings_go_on_and_paint,
+    covariance_inverse,
+    make_concept,
+    train_node,
+)
 from random_families import JOINT, empty_latent, random_model
 from test_model import encode
 
@@ -262,10 +265,7 @@ def test_a_concept_is_learned_beside_an_attention_without_a_backward(made, famil
 def test_the_compile_node_gives_the_same_picture(made, family, attending):
     attending(attention_pytorch)  # which is soon compiled
     _, patched, positive, negative = prepared(made, family)
-    plain = sample(patched, positive, negative, steps=2)
-    compiled = TorchCompileModel.execute(patched, "eager")[0]
-    found = sample(compiled, positive, negative, steps=2)
-    assert torch.allclose(found, plain, rtol=1e-3, atol=1e-3 * plain.abs().max().item())
+    assert_compiled_paints_alike(patched, sample, positive, negative)
 
 
 @each_family
@@ -510,34 +510,13 @@ def test_what_cannot_be_says_so_with_the_reason(made, family, model_folder):
 )
 def test_weights_of_any_precision_learn_and_paint(made, model_folder, family, dtype, computing):
     model, (_, clip, vae) = random_model(family, 0, dtype, computing), made(family)
-    (use,), *_ = train_node(lambda _: (model, clip, vae), family, superclass=["dog"]).args
-    assert all(delta.any() for delta in use.concept.value_deltas.values())
-    use = use.replace(concept=use.concept.replace(value_deltas={
-        layer: torch.ones_like(delta) for layer, delta in use.concept.value_deltas.items()
-    }))  # fmt: skip
-    prompts = encode(apply_to_clip(clip, [use]), "a <my-toy>"), encode(clip, "")
-    plain, painted = (sample(some, *prompts) for some in (model, apply_to_model(model, [use])))
-    assert painted.isfinite().all() and (painted - plain).abs().max() > 1e-3
+    assert {model.model.get_submodule(it.projection).weight.dtype for it in value_layers(model).values()} == {dtype}
+    assert_learns_and_paints((model, clip, vae), family, sample, superclass=["dog"])
 
 
 def test_trainings_go_on_from_their_files_and_these_paint_alike_in_a_new_process(made, model_folder, tmp_path):
-    command, inputs = [sys.executable, str(Path(__file__).with_name("sample_once.py"))], {"superclass": ["dog"]}
     chosen = "qwen-image", "lumina-2", "flux"  # the others learn in these ways
-    for family in chosen:
-        train = lambda steps, family=family, **more: train_node(  # noqa: E731
-            lambda _: made(family), family, **inputs, trigger=["<my-teddy>"], steps=[steps], **more
-        ).args[1][0]
-        path = PerfusionSaveConcept.execute((train(2),), family, False).args[0]
-        resumed, straight = train(3, continue_from=[f"{family}.safetensors"]), train(3)
-        for name, tensor in resumed.concept.tensors().items():
-            torch.testing.assert_close(tensor, straight.concept.tensors()[name], rtol=1e-3, atol=1e-4, msg=name)
-        command += [path, str(tmp_path / family), family]
-    subprocess.run(command, check=True)
-    from sample_once import sample_with
-
-    for family in chosen:
-        found = sample_with(model_folder / f"{family}.safetensors", made(family))
-        assert torch.allclose(found, torch.load(tmp_path / family), rtol=1e-4, atol=1e-5), family
+    assert_trainings_go_on_and_paint(made, chosen, model_folder, tmp_path)
 
 
 def test_a_concept_of_another_family_of_the_same_size_is_refused(made):

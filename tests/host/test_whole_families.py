@@ -3,10 +3,7 @@
 import asyncio
 import copy
 import json
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import comfy.sd
 import execution
@@ -43,7 +40,7 @@ from safetensors.torch import save_file
 
 import nodes as host_nodes
 from comfyui import FRONTEND_ONLY, REPO, to_prompt
-from makers import make_concept, train_node
+from makers import assert_learns_and_paints, assert_trainings_go_on_and_paint, make_concept, train_node
 from random_families import CONFIGS, PROJECTED, VIDEO, WIDTH, empty_latent, random_model
 from test_model import encode, record, sample, worst_difference
 
@@ -272,14 +269,7 @@ def test_a_concept_goes_through_all_nodes(made, family, model_folder, tmp_path, 
 def test_weights_of_any_precision_learn_and_paint(made, model_folder, family, dtype, computing):
     model, (_, clip, vae) = random_model(family, 0, dtype, computing), made(family)
     assert next(iter(cross_attentions(model).values())).to_k.weight.dtype == dtype
-    (use,), *_ = train_node(lambda _: (model, clip, vae), family, superclass=["dog"]).args
-    assert all(delta.any() for delta in use.concept.value_deltas.values())
-    use = use.replace(concept=use.concept.replace(value_deltas={
-        layer: torch.ones_like(delta) for layer, delta in use.concept.value_deltas.items()
-    }))  # fmt: skip
-    prompts = encode(apply_to_clip(clip, [use]), "a <my-toy>"), encode(clip, "")
-    plain, painted = (sample(some, *prompts) for some in (model, apply_to_model(model, [use])))
-    assert painted.isfinite().all() and (painted - plain).abs().max() > 1e-3
+    assert_learns_and_paints((model, clip, vae), family, sample, superclass=["dog"])
 
 
 def test_one_file_serves_both_models_of_wan_2_2(made, model_folder):
@@ -356,23 +346,8 @@ def test_what_cannot_be_done_with_a_large_text_encoder_says_why(made, family, mo
 
 
 def test_trainings_go_on_from_their_files_and_these_paint_alike_in_a_new_process(made, model_folder, tmp_path):
-    command, inputs = [sys.executable, str(Path(__file__).with_name("sample_once.py"))], {"superclass": ["dog"]}
     chosen = "anima", "wan", "pixart-sigma"  # the others learn in these ways
-    for family in chosen:
-        train = lambda steps, family=family, **more: train_node(  # noqa: E731
-            lambda _: made(family), family, **inputs, trigger=["<my-teddy>"], steps=[steps], **more
-        ).args[1][0]
-        path = PerfusionSaveConcept.execute((train(2),), family, False).args[0]
-        resumed, straight = train(3, continue_from=[f"{family}.safetensors"]), train(3)
-        for name, tensor in resumed.concept.tensors().items():
-            torch.testing.assert_close(tensor, straight.concept.tensors()[name], rtol=1e-3, atol=1e-4, msg=name)
-        command += [path, str(tmp_path / family), family]
-    subprocess.run(command, check=True)
-    from sample_once import sample_with
-
-    for family in chosen:
-        found = sample_with(model_folder / f"{family}.safetensors", made(family))
-        assert torch.allclose(found, torch.load(tmp_path / family), rtol=1e-4, atol=1e-5), family
+    assert_trainings_go_on_and_paint(made, chosen, model_folder, tmp_path)
 
 
 def test_what_needs_the_model_says_so(made):

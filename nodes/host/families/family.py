@@ -42,14 +42,14 @@ class Joint:
 
     values: {what matches the module paths of projections that give values of the text, with the layer's name as its
     first group: which of their columns these are}. reads: the module path of what first reads the text encoder's
-    encoding. words: of encodings (batch, tokens, d) the rows in which a concept may be, (batch, tokens), where that is
-    not all. more: what the network's forward takes beside an encoding. guided: whether the network is told how much a
+    encoding. words: of encodings (batch, tokens, d) the rows in which a concept may be, (batch, tokens), or None for
+    all. more: what the network's forward takes beside an encoding. guided: whether the network is told how much a
     prompt counts, in place of a second forward. moved_by_references: whether pictures to go by stand ahead of the text.
     """
 
     values: Mapping[str, Columns]
     reads: str
-    words: Callable[[Tensor], Tensor] | None = None
+    words: Callable[[Tensor], Tensor | None] = lambda encoding: None
     more: Callable[[Tensor], dict[str, Any]] = lambda encoding: {}
     guided: bool = False
     moved_by_references: bool = False
