@@ -57,8 +57,8 @@ def bypass_lora(model):
 def first_open_version(model, count: int):
     """ChenDarYen's Key-Locked Rank-One Editing: C^-1 i* and its energy in every layer, an output for every token."""
     targets, inverse = _targets(model, count)
-    metric = torch.linalg.cholesky(inverse).mT
-    basis = list(torch.linalg.solve(metric, torch.linalg.qr(metric @ targets.mT)[0]).mT)
+    metric = torch.linalg.cholesky(inverse.float()).mT  # which fp16 and bf16 have none of
+    basis = torch.linalg.solve(metric, torch.linalg.qr(metric @ targets.float().mT)[0]).mT.to(inverse.dtype)
 
     def project(e: Tensor, weight: Tensor, outputs: Tensor) -> Tensor:
         gated = 0

@@ -39,16 +39,17 @@ def test_all_ways_to_use_a_model_take_their_turns(rows):
     assert found["unpatched"]["ratio"] == 1
 
 
-def test_the_forms_of_other_programs_agree_with_each_other():
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
+def test_the_forms_of_other_programs_agree_with_each_other(dtype, close):
     """Of one concept, with the same outputs; of several, the second one takes an approximation."""
-    model, forms = random_model("sd1", text_only=True, **cost.NARROW["sd1"]), []
+    model, forms = random_model("sd1", dtype, text_only=True, **cost.NARROW["sd1"]), []
     for form in (adapters.first_open_version, adapters.second_open_version):
         torch.manual_seed(0)
         forms.append(form(model, 1).object_patches)
-    e = torch.randn(2, 5, 8)
+    e = torch.randn(2, 5, 8, dtype=dtype)
     with torch.inference_mode():
         for path in forms[0]:
-            torch.testing.assert_close(forms[0][path](e), forms[1][path](e), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(forms[0][path](e), forms[1][path](e), rtol=close, atol=close)
 
 
 def test_what_grows_is_told_for_every_axis(rows):
