@@ -22,6 +22,7 @@ import nodes as host_nodes
 
 FEW_TEMPLATES = TEMPLATES[:4]  # every training encodes all of them before its first step
 _inverses = WeakKeyDictionary()  # a later encoder may lie where an earlier one lay
+_concepts = WeakKeyDictionary()  # of models
 
 
 def covariance_inverse(model, clip) -> torch.Tensor:
@@ -35,7 +36,17 @@ def covariance_inverse(model, clip) -> torch.Tensor:
 
 
 def make_concept(model, clip, trigger: str = "<my-toy>", superclass: str = "teddy", seed: int = 0) -> Concept:
-    """A concept whose embedding is its own, i* and s as encoded in "a photo of a ...", and whose deltas are random."""
+    """A concept whose embedding is its own, i* and s as encoded in "a photo of a ...", and whose deltas are random.
+
+    Made once: encoding takes long.
+    """
+    made, inputs = _concepts.setdefault(model, {}), (clip, trigger, superclass, seed)
+    if inputs not in made:
+        made[inputs] = _new_concept(model, *inputs)
+    return made[inputs]
+
+
+def _new_concept(model, clip, trigger: str, superclass: str, seed: int) -> Concept:
     generator = torch.Generator().manual_seed(seed)
     start = {
         name: encoder.transformer.get_input_embeddings().weight[text.superclass_tokens(clip, superclass)[name]].float()
@@ -74,6 +85,8 @@ def encode_in_sentence(model, clip, embeddings, superclass: str) -> torch.Tensor
 def random_covariance(width: int = 768) -> Covariance:
     covariance = Covariance(width)
     covariance.update(torch.randn(100, width, generator=torch.Generator().manual_seed(0)))
+    inverse = torch.eye(width, dtype=torch.float64) if width > 2048 else covariance.inverse()
+    covariance.inverse = lambda: inverse  # which every training asks for
     return covariance
 
 
