@@ -20,6 +20,7 @@ from comfyui_perfusion.nodes.search import RANGES, Trial, best_of, front, search
 from comfyui_perfusion.nodes.tune import PerfusionTune
 from comfyui_perfusion.perfusion_core.checkpoints import harmonic_mean
 from comfyui_perfusion.perfusion_core.openclip import image_similarity, load_image_text_model, text_similarity
+from PIL import Image
 
 from makers import make_concept
 from test_training_node import make_scorer
@@ -170,6 +171,12 @@ def _outside_a_graph(monkeypatch, tmp_path, model_folder, by_chance):
     make_scorer(model_folder.parent / "open_clip" / "tiny")
 
 
+@pytest.fixture
+def no_plots(monkeypatch):
+    """None is drawn after every setting, for what is not about them."""
+    monkeypatch.setattr(tune, "similarities", lambda *_: Image.new("RGB", (1, 1)))
+
+
 @pytest.fixture(scope="module")
 def demo():
     with torch.inference_mode():
@@ -228,7 +235,7 @@ def test_the_best_settings_come_back_on_the_concept_as_numbers_and_in_the_report
     assert red[60:].any()  # the mark of the best
 
 
-def test_a_larger_budget_goes_on_and_other_photos_begin_anew(demo, monkeypatch):
+def test_a_larger_budget_goes_on_and_other_photos_begin_anew(demo, monkeypatch, no_plots):
     asked = paint_settings(monkeypatch)
     run(demo, budget=40)
     once = len(asked)
@@ -275,7 +282,7 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_painted(demo, monkey
 
 @pytest.mark.parametrize("prompts", [0, 3, 9])
 def test_a_cancel_returns_the_best_so_far_if_there_is_one_and_the_next_run_goes_on(
-    demo, monkeypatch, tmp_path, prompts
+    demo, monkeypatch, no_plots, tmp_path, prompts
 ):
     asked = paint_settings(monkeypatch)
     paint = Sampling.paint
