@@ -14,7 +14,8 @@ from reference_model import TOY_PROMPT, close, edit_weights
 from test_model import encode, sample
 from test_text import text_concept
 
-PROMPT = "a (<my-toy>:1.3), on the (snowy beach:0.6) with a (red fluffernutter:1.2) " + "very long, " * 30
+SHORT = "a (<my-toy>:1.3), on the (snowy beach:0.6)"
+PROMPT = f"{SHORT} with a (red fluffernutter:1.2) " + "very long, " * 30
 
 
 def prompts(clip, lock: float = 1.0):
@@ -42,13 +43,13 @@ def test_where_the_lock_cannot_be_carried_it_is_said_once(models, interpretation
     taught = prompts(clip)
     encode(taught, "a <my-toy>")
     assert not caplog.records
-    for _ in range(2):
-        encoding = packs.advanced_encode_xl(taught, PROMPT, "none", interpretation)[0][0]
+    for prompt in (PROMPT, SHORT):
+        encoding = packs.advanced_encode_xl(taught, prompt, "none", interpretation)[0][0]
     assert [record.message for record in caplog.records if "key lock is local" in record.message] == [
         "Perfusion: a node encodes <my-toy> in a way of its own; its key lock is local."
     ]
     assert not hasattr(encoding, KEY)
-    packs.advanced_encode_xl(prompts(clip, 0.0), PROMPT, "none", interpretation)
+    packs.advanced_encode_xl(prompts(clip, 0.0), SHORT, "none", interpretation)
     packs.advanced_encode_xl(taught, "a teddy", "none", interpretation)
     assert len(caplog.records) == 1
 
