@@ -11,7 +11,9 @@ from ray.cluster_utils import Cluster
 
 from many import comfyuis
 
-SMALL = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+SMALL = {
+    "object_store_memory": 80 * 2**20, "include_dashboard": False, "include_log_monitor": False, "no_monitor": True,
+}  # fmt: skip
 PORTS = "metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port"
 
 
