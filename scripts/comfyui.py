@@ -16,6 +16,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,12 @@ class Client:
         self.request("POST", "/interrupt", json={})
 
     def to_prompt(self, workflow: dict[str, Any]) -> dict[str, Any]:
-        return to_prompt(workflow, self.object_info())
+        return to_prompt(workflow, self._nodes)
+
+    @cached_property
+    def _nodes(self) -> dict[str, Any]:
+        """As they are; of the files in their lists some may be new since."""
+        return self.object_info()  # which takes the server a second
 
     def run(self, prompt: dict[str, Any], on_progress: Progress | None = None) -> dict[str, Any]:
         return asyncio.run(self.follow(prompt, on_progress))
