@@ -215,8 +215,8 @@ def test_out_of_memory_says_what_to_do_and_the_server_goes_on(server):
     used = int(re.search(r"VmSize:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())[1]) * 1024
     limits = resource.prlimit(process, resource.RLIMIT_AS, (used + 300 * 2**20, resource.RLIM_INFINITY))
     try:
-        with pytest.raises(RuntimeError, match=r"ran out of memory at 256x256 pixels with 64 photos.*Switch on"):
-            train(server, steps=50, name="never", resolution=256, batch_size=64, previews="")
+        with pytest.raises(RuntimeError, match=r"ran out of memory at 64x64 pixels with 64 photos.*Switch on"):
+            train(server, steps=50, name="never", batch_size=64, previews="")
     finally:
         resource.prlimit(process, resource.RLIMIT_AS, limits)
     assert np.array_equal(generate(server, None), plain)
