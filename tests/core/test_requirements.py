@@ -80,7 +80,8 @@ def test_the_wheel_alone_with_what_it_names_runs_the_cores_tests(wheel: Path, tm
     tests = tmp_path / "tests"
     shutil.copytree(ROOT / "tests" / "core", tests, ignore=shutil.ignore_patterns("__pycache__"))
     python = tmp_path / "env" / "bin" / "python"
-    where = run(python, "-I", "-c", "import perfusion_core; print(perfusion_core.__file__)", cwd=tmp_path).strip()
+    find = "from importlib.util import find_spec; print(find_spec('perfusion_core').origin)"
+    where = run(python, "-I", "-c", find, cwd=tmp_path).strip()
     assert Path(where).is_relative_to(packages)
     files = [tests / f"test_{name}.py" for name in OF_THE_CORE]
     options = ("-q", *FEW, "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", tests)
