@@ -16,7 +16,6 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +105,7 @@ class Client:
         self.request("POST", "/interrupt", json={})
 
     def to_prompt(self, workflow: dict[str, Any]) -> dict[str, Any]:
-        return to_prompt(workflow, self._nodes)
-
-    @cached_property
-    def _nodes(self) -> dict[str, Any]:
-        """As they are; of the files in their lists some may be new since."""
-        return self.object_info()  # which takes the server a second
+        return to_prompt(workflow, self.object_info())
 
     def run(self, prompt: dict[str, Any], on_progress: Progress | None = None) -> dict[str, Any]:
         return asyncio.run(self.follow(prompt, on_progress))
