@@ -61,11 +61,11 @@ def prompts(task: Task) -> list[Prompt]:
     ]
 
 
-def pair_prompts(pair: Sequence[Task]) -> list[Prompt]:
-    """Four with both of two, in places that the photos of one or of both do not show."""
-    new = [place for places in zip(*(one.places for one in pair), strict=True) for place in places]
+def prompts_together(tasks: Sequence[Task]) -> list[Prompt]:
+    """Four with all of them, in places that the photos of one or of all do not show."""
+    new = [place for places in zip(*(one.places for one in tasks), strict=True) for place in places]
     places = list(dict.fromkeys([*new, *PLACES]))[:4]
-    return [Prompt(f"a photo of a {{}} and a {{}} {PLACES[place]}", place, second=pair[1].one) for place in places]
+    return [Prompt(f"a photo of {' and '.join(['a {}'] * len(tasks))} {PLACES[place]}", place) for place in places]
 
 
 @dataclass
@@ -105,11 +105,6 @@ class Assessor:
         found = {name: float(np.mean(values)) for name, values in right.items() if values}
         likeness = (embeddings @ self.common(photos, one)).mean().item()
         return {**found, "prompt": float(np.mean(hits)), "likeness": likeness}
-
-    def pair_scores(self, latents: Tensor, pair: Sequence[Individual]) -> dict[str, float]:
-        """Shares of pictures with both: both nearest, each nearest, both classes there, and attributes of the other."""
-        found = self.together([latents] * len(pair), pair)
-        return {"both": found.pop("all"), **found}
 
     @torch.no_grad()
     def together(self, latents: Sequence[Tensor], ones: Sequence[Individual]) -> dict[str, float]:

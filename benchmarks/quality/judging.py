@@ -17,7 +17,7 @@ from benchmarks.world.judge import trained_judge
 from benchmarks.world.reader import trained_reader
 from benchmarks.world.scenes import NAMES, described, sheet
 
-from .evaluation import Assessor, pair_prompts, prompts
+from .evaluation import Assessor, prompts, prompts_together
 from .painter import Painter, Task, filled, task
 
 SHOWN = (0, 5)  # individuals whose pictures the report has
@@ -68,10 +68,11 @@ def _scores(
     return {name: assessor.scores(some, subject.one, asked, photos) for name, some in latents.items()}
 
 
-def _pair(assessor: Assessor, painter: Painter, latents: Mapping[str, Tensor], record: Mapping[str, Any]):
-    pair = [task(number) for number in record["numbers"]]
-    scores = {name: assessor.pair_scores(some, [one.one for one in pair]) for name, some in latents.items()}
-    return {"scores": scores, "prompts": [filled(prompt.sentence, NAMES) for prompt in pair_prompts(pair)]}
+def _together(assessor: Assessor, painter: Painter, latents: Mapping[str, Tensor], record: Mapping[str, Any]):
+    tasks = [task(number) for number in record["numbers"]]
+    ones = [one.one for one in tasks]
+    scores = {name: assessor.together([some] * len(ones), ones) for name, some in latents.items()}
+    return {"scores": scores, "prompts": [filled(prompt.sentence, NAMES) for prompt in prompts_together(tasks)]}
 
 
 def _card(assessor: Assessor, painter: Painter, latents: Mapping[str, Tensor], record: Mapping[str, Any]):
@@ -82,4 +83,4 @@ def _card(assessor: Assessor, painter: Painter, latents: Mapping[str, Tensor], r
     return {name: hits(reader, pictures, asked * (len(pictures) // len(asked))) for name, pictures in ways.items()}
 
 
-_JUDGES = {"learned": _learned, "references": _references, "pair": _pair, "card": _card}
+_JUDGES = {"learned": _learned, "references": _references, "two": _together, "three": _together, "card": _card}

@@ -68,21 +68,26 @@ def summary(found: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
         for name, records in methods.items()
     }
     curves = {name: mean_curve(records) for name, records in methods.items()}
-    together = means_by_way(found["pair"])
+    two, three = means_by_way(found["two"]), means_by_way(found["three"])
     (card,) = found["card"]
     return {
-        "demo_model": {**card["demo model"], "three": None},  # the world has no scenes of three yet
+        "demo_model": card["demo model"],
         "demo_model_genuine": card["genuine scenes"],
         "demo_model_autoencoder": card["through the autoencoder"],
         "hypervolume": {name: float(np.mean(list(values.values()))) for name, values in volumes.items()},
         "hypervolume_interval": {name: interval(by_individual(values)) for name, values in volumes.items()},
         "lead_interval": {name: lead(volumes[OURS], values) for name, values in volumes.items() if name != OURS},
         "identified": {
-            name: {"one": best(curve)["identified"], "two": together.get(name, {}).get("both"), "three": None}
+            name: {
+                "one": best(curve)["identified"],
+                "two": two.get(name, {}).get("all"),
+                "three": three.get(name, {}).get("all"),
+            }
             for name, curve in curves.items()
         },
-        "mixing": {name: scores["mixing"] for name, scores in together.items()},
-        "together": together,
+        "mixing": {name: scores["mixing"] for name, scores in two.items()},
+        "two": two,
+        "three": three,
         "references": means_by_way(found["references"]),
         "curves": curves,
         "bytes": {name: int(np.mean([record["bytes"] for record in records])) for name, records in methods.items()},
@@ -160,7 +165,8 @@ def document(figures: Mapping[str, Any], text: str) -> str:
         "short": short_table(figures),
         "methods": methods_table(figures),
         "fronts": fronts_table(figures["curves"]),
-        "together": table(figures["together"], "way"),
+        "two": table(figures["two"], "way"),
+        "three": table(figures["three"], "way"),
         "references": table(figures["references"], "way"),
         "demo model": table(
             {
@@ -189,18 +195,18 @@ def fill(text: str, figures: Mapping[str, Any], tables: Mapping[str, str]) -> st
 
 def short_table(figures: Mapping[str, Any]) -> str:
     """A row for every way to teach an individual, and for what they are compared with."""
-    lines = ["| | shown | rest of the prompt | both of two | mixed up | trade-off | file |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| | shown | rest of the prompt | both of two | all of three | mixed up | trade-off | file |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     rows = []
     for name in WAYS:
         size = f"{figures['bytes'][name] / 1024:,.1f} KB"
         rows.append((name, best(figures["curves"][name]), f"{figures['hypervolume'][name]:.2f}", size))
     rows += [(f"*{name}*", at, "", "") for name, at in reversed(figures["references"].items())]
     for name, at, volume, size in rows:
-        both = figures["together"].get(name.strip("*"), {})
+        two, three = (figures[kind].get(name.strip("*"), {}) for kind in ("two", "three"))
         lines.append(
-            f"| {name} | {percent(at['identified'])} | {percent(at['prompt'])} | {percent(both.get('both'))} | "
-            f"{percent(both.get('mixing'))} | {volume} | {size} |"
+            f"| {name} | {percent(at['identified'])} | {percent(at['prompt'])} | {percent(two.get('all'))} | "
+            f"{percent(three.get('all'))} | {percent(two.get('mixing'))} | {volume} | {size} |"
         )
     return "\n".join(lines)
 
@@ -287,12 +293,12 @@ def save_pictures(found: Mapping[str, Sequence[Record]], figures: Mapping[str, A
         for row, name in enumerate(figures["references"]):
             rows.append((name, cells(sheets / f"references - {number} - 0.png", row)))
         contact_sheet(prompts[number], rows, CELL).save(DOCS / f"quality-{kind}.jpg", quality=88, optimize=True)
-    pairs = [record for record in found["pair"] if record["numbers"][0] in SHOWN and not record["seed"]]
+    pairs = [record for record in found["two"] if record["numbers"][0] in SHOWN and not record["seed"]]
     rows = [("photos", [cell for record in pairs for number in record["numbers"]
                         for cell in cells(sheets / f"photos - {number}.png", 0)[:2]])]  # fmt: skip
-    for row, name in enumerate(figures["together"]):
+    for row, name in enumerate(figures["two"]):
         if name in TOGETHER:
-            parts = [cells(sheets / f"pair - {record['numbers'][0]} - 0.png", row) for record in pairs]
+            parts = [cells(sheets / f"two - {record['numbers'][0]} - 0.png", row) for record in pairs]
             rows.append((name, [cell for part in parts for cell in part]))
     prompts = [prompt for record in pairs for prompt in record["prompts"]]
     contact_sheet(prompts, rows, CELL).save(DOCS / "quality-together.jpg", quality=88, optimize=True)

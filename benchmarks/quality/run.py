@@ -1,4 +1,4 @@
-"""The quality benchmark: every method learns individuals that no training scene shows, alone and two together.
+"""The quality benchmark: every method learns individuals that no training scene shows, alone and together.
 
     bash scripts/env.sh python -m benchmarks.quality.run FOLDER [--workers 2] [--seeds 0 1 2] [--only METHOD ...]
 
@@ -29,11 +29,11 @@ from torch import Tensor
 from benchmarks.world.card import genuine
 from benchmarks.world.card import prompts as card_prompts
 from benchmarks.world.sampling import encode
-from benchmarks.world.scenes import NAMES, described
+from benchmarks.world.scenes import NAMES, described, scene
 from perfusion_core import Concept, load_concept, save_concept
 from perfusion_core.concept_file import safetensors_bytes, write_atomically
 
-from .evaluation import pair_prompts, prompts
+from .evaluation import prompts, prompts_together
 from .judging import CARD_PROMPTS, judged
 from .methods import (
     TOGETHER_BETA,
@@ -52,7 +52,8 @@ from .painter import FILE, Painter, Task, filled, task
 from .report import WAYS
 from .variants import FreeKeyTraining, OffsetPhotos, UngatedTraining
 
-INDIVIDUALS = tuple(range(12))  # two of each class
+INDIVIDUALS = tuple(range(16))  # two of each class
+TOGETHER = {"two": 2, "three": 3}  # how many are in one picture
 LOCKED = "perfusion, locked keys"
 LORAS = ("lora, rank 1", "lora, rank 4")
 ADDED = (*LORAS, "textual inversion")  # up, in one prompt
@@ -117,13 +118,13 @@ class Bench:
         about = {"method": label, "seed": seed, "bytes": learned.size, "seconds": seconds}
         self.keep(path, found, {"kind": "learned", "numbers": [number], **about})
 
-    def together(self, number: int, seed: int) -> None:
-        """An individual and the next one, which is of another class, in one picture."""
-        path, numbers = self.painted("pair", number, seed), (number, next_one(number))
+    def together(self, number: int, seed: int, kind: str) -> None:
+        """An individual and the next ones, all of different classes, in one picture."""
+        path, numbers = self.painted(kind, number, seed), neighbours(number, TOGETHER[kind])
         if path.exists():
             return
-        pair = [task(one) for one in numbers]
-        asked = pair_prompts(pair)
+        tasks = [task(one) for one in numbers]
+        asked = prompts_together(tasks)
         sentences = [prompt.sentence for prompt in asked]
         concepts = [self.concept(one, seed) for one in numbers]
         locked = [self.locked_concept(one, seed) for one in numbers]
@@ -135,10 +136,11 @@ class Bench:
         }
         noise = 1000 * seed + number
         found = {label: way.paint(self.painter, sentences, noise, way.settings[0]) for label, way in ways.items()}
-        found |= self.plain(sentences, pair, noise)
-        scenes = [prompt.scene(30000 + 100 * number + i, pair[0].one).image for i, prompt in enumerate(asked)]
+        found |= self.plain(sentences, tasks, noise)
+        things, first = [one.one for one in tasks], 30000 + 100 * number
+        scenes = [scene(first + i, things, prompt.place, prompt.style).image for i, prompt in enumerate(asked)]
         found["genuine scenes"] = self.painter.latents(scenes)
-        self.keep(path, found, {"kind": "pair", "numbers": list(numbers), "seed": seed})
+        self.keep(path, found, {"kind": kind, "numbers": numbers, "seed": seed})
 
     def card(self) -> None:
         """The demo model without any concept."""
@@ -222,8 +224,8 @@ def main() -> None:
     write_scores(options.folder, Painter(options.model))
 
 
-def next_one(number: int) -> int:
-    return (number + 1) % len(INDIVIDUALS)
+def neighbours(number: int, count: int) -> list[int]:
+    return [(number + k) % len(INDIVIDUALS) for k in range(count)]
 
 
 def write_scores(folder: Path, painter: Painter) -> dict[str, Any]:
@@ -261,9 +263,9 @@ def _alone(number: int, seeds: Sequence[int], labels: Sequence[str]) -> None:
 
 
 def _together(number: int, seeds: Sequence[int], individuals: Sequence[int]) -> None:
-    if next_one(number) in individuals:
-        for seed in seeds:
-            bench().together(number, seed)
+    for seed, (kind, count) in itertools.product(seeds, TOGETHER.items()):
+        if set(neighbours(number, count)) <= set(individuals):
+            bench().together(number, seed, kind)
 
 
 def _card() -> None:

@@ -3,9 +3,8 @@
     bash scripts/env.sh python -m benchmarks.quality.several FOLDER [--workers 2] [--seeds 0 1 2]
 
 FOLDER is run.py's, with what that learned. Every finished piece is kept in FOLDER/several, so it goes on where it was
-stopped; docs/several.json, .md and .jpg are made of them. In the world the first-named of two stands at the left, so
-each half of a picture is judged alone, on an empty place, which the judge does better than with both. Pictures of three
-and of four, which the demo model has never seen, are judged whole.
+stopped; docs/several.json, .md and .jpg are made of them. In the world the first-named stands at the left, so each half
+or third of a picture is judged alone, on an empty place, which the judge does better than with all.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import random
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -49,16 +49,16 @@ from comfyui_perfusion.perfusion_core import load_concept
 
 import nodes as host_nodes
 
-from .evaluation import Assessor, pair_prompts
+from .evaluation import Assessor, prompts_together
 from .methods import TOGETHER_BETA
 from .painter import FILE, GUIDANCE, STEPS, Painter, Task, filled, task
 from .report import CELL, DOCS, fill, interval, means, table
 
-KINDS = {"two": "of two classes", "twins": "two of one class"}
+KINDS = {"two": "of two classes", "twins": "two of one class", "three": "of three classes"}
 PERFUSION, LOCKED, LORA, GENUINE = "perfusion", "perfusion, locked keys", "lora, rank 4", "genuine scenes"
 APART, REGIONAL = ", kept apart", ", regional prompts"
+MOST = 16  # groups of a kind
 WAYS = (PERFUSION, PERFUSION + APART, PERFUSION + REGIONAL, LORA, LORA + REGIONAL, LOCKED, LOCKED + APART)
-SHOWN = {"two": (1, 6), "twins": (1, 7)}  # pairs in the page's picture
 
 
 class Several:
@@ -76,16 +76,14 @@ class Several:
         if all(way in found for way in WAYS):
             return
         subjects = [task(number) for number in numbers]
-        places = [prompt.place for prompt in pair_prompts(subjects[:2])]
+        places = [prompt.place for prompt in prompts_together(subjects)]
         noise = comfy.sample.prepare_noise(torch.zeros(len(places), 16, 12, 12), 1000 * seed + numbers[0])
         for way in WAYS:
             if way not in found:
                 found[way] = torch.from_numpy(self.pictures(way, subjects, places, noise))
-        things = [subject.one for subject in subjects]
-        if len(things) < 3:  # the world has no scenes of more
-            first = 30000 + 100 * numbers[0]
-            genuine = [scene(first + i, things, place, "").image for i, place in enumerate(places)]
-            found[GENUINE] = torch.from_numpy(np.stack(genuine))
+        things, first = [subject.one for subject in subjects], 30000 + 100 * numbers[0]
+        genuine = [scene(first + i, things, place, "").image for i, place in enumerate(places)]
+        found[GENUINE] = torch.from_numpy(np.stack(genuine))
         write_atomically(path, safetensors_bytes({way: some.contiguous() for way, some in found.items()}, {}))
         print(path.stem, flush=True)
 
@@ -147,55 +145,49 @@ def learned(folder: Path, label: str, number: int) -> Path:
 
 
 def groups(individuals: Sequence[int]) -> dict[str, list[tuple[int, ...]]]:
-    """{kind: who stands together}"""
+    """{kind: who stands together}; of twos and threes of different classes some, by chance."""
     kinds = {number: task(number).superclass for number in individuals}
 
     def of_different_classes(count: int) -> list[tuple[int, ...]]:
-        some = itertools.combinations(individuals, count)
-        return [numbers for numbers in some if len({kinds[number] for number in numbers}) == count]
+        known = itertools.combinations(individuals, count)
+        some = [numbers for numbers in known if len({kinds[number] for number in numbers}) == count]
+        return sorted(random.Random(count).sample(some, min(MOST, len(some))))
 
     twins = [(a, b) for a, b in itertools.permutations(individuals, 2) if kinds[a] == kinds[b]]
-    return {
-        "two": of_different_classes(2),
-        "twins": twins,
-        "three": of_different_classes(3),
-        "four": of_different_classes(4),
-    }
+    return {"two": of_different_classes(2), "twins": twins, "three": of_different_classes(3)}
 
 
 # What is in the pictures
 
 
-class Halves:
+class Parts:
     """Judges each part of a picture by itself, with an empty place beside it."""
 
     def __init__(self, painter: Painter):
         self.painter, self.assessor = painter, Assessor(trained_judge())
 
     def scores(self, pictures: np.ndarray, numbers: Sequence[int]) -> dict[str, float]:
-        ones = [task(number).one for number in numbers]
-        if len(ones) > 2:
-            return self.assessor.together([self.painter.latents(list(pictures))] * len(ones), ones)
-        places = [prompt.place for prompt in pair_prompts([task(number) for number in numbers])]
-        parts = []
-        for side in (slice(0, SIZE // 2), slice(SIZE // 2, SIZE)):
+        tasks, parts = [task(number) for number in numbers], []
+        places = [prompt.place for prompt in prompts_together(tasks)]
+        for k in range(count := len(tasks)):
+            side = slice(SIZE * k // count, SIZE * (k + 1) // count)
             alone = [empty(place, np.random.default_rng((22, i, 1))) for i, place in enumerate(places)]
             for blank, picture in zip(alone, pictures, strict=True):
                 blank[:, side] = picture[:, side]
             parts.append(self.painter.latents(alone))
-        return self.assessor.together(parts, ones)
+        return self.assessor.together(parts, [one.one for one in tasks])
 
 
 def judged(
     folder: Path, model: Path, asked: Mapping[str, Sequence[tuple[int, ...]]], seeds: Sequence[int]
 ) -> dict[str, Any]:
     """{kind: {way: scores}}, with 95 % of what keeping apart adds to "all"."""
-    halves, found = Halves(Painter(model)), {}
+    judge, found = Parts(Painter(model)), {}
     for kind, some in asked.items():
         scores: dict[str, dict[tuple, dict[str, float]]] = defaultdict(dict)
         for numbers, seed in itertools.product(some, seeds):
             for way, pictures in load_file(piece(folder, numbers, seed)).items():
-                scores[way][numbers, seed] = halves.scores(pictures.numpy(), numbers)
+                scores[way][numbers, seed] = judge.scores(pictures.numpy(), numbers)
         ways = [way for way in (*WAYS, GENUINE) if way in scores]
         gains = [scores[PERFUSION + APART][key]["all"] - scores[PERFUSION][key]["all"] for key in scores[PERFUSION]]
         found[kind] = {
@@ -209,14 +201,19 @@ def judged(
 # The page
 
 
-def save_picture(folder: Path, seed: int) -> None:
-    kept = [load_file(piece(folder, numbers, seed)) for numbers in SHOWN.values()]
-    photos = [[shown.image for number in numbers for shown in task(number).photos[:2]] for numbers in SHOWN.values()]
-    rows = [("photos", [one for some in photos for one in some])]
+def save_picture(folder: Path, asked: Mapping[str, Sequence[tuple[int, ...]]], seed: int) -> None:
+    """The first group of every kind."""
+    shown = [some[0] for some in asked.values()]
+    kept = [load_file(piece(folder, numbers, seed)) for numbers in shown]
+    blank, photos = np.full((SIZE, SIZE, 3), 255, np.uint8), []
+    for numbers in shown:
+        some = [photo.image for number in numbers for photo in task(number).photos[: 4 // len(numbers)]]
+        photos += [*some, blank][:4]
+    rows = [("photos", photos)]
     rows += [(way, [one for pictures in kept for one in pictures[way].numpy()]) for way in WAYS if LOCKED not in way]
     cells = [(label, [Image.fromarray(one).resize((CELL, CELL), Image.Resampling.LANCZOS) for one in some])
              for label, some in rows]  # fmt: skip
-    columns = [label for kind in SHOWN for label in (KINDS[kind], "", "", "")]
+    columns = [label for kind in asked for label in (KINDS[kind], "", "", "")]
     contact_sheet(columns, cells, CELL).save(DOCS / "several.jpg", quality=88, optimize=True)
 
 
@@ -236,7 +233,7 @@ def main() -> None:
     torch.set_num_threads(1)
     figures = judged(options.folder, options.model, asked, options.seeds)
     (DOCS / "several.json").write_text(json.dumps(figures, indent=1) + "\n")
-    save_picture(options.folder, options.seeds[0])
+    save_picture(options.folder, asked, options.seeds[0])
     tables = {kind: table(found["ways"], "") for kind, found in figures.items()}
     counts = {f"pictures of {kind}": str(found["pictures"]) for kind, found in figures.items()}
     page = Path(__file__).with_name("several_page.md").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 """What the model can paint: how often a picture shows what its prompt names, as reader.py reads it.
 
-    bash scripts/env.sh python -m benchmarks.world.card [--wide] [--prompts 100] [--seeds 3] [--sheet OUT.png]
+    bash scripts/env.sh python -m benchmarks.world.card [--prompts 100] [--seeds 3] [--sheet OUT.png]
 
 Individuals that no training scene shows, told in words. Beside it the same reader on genuine scenes of the prompts, as
 they are and through the autoencoder.
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .individuals import BOOK, NOBODY, WIDE, Individual, World, individual
+from .individuals import BOOK, CLASSES, NOBODY, Individual, individual
 from .places import PLACES
 from .reader import Reader, read, trained_reader
 from .sampling import encode, paint
@@ -45,18 +45,18 @@ class Prompt:
         return f"a photo of {' and '.join(parts)} {PLACES[self.place]}"
 
 
-def prompts(count: int, world: World = BOOK) -> list[Prompt]:
+def prompts(count: int) -> list[Prompt]:
     random, found = np.random.default_rng(14), []
     for _ in range(count):
-        kinds = random.permutation(world.classes)[: 1 + int(random.choice(len(world.counts), p=world.counts))]
+        kinds = random.permutation(CLASSES)[: 1 + int(random.choice(len(BOOK.counts), p=BOOK.counts))]
         things = tuple(individual(random, str(kind), held_out=True) for kind in kinds)
         found.append(Prompt(things, tuple(_left_open(one, random) for one in things), str(random.choice([*PLACES]))))
     return found
 
 
-def genuine(asked: Sequence[Prompt], world: World = BOOK) -> list[np.ndarray]:
+def genuine(asked: Sequence[Prompt]) -> list[np.ndarray]:
     """A scene of each prompt, (96, 96, 3)."""
-    return [scene(200 + i, one.things, one.place, "", world=world).image for i, one in enumerate(asked)]
+    return [scene(200 + i, one.things, one.place, "").image for i, one in enumerate(asked)]
 
 
 def _left_open(one: Individual, random: np.random.Generator) -> Individual:
@@ -68,17 +68,15 @@ def _left_open(one: Individual, random: np.random.Generator) -> Individual:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--wide", action="store_true", help="the model of the second stage")
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sheet", type=Path, help="the first 48 pictures")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    world = WIDE if options.wide else BOOK
-    model, reader, asked = Model(world), trained_reader(), prompts(options.prompts, world)
+    model, reader, asked = Model(), trained_reader(), prompts(options.prompts)
     print(f"the model after {model.steps} steps, {options.prompts} prompts, {options.seeds} seeds", flush=True)
-    scenes = genuine(asked, world)
+    scenes = genuine(asked)
     shown = [painted(model, [one.sentence for one in asked], seed) for seed in range(options.seeds)]
     ways = {
         "genuine scenes": scenes,

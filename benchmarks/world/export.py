@@ -1,8 +1,7 @@
 """Writes what is trained as the demo model's file, which nodes/host/demo_model.py loads, and goes on from it.
 
-    bash scripts/env.sh python -m benchmarks.world.export [--file FILE]
-    bash scripts/env.sh python -m benchmarks.world.export --restore    # where no cache is; then train on
-    bash scripts/env.sh python -m benchmarks.world.export --restore --wide     # to begin the second stage with it
+    bash scripts/env.sh python -m benchmarks.world.export [--first-stage] [--file FILE]
+    bash scripts/env.sh python -m benchmarks.world.export --restore [--file FILE]    # where no cache is; then train on
 
 Matrices are int8 with a scale per row, the rest fp16. The VAE's latents have mean 0 and std 1 per channel, as the UNet
 learned them. The token table has the words' rows alone. Individuals' names are no words of the host, which leaves
@@ -27,7 +26,7 @@ from torch import Tensor
 from perfusion_core.concept_file import safetensors_bytes, write_atomically
 
 from .cache import FOLDER
-from .individuals import BOOK, WIDE, World
+from .individuals import BOOK, FIRST_STAGE, World
 from .networks import TEXT, UNET, VAE, Vocabulary
 from .pool import Pool, fingerprint, scale_path
 from .train_autoencoder import TRAINED as AUTOENCODER
@@ -44,15 +43,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--file", type=Path, default=FILE)
     parser.add_argument("--restore", action="store_true")
-    parser.add_argument("--wide", action="store_true", help="the second stage of the world")
+    parser.add_argument("--first-stage", action="store_true", help="of the world")
     options = parser.parse_args()
-    (restore if options.restore else export)(options.file, WIDE if options.wide else BOOK)
+    (restore if options.restore else export)(options.file, FIRST_STAGE if options.first_stage else BOOK)
 
 
 def export(file: Path, world: World = BOOK) -> None:
-    vae, vocabulary = trained_vae(world), Vocabulary(world)
+    vae, vocabulary = trained_vae(), Vocabulary(world)
     mean, std = torch.from_numpy(np.load(scale_path(fingerprint(vae))))
-    latents = Pool(trained_vae(world), vocabulary, world).latents(np.arange(PREVIEWED))
+    latents = Pool(trained_vae(), vocabulary, world).latents(np.arange(PREVIEWED))
     normalise(vae, mean, std)
     text, unet = torch.load(trained_path(world), weights_only=True)["models"][:2]
     parts = {"unet": unet, **as_the_host_has_it(text), "vae": vae.state_dict()}

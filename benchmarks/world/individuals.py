@@ -37,9 +37,10 @@ ACCESSORIES = {
     "bird": ("", "bow", "scarf", "hat", "flag", "balloon"),
     "fish": ("", "bow", "hat", "flag", "balloon"),
 }
-CLASSES = tuple(SHAPES)[:6]  # of the first stage
+CLASSES = tuple(SHAPES)
 _SHAPE_WORDS = tuple(sorted({shape for shapes in SHAPES.values() for shape in shapes}))
-LISTS = (CLASSES, _SHAPE_WORDS, tuple(COLOURS), tuple(COLOURS), PATTERNS, _WITH_FACE, tuple(COLOURS))
+_FIRST_CLASSES = CLASSES[:6]  # later ones are told by the word of the class alone: so networks keep their size
+LISTS = (_FIRST_CLASSES, _SHAPE_WORDS, tuple(COLOURS), tuple(COLOURS), PATTERNS, _WITH_FACE, tuple(COLOURS))
 WIDTH = sum(map(len, LISTS))  # of an individual as numbers
 HELD_OUT = 0.02  # share of individuals that no training scene shows
 
@@ -60,10 +61,7 @@ class Individual:
         return int.from_bytes(digest[:4], "big") < HELD_OUT * 2**32
 
     def numbers(self) -> np.ndarray:
-        """(WIDTH,): a one for each attribute's value, nothing for those that are not known.
-
-        Nor for later classes, which the word of the class tells: so networks keep their size.
-        """
+        """(WIDTH,): a one for each attribute's value, nothing for those that are not known."""
         hot = [[float(value == other) for other in values] for value, values in zip(astuple(self), LISTS, strict=True)]
         return np.concatenate(hot).astype(np.float32)
 
@@ -74,7 +72,7 @@ NOBODY = Individual(*[UNKNOWN] * len(LISTS))
 
 @dataclass(frozen=True)
 class World:
-    """A stage of the picture book."""
+    """The picture book, or a stage of it."""
 
     prefix: str  # of its files in the cache
     classes: tuple[str, ...]
@@ -85,8 +83,8 @@ class World:
     scenes: int  # training scenes, at most
 
 
-BOOK = World("", CLASSES, (0.75, 0.25), 0.3, 3, 10**6, 60_000)
-WIDE = World("wide-", tuple(SHAPES), (0.6, 0.28, 0.12), 0.6, 5, 2 * 10**6, 120_000)
+FIRST_STAGE = World("first-", _FIRST_CLASSES, (0.75, 0.25), 0.3, 3, 10**6, 60_000)
+BOOK = World("", CLASSES, (0.6, 0.28, 0.12), 0.6, 5, 2 * 10**6, 120_000)
 
 
 def any_individual(random: np.random.Generator, kind: str = "", world: World = BOOK) -> Individual:

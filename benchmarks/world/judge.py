@@ -25,11 +25,11 @@ from .cache import FOLDER
 from .individuals import CLASSES, LISTS, WIDTH, Individual, any_individual
 from .networks import Vocabulary
 from .places import PLACES, STYLES
-from .pool import FIRST, LIMIT, Pool, planned
+from .pool import FIRST, Pool, planned
 from .train_autoencoder import trained_vae
 
 TRAINED = FOLDER / "judge.pt"
-SCENES = LIMIT  # of 6,000 it learns each by heart
+SCENES = 60_000  # of 6,000 it learns each by heart
 BATCH, RATE, OTHERS, BANK, SHARPNESS, NOISE = 64, 2e-3, 100, 1500, 16.0, 0.1
 LOOKS = 8  # places of a picture that it looks at, wherever they are
 CROWDED = 0.5  # share of a batch that has two things for sure; in the world such scenes are few, and harder

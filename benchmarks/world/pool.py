@@ -22,7 +22,7 @@ from .individuals import BOOK, WIDTH, Individual, World
 from .networks import LATENT, Vocabulary, as_input
 from .scenes import NAMES, caption, partly, plan, scene
 
-FIRST, LIMIT = BOOK.first, BOOK.scenes
+FIRST = BOOK.first
 THINGS = len(NAMES)
 _AT_ONCE, _AT_FIRST = 32, 2048  # scenes encoded together; and before training, which say how large latents are
 _UNTOLD, _ODD = 0.1, 0.05  # captions that are empty; with a word that no picture shows
@@ -53,6 +53,7 @@ class Pool:
         if not (path := scale_path(self.key)).exists():
             known = torch.from_numpy(self._latents[:_AT_FIRST].astype(np.float32))
             np.save(path, torch.stack([known.mean((0, 2, 3)), known.std((0, 2, 3))]).numpy())
+        self._things: list[int] = []
         self.mean, self.std = (part[:, None, None] for part in torch.from_numpy(np.load(path)))
 
     def grow(self) -> None:
@@ -87,14 +88,19 @@ class Pool:
     def planned(self, index: int) -> tuple[tuple[Individual, ...], str, str]:
         return planned(self.world.first + index, self.world)
 
+    def likely(self) -> np.ndarray:
+        """How likely each scene is in a batch, in proportion to its things: several are harder."""
+        self._things += [len(self.planned(index)[0]) for index in range(len(self._things), self.count)]
+        return np.array(self._things) / sum(self._things)
+
     def simple(self) -> np.ndarray:
         """The indices of scenes with one thing, in no style."""
         plans = map(self.planned, range(self.count))
         return np.array([index for index, (things, _, style) in enumerate(plans) if len(things) == 1 and not style])
 
     def batch(self, random: np.random.Generator, count: int, simple: bool = False) -> Batch:
-        """Some of the scenes, with fresh captions."""
-        numbers = random.choice(self.simple() if simple else self.count, count)
+        """Some of the scenes, with fresh captions; what shows more things comes more often."""
+        numbers = random.choice(self.simple(), count) if simple else random.choice(self.count, count, p=self.likely())
         texts, kinds, said = [], [], []
         for number in numbers.tolist():
             shown, place, style = self.planned(number)

@@ -1,6 +1,7 @@
 """Reads off a picture what stands in it: each thing's class and attributes, the place and the style.
 
     bash scripts/env.sh python -m benchmarks.world.reader [--steps 1000]    # trains it; then how often it is right
+    bash scripts/env.sh python -m benchmarks.world.reader --critic --steps 400    # that teaches the autoencoder
 
 It looks at one thing at a time, at the part of the picture where the k-th of n things stands, enlarged as if it stood
 alone. It learns from new scenes all the time, of all classes, some with a thing taken away; a model's pictures are
@@ -15,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import permutations
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -25,19 +27,19 @@ from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
 from .cache import FOLDER
-from .individuals import LISTS, SHAPES, WIDE, Individual
+from .individuals import CLASSES, LISTS, Individual
 from .networks import as_input
 from .places import PLACES, SIZE, STYLES, empty
 from .scenes import SCALES, Scene, scene
 from .training import Training
 
-TRAINED = FOLDER / "reader.pt"
+TRAINED, CRITIC = FOLDER / "reader.pt", FOLDER / "critic.pt"
 FIRST, TESTED = 10**7, 2 * 10**7  # the numbers of its first scene, and of those that it is tested on
 SCENES, RATE, SAVE_EVERY = 44, 2e-3, 50  # scenes a step: some 64 things
 TAKEN, BLURRED = 0.06, 0.5  # how often a thing is taken away; a picture blurred
 NOTHING = ""
 READ = {
-    "kind": (*SHAPES, NOTHING),
+    "kind": (*CLASSES, NOTHING),
     **dict(zip(("shape", "colour", "second", "pattern", "accessory", "accessory_colour"), LISTS[1:], strict=True)),
     "place": tuple(PLACES),
     "style": tuple(STYLES),
@@ -74,6 +76,20 @@ class _Block(nn.Module):
         return x + self.layers(x)
 
 
+def likeness_loss(reader: Reader, images: Tensor, wanted: Tensor) -> Tensor:
+    """How far two batches of pictures (n, 3, h, w) are from each other as the reader's convolutions see them.
+
+    As in LPIPS (Zhang et al. 2018): features of unit length, behind every block.
+    """
+    loss = images.new_zeros(()).float()
+    for layer in reader.seen[:-3]:  # what follows is flat
+        images, wanted = layer(images), layer(wanted)
+        if isinstance(layer, _Block):
+            unlike = F.normalize(images.float(), dim=1) - F.normalize(wanted.float(), dim=1)
+            loss = loss + unlike.square().sum(1).mean()
+    return loss
+
+
 def view(picture: np.ndarray, k: int, count: int) -> np.ndarray:
     """(96, 96, 3): where the k-th of so many things stands, as large as if it were the only one."""
     side = SIZE * SCALES[count - 1] / SCALES[0]
@@ -93,7 +109,7 @@ def truth(one: Individual | None, place: str, style: str) -> list[int]:
 
 def lesson(number: int) -> tuple[list[np.ndarray], list[list[int]]]:
     """Views of all things of a scene, and what is to be read off them."""
-    shown, random = scene(number, world=WIDE), np.random.default_rng((27, number))
+    shown, random = scene(number), np.random.default_rng((27, number))
     things: list[Individual | None] = list(shown.things)
     picture = shown.image
     if not shown.style and random.random() < TAKEN * len(things):
@@ -128,25 +144,27 @@ def read(reader: Reader, picture: np.ndarray, kinds: Sequence[str]) -> tuple[lis
     return things, place, style
 
 
-def trained_reader() -> Reader:
+def trained_reader(path: Path = TRAINED) -> Reader:
     reader = Reader()
-    reader.load_state_dict(torch.load(TRAINED, weights_only=True)["models"][0])
+    reader.load_state_dict(torch.load(path, weights_only=True)["models"][0])
     return reader.eval()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--critic", action="store_true", help="another, which teaches the autoencoder")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     torch.set_flush_denormal(True)
-    torch.manual_seed(0)
+    path, begin = (CRITIC, FIRST) if options.critic else (TRAINED, FIRST + 10**6)
+    torch.manual_seed(begin)
     training = Training([Reader()], RATE, average=0.99, workers=options.workers)
-    if TRAINED.exists():
-        training.load(TRAINED)
+    if path.exists():
+        training.load(path)
     done, start, losses = training.steps, time.monotonic(), []
     for step in range(done, options.steps):
-        first = FIRST + step * SCENES
+        first = begin + step * SCENES
         lessons = [lesson(number) for number in range(first, first + SCENES)]
         views = as_input([seen for pictures, _ in lessons for seen in pictures]).chunk(options.workers)
         answers = torch.tensor([line for _, lines in lessons for line in lines]).chunk(options.workers)
@@ -159,8 +177,8 @@ def main() -> None:
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == options.steps:
             seconds = (time.monotonic() - start) / (step + 1 - done)
             print(f"step {step + 1}  loss {np.mean(losses[-SAVE_EVERY:]):.3f}  {seconds:.2f} s/step", flush=True)
-            training.save(TRAINED)
-    for count, shares in right(trained_reader(), 400).items():
+            training.save(path)
+    for count, shares in right(trained_reader(path), 400).items():
         print(f"{count} in a scene:", *(f"{name} {share:4.0%}" for name, share in shares.items()), flush=True)
 
 
@@ -174,7 +192,7 @@ def right(reader: Reader, scenes: int) -> dict[int, dict[str, float]]:
     """Shares read right of scenes in no style, with individuals that no training scene shows, by their number."""
     hits: dict[int, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for number in range(TESTED, TESTED + scenes):
-        shown = scene(number, style="", held_out=True, world=WIDE)
+        shown = scene(number, style="", held_out=True)
         for k, one in enumerate(shown.things):
             with torch.no_grad():
                 found = reader(as_input([view(shown.image, k, len(shown.things))]))

@@ -1,6 +1,6 @@
 """Scenes of the picture book: what is painted, its caption, its masks and the truth about it, all from a seed.
 
-    bash scripts/env.sh python -m benchmarks.world.scenes sheet OUT.png [--wide]     # a look at the world
+    bash scripts/env.sh python -m benchmarks.world.scenes sheet OUT.png     # a look at the world
 
 In every scene stand individuals that are new. A caption names the class, the place, the style and a random part of
 the attributes; or it calls an individual by one word, a name that stands for all of them: NAMES[k] is the k-th thing.
@@ -20,7 +20,7 @@ import skia
 from PIL import Image
 
 from .brush import Brush
-from .individuals import BOOK, NOBODY, UNKNOWN, WIDE, Individual, World, individual
+from .individuals import BOOK, CLASSES, NOBODY, UNKNOWN, Individual, World, individual
 from .places import PLACES, SIZE, STYLES, empty, in_style
 from .things import Pose, draw_thing
 
@@ -168,14 +168,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("command", choices=["sheet"])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--wide", action="store_true")
     options = parser.parse_args()
-    world, pictures = WIDE if options.wide else BOOK, []
-    for row, kind in enumerate(world.classes):
+    pictures = []
+    for row, kind in enumerate(CLASSES):
         for column in range(10):
             one = individual(np.random.default_rng((1, row, column)), kind)
-            pictures.append(scene(100 * row + column, [one], tuple(PLACES)[column % 8], "", world=world).image)
-    pictures += [scene(1000 + i, style=style, world=world).image for style in STYLES for i in (0, 1)]
+            pictures.append(scene(100 * row + column, [one], tuple(PLACES)[column % 8], "").image)
+    pictures += [scene(1000 + i, style=style).image for style in STYLES for i in (0, 1)]
     sheet(pictures, 10).save(options.out)
 
 

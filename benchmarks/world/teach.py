@@ -35,7 +35,7 @@ from perfusion_core import (
 )
 from perfusion_core.captions import TEMPLATES
 
-from .individuals import BOOK, CLASSES, Individual, World, individual
+from .individuals import CLASSES, Individual, individual
 from .judge import trained_judge
 from .networks import END, TextEncoder, Vocabulary, as_pictures, make_unet, shortened
 from .oracle import verdict
@@ -57,11 +57,11 @@ class Model:
 
     zero_padded = False  # whether a norm behind the keys makes whole ones of zeros (see ConceptSet)
 
-    def __init__(self, world: World = BOOK) -> None:
-        self.vae, vocabulary = trained_vae(world), Vocabulary(world)
-        self.pool = Pool(self.vae, vocabulary, world)
+    def __init__(self) -> None:
+        self.vae, vocabulary = trained_vae(), Vocabulary()
+        self.pool = Pool(self.vae, vocabulary)
         self.text, self.unet = TextEncoder(vocabulary), make_unet()
-        trained, self.steps = newest(world)
+        trained, self.steps = newest()
         for model, weights in zip((self.text, self.unet), trained, strict=True):
             model.load_state_dict(weights)
             model.eval().requires_grad_(False)

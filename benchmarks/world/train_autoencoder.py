@@ -1,10 +1,10 @@
 """Trains the demo model's autoencoder: 96x96x3 pictures to 12x12x16 latents and back.
 
-    bash scripts/env.sh python -m benchmarks.world.train_autoencoder [--steps 4000] [--decoder [--wide]]
+    bash scripts/env.sh python -m benchmarks.world.train_autoencoder [--steps 4000] [--decoder] [--critic]
 
 Goes on where it was left; autoencoder.png beside it shows how far it is. Three steps of four take pieces of 48x48
-around the things, where eyes and stripes are. ``--decoder`` trains the decoder further, for the latents as they are;
-with ``--wide`` on scenes of the second stage, and for that stage alone.
+around the things, where eyes and stripes are. ``--critic`` asks for what a reader sees as well, without which eyes and
+small patterns are blurred. ``--decoder`` trains the decoder further, for latents as a model samples them.
 """
 
 from __future__ import annotations
@@ -21,36 +21,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cache import FOLDER, painted
-from .individuals import BOOK, WIDE, World
+from .individuals import BOOK, FIRST_STAGE, World
 from .networks import as_input, as_pictures, initialise, make_vae
+from .reader import CRITIC, Reader, likeness_loss, trained_reader
 from .scenes import sheet
 from .training import Training
 
 PICTURES, PIECE, RATE, SAVE_EVERY, SHOW_EVERY = 6000, 48, 3e-3, 50, 200
 FALL = 0.3  # of the steps, the last ones, in which the learning rate falls to 0
-EDGES, HUES, KL, NOISE = 1.0, 2.0, 1e-4, 0.15
-TRAINED = FOLDER / "autoencoder.pt"
+EDGES, HUES, LIKENESS, KL = 1.0, 2.0, 0.4, 1e-4
+NOISE, SAMPLED = 0.03, 0.15  # of the latents, in units of their std; those that a model samples are not quite clean
+TRAINED, DECODER = FOLDER / "autoencoder.pt", FOLDER / "decoder.pt"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--decoder", action="store_true")
-    parser.add_argument("--wide", action="store_true")
+    parser.add_argument("--critic", action="store_true", help="with the eyes of reader.py's critic, too")
+    parser.add_argument("--first-stage", action="store_true", help="of the world")
+    parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    if options.wide and not options.decoder:
-        parser.error("--wide is for the decoder: latents belong to one encoder")
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
-    world = WIDE if options.wide else BOOK
+    world = FIRST_STAGE if options.first_stage else BOOK
     pictures, masks = painted(PICTURES, world=world)
     vae, path = make_vae(), TRAINED
     initialise(vae)
     if options.decoder:
-        vae, path = trained_vae(), FOLDER / f"{world.prefix}decoder.pt"
+        vae, path = trained_vae(), DECODER
         vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
-    training = Training([vae], RATE, average=0.99, workers=options.workers)
+    critic = trained_reader(CRITIC).bfloat16().requires_grad_(False) if options.critic else None
+    training = Training([vae], options.rate, average=0.99, workers=options.workers)
     if path.exists():
         training.load(path)
     done, start, losses = training.steps, time.monotonic(), []
@@ -60,7 +63,7 @@ def main() -> None:
         parts = as_input(batch).chunk(options.workers)
 
         def loss_of(models, worker, parts=parts) -> Tensor:
-            return reconstruction_loss(models[0], parts[worker])
+            return reconstruction_loss(models[0], parts[worker], critic, SAMPLED if options.decoder else NOISE)
 
         share = min(1, (step + 1) / 100, (options.steps - step) / (FALL * options.steps))
         losses.append(training.step(loss_of, share))
@@ -69,7 +72,7 @@ def main() -> None:
             print(f"step {step + 1}  loss {np.mean(losses[-SAVE_EVERY:]):.4f}  {seconds:.2f} s/step", flush=True)
             training.save(path)
         if (step + 1) % SHOW_EVERY == 0 or step + 1 == options.steps:
-            report(trained_vae(world), world)
+            report(trained_vae(), world)
 
 
 def pieces(pictures: np.ndarray, masks: np.ndarray, random: np.random.Generator, count: int) -> np.ndarray:
@@ -88,15 +91,16 @@ def whole(pictures: np.ndarray, random: np.random.Generator, count: int) -> np.n
     return pictures[random.integers(len(pictures), size=count)]
 
 
-def reconstruction_loss(vae, images: Tensor) -> Tensor:
-    """L1 of the pictures, their edges and their hues, and the latents' divergence."""
+def reconstruction_loss(vae, images: Tensor, critic: Reader | None = None, noise: float = NOISE) -> Tensor:
+    """L1 of the pictures, their edges and their hues, what the critic sees, and the latents' divergence."""
     mean, log_variance = moments(vae, images.bfloat16())
     latent = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
-    latent = latent + NOISE * mean.detach().std() * torch.randn_like(mean)  # sampled latents are not quite clean
+    latent = latent + noise * mean.detach().std() * torch.randn_like(mean)
     back = vae.decoder(vae.post_quant_conv(latent)).float()
     mean, log_variance = mean.float(), log_variance.float()
     divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
-    return picture_loss(back, images) + KL * divergence
+    loss = picture_loss(back, images) + KL * divergence
+    return loss if critic is None else loss + LIKENESS * likeness_loss(critic, back.bfloat16(), images.bfloat16())
 
 
 def picture_loss(back: Tensor, images: Tensor) -> Tensor:
@@ -112,12 +116,12 @@ def moments(vae, images: Tensor) -> tuple[Tensor, Tensor]:
     return mean, log_variance.clamp(-20, 10)
 
 
-def trained_vae(world: World = BOOK):
+def trained_vae():
     """As far as it is trained, with the decoder that was trained further, if there is one."""
     vae = make_vae()
-    for name in ("autoencoder.pt", "decoder.pt", f"{world.prefix}decoder.pt"):
-        if (FOLDER / name).exists():
-            vae.load_state_dict(torch.load(FOLDER / name, weights_only=True)["models"][0])
+    for path in (TRAINED, DECODER):
+        if path.exists():
+            vae.load_state_dict(torch.load(path, weights_only=True)["models"][0])
     return vae
 
 
@@ -132,7 +136,7 @@ def report(vae, world: World) -> None:
     print(f"latents: std {latents.std():.3f}; PSNR {-10 * error.mean().log10():.2f} dB, "
           f"on the things {-10 * on_things.log10():.2f} dB", flush=True)  # fmt: skip
     both = [row for k in (0, 12) for row in (*pictures[k : k + 12], *as_pictures(back)[k : k + 12])]
-    sheet(both, 12, zoom=1).save(FOLDER / f"{world.prefix}autoencoder.png")
+    sheet(both, 12, zoom=1).save(FOLDER / "autoencoder.png")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     bash scripts/env.sh python -m benchmarks.world.train_diffusion [--steps 3000]
     bash scripts/env.sh python -m benchmarks.world.train_diffusion --minutes 5 --device cuda
-    bash scripts/env.sh python -m benchmarks.world.train_diffusion --wide --rate 2e-3 --steps 12000
+    bash scripts/env.sh python -m benchmarks.world.train_diffusion --first-stage [--steps 9300]
 
 Needs a trained autoencoder. Goes on where it was left, or from the demo model that ``export --restore`` put there. New
 scenes join while it trains on a CPU. V-prediction with Stable Diffusion's noise schedule; timesteps logit-normal (Esser
@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cache import FOLDER
-from .individuals import BOOK, LISTS, WIDE, WIDTH, World
+from .individuals import BOOK, FIRST_STAGE, LISTS, WIDTH, World
 from .networks import TEXT, TextEncoder, Vocabulary, as_pictures, initialise, make_unet, shortened
 from .pool import Batch, Pool
 from .sampling import ALPHAS, TIMESTEPS, encode, paint
@@ -42,7 +42,7 @@ SIMPLE = 1000  # steps, the first ones, with scenes of one thing in no style alo
 FALL = 0.25  # of the steps, the last ones, in which the learning rate falls to 0
 ON_THINGS, READING = 1.5, 0.02  # what a thing's error counts beyond the background's; what the reader's error counts
 MIDDLE, SPREAD = 0.2, 1.1  # of the timesteps' logits
-SHOWN = (
+SHOWN_FIRST = (
     "a red bear in the meadow", "a photo of a blue cat on the beach", "a green mug in the room",
     "a yellow car on the street", "a white house in the snow", "a gray robot at night",
     "a pink bear with white dots and a blue bow in the forest", "a black cat with a red hat in the desert",
@@ -51,7 +51,7 @@ SHOWN = (
     "a red bear and a blue mug in the room", "a green car and a white house in the snow",
     "a sketch of a cat in the meadow", "pixel art of a red robot at night",
 )  # fmt: skip
-SHOWN_WIDE = (
+SHOWN = (
     "a blue bird in the meadow", "a photo of an orange fish on the beach", "a slim pink bird in the snow",
     "a slim green fish in the room", "a baby yellow bird with white dots and a red hat in the forest",
     "a tall purple fish with yellow stripes and a green balloon in the desert", "a gray bird and a red fish at night",
@@ -90,14 +90,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, help="by default two on a CPU, else one")
     parser.add_argument("--rate", type=float, default=RATE)
-    parser.add_argument("--wide", action="store_true", help="on the second stage of the world")
+    parser.add_argument("--first-stage", action="store_true", help="of the world")
     options = parser.parse_args()
-    world, on_cpu = WIDE if options.wide else BOOK, options.device == "cpu"
+    world, on_cpu = FIRST_STAGE if options.first_stage else BOOK, options.device == "cpu"
     trained, begun = trained_path(world), start_path(world)
     workers = options.workers or (2 if on_cpu else 1)
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
-    vocabulary, vae = Vocabulary(world), trained_vae(world)
+    vocabulary, vae = Vocabulary(world), trained_vae()
     pool = Pool(vae, vocabulary, world)
     text, unet, reader = TextEncoder(vocabulary), make_unet(), nn.Linear(TEXT["hidden_size"], WIDTH)
     for model in (text, unet, reader):
@@ -185,7 +185,7 @@ def show(training: Training, vae, pool: Pool) -> None:
     for model, weights in zip((text, unet), training.state_dicts(), strict=False):
         model.load_state_dict(weights)
         model.bfloat16()
-    shown = SHOWN if pool.world == BOOK else SHOWN_WIDE
+    shown = SHOWN_FIRST if pool.world == FIRST_STAGE else SHOWN
     latents = paint(unet, encode(text, shown), encode(text, [""] * len(shown)), seed=0)
     back = vae.decode((latents * pool.std + pool.mean).bfloat16())
     sheet(list(as_pictures(back)), 8, zoom=1).save(FOLDER / f"{pool.world.prefix}samples.png")

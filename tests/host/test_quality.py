@@ -51,7 +51,7 @@ known = run.methods(bench.locked_concept)
 for label, method in known.items():
     if isinstance(method, methods.Perfusion):
         known[label] = replace(method, settings=replace(method.settings, steps=2))
-for number in (0, 1):
+for number in (0, 1, 2):
     bench.references(number)
     for label in known if number == 0 else ("perfusion", run.LOCKED, *run.ADDED):
         bench.alone(number, 0, label, known[label])
@@ -67,7 +67,8 @@ for label in known:
     assert (first - last).abs().max() > 0.001 < (last - plain).abs().max(), label  # settings and teaching matter
 for label in list(known)[1:]:
     assert (pictures[label][1] - pictures["perfusion"][1]).abs().max() > 0.001, label  # so does the method
-bench.together(0, 0)
+bench.together(0, 0, "two")
+bench.together(0, 0, "three")
 bench.card()
 
 def never(*_):
@@ -75,7 +76,7 @@ def never(*_):
 bench.keep = never
 bench.references(0)
 bench.alone(0, 0, "perfusion", never)
-bench.together(0, 0)
+bench.together(0, 0, "two")
 bench.card()
 run.write_scores(bench.folder, bench.painter)
 
@@ -121,18 +122,18 @@ for number in run.INDIVIDUALS:
     wrong = scores["identified"], scores["place"], scores["thing"], scores["style"]
     assert not any(wrong) and scores["class"] == 1 and scores["likeness"] < 1, scores
 
-    pair = [subject, painter.task((number + 1) % 12)]
+    pair = [subject, painter.task(run.neighbours(number, 2)[1])]
     first, second = ones = [of.one for of in pair]
-    asked = evaluation.pair_prompts(pair)
+    asked = evaluation.prompts_together(pair)
     assert first.kind != second.kind and len({prompt.place for prompt in asked}) == 4
     told = [(ones, prompt.place, "") for prompt in asked]
-    scores = assessor.pair_scores(numbered(4), ones)
-    assert (scores["both"], scores["each"], scores["classes"], scores["mixing"]) == (1, 1, 1, 0)
+    scores = assessor.together([numbered(4)] * 2, ones)
+    assert (scores["all"], scores["each"], scores["classes"], scores["mixing"]) == (1, 1, 1, 0)
     if first.colour != second.colour:
         told = [([replace(first, colour=second.colour), second], prompt.place, "") for prompt in asked]
-        assert assessor.pair_scores(numbered(4), ones)["mixing"] > 0
+        assert assessor.together([numbered(4)] * 2, ones)["mixing"] > 0
     told = [([first], prompt.place, "") for prompt in asked]
-    assert assessor.pair_scores(numbered(4), ones)["classes"] == 0
+    assert assessor.together([numbered(4)] * 2, ones)["classes"] == 0
 """
 
 REPORT = """
@@ -154,13 +155,13 @@ sys.path.insert(0, sys.argv[1])
 from benchmarks.world import networks
 networks.UNET["model_channels"] = 32
 from benchmarks.quality import evaluation, several
-several.STEPS, several.SHOWN, several.DOCS = 2, {"two": (0, 1), "twins": (0, 6)}, Path("docs")
-several.pair_prompts = lambda pair: evaluation.pair_prompts(pair)[:1]
-asked = several.groups([0, 1, 2, 3, 6])
-assert asked["twins"] == [(0, 6), (6, 0)] and (0, 6) not in asked["two"] and (1, 6) in asked["two"]
-assert asked["four"] == [(0, 1, 2, 3), (1, 2, 3, 6)] and len(asked["three"]) == 7
+several.STEPS, several.DOCS = 2, Path("docs")
+several.prompts_together = lambda tasks: evaluation.prompts_together(tasks)[:1]
+asked = several.groups([0, 1, 2, 3, 8])
+assert asked["twins"] == [(0, 8), (8, 0)] and (0, 8) not in asked["two"] and (1, 8) in asked["two"]
+assert len(asked["three"]) == 7 and len(several.groups(range(16))["three"]) == several.MOST
 for label in several.PERFUSION, several.LOCKED, several.LORA:
-    for number in 2, 3, 6:  # whatever they have learned
+    for number in 3, 8:  # whatever they have learned
         shutil.copy(several.learned(Path("found"), label, number % 2), several.learned(Path("found"), label, number))
 several.groups = lambda _: {kind: some[:1] for kind, some in asked.items()}
 several.ProcessPoolExecutor = lambda workers, context, start, given: Here(start(*given))

@@ -11,8 +11,9 @@ import os, sys
 os.environ["PERFUSION_CACHE"] = os.getcwd()
 sys.path.insert(0, sys.argv[1])
 import numpy as np, torch
+from safetensors.torch import load_file
 from benchmarks.world import export, networks, pool, train_autoencoder, train_diffusion, training
-from benchmarks.world.individuals import CLASSES, WIDE, individual
+from benchmarks.world.individuals import CLASSES, FIRST_STAGE, individual
 
 torch.manual_seed(0)
 vocabulary = networks.Vocabulary()
@@ -103,15 +104,20 @@ for model, state in zip((vae, text, unet), kept):
     for name, weight in model.state_dict().items():
         assert (state[name] - weight).norm() <= 0.02 * weight.norm(), name
     model.load_state_dict(state)
-export.restore(file, WIDE)  # beside it: the second stage begins with the same model, which does not know its new words
-wide = networks.TextEncoder(networks.Vocabulary(WIDE))
-wide.load_state_dict(train_diffusion.newest(WIDE)[0][0])
-assert wide.vocabulary.of("fish") != wide.vocabulary.of("bird") != wide.vocabulary.of("xylophone")
-was = networks.TextEncoder(vocabulary)
-was.load_state_dict(train_diffusion.newest()[0][0])
+train_diffusion.START.unlink()  # the second stage begins with the first one's model, which does not know its new words
+early = networks.TextEncoder(networks.Vocabulary(FIRST_STAGE))
+networks.initialise(early)
+parts |= export.as_the_host_has_it(early.state_dict())
+file.write_bytes(export.demo_model(parts, early.vocabulary, ([[0.0] * 3] * 16, [0.0] * 3)))
+export.restore(file)
+late = networks.TextEncoder(vocabulary)
+late.load_state_dict(train_diffusion.newest()[0][0])
+assert vocabulary.of("fish") != vocabulary.of("bird") != vocabulary.of("xylophone")
+early.load_state_dict(export.as_it_was_trained(export.read(kept := load_file(file)), kept["tokens"].tolist(),
+                                               early.vocabulary.ids))
 for some in (prompts, ["a fish and a bird"]):
     told = [encoder(encoder.vocabulary.rows(some), attributes[: len(some)], pool.numbers_of(
-        [ones[:2], ones[2:]], kinds, encoder.vocabulary)[1][: len(some)]) for encoder in (was, wide)]
+        [ones[:2], ones[2:]], kinds, encoder.vocabulary)[1][: len(some)]) for encoder in (early, late)]
     assert torch.equal(*told)
 # A model that knew fewer words is trained further: their rows stay, and so does the row of all others.
 models = {"text": {"embeddings.token_embedding.weight": torch.arange(6.0).reshape(3, 2)}, "naming": {}}
@@ -149,9 +155,9 @@ class PerfectReader(reader.Reader):  # knows what each thing is in the picture w
         assert len(views) == len(picture[0])
         return certain(reader.READ, [reader.truth(one, picture[1], "") for one in picture[0]])
 
-prompts = card.prompts(30) + card.prompts(30, WIDE)
-assert {len(prompt.things) for prompt in prompts} == {1, 2, 3} and {kind for kind in WIDE.classes} == {
-    one.kind for prompt in prompts for one in prompt.things}
+prompts = card.prompts(60)
+assert {len(prompt.things) for prompt in prompts} == {1, 2, 3}
+assert {one.kind for prompt in prompts for one in prompt.things} == set(CLASSES)
 pictures = np.broadcast_to(np.arange(60, dtype=np.uint8)[:, None, None, None], (60, 96, 96, 3))
 told = [(prompt.things[::-1], prompt.place) for prompt in prompts]  # in whatever order they stand
 assert set(card.hits(PerfectReader(), pictures, prompts).values()) == {1.0}
@@ -161,9 +167,17 @@ told = [(things[: len(prompt.things)], prompt.place) for things, prompt in zip(s
 wrong = card.hits(PerfectReader(), pictures, prompts)
 assert wrong["two"] == wrong["three"] == 0 and wrong["class"] == wrong["place"] == 1 and wrong["colour"] < 0.5
 
-perfect, prompts = Perfect(), card.prompts(40)
-told = [(prompt.things, prompt.place) for prompt in prompts]
-latents = torch.arange(40.0)[:, None, None, None].expand(40, *networks.LATENT)
+critic, images = reader.Reader().requires_grad_(False), torch.rand(2, 3, 48, 48, requires_grad=True)
+assert reader.likeness_loss(critic, images, images) == 0
+unlike = reader.likeness_loss(critic, images, images.flip(-1).detach())
+assert unlike > 0.01 and torch.autograd.grad(unlike, images)[0].abs().sum() > 0
+torch.manual_seed(0)
+without = train_autoencoder.reconstruction_loss(vae.bfloat16(), images.detach())
+torch.manual_seed(0)
+assert train_autoencoder.reconstruction_loss(vae, images.detach(), critic.bfloat16()) > without
+
+perfect, told = Perfect(), [(prompt.things, prompt.place) for prompt in prompts]
+latents = torch.arange(60.0)[:, None, None, None].expand(60, *networks.LATENT)
 alone = [(things[0], place) for things, place in told]
 assert set(verdict(perfect, latents, alone).values()) == {1.0}
 told = [((individual(np.random.default_rng(9), things[0].kind),), place) for things, place in told]
@@ -188,6 +202,9 @@ pool.Pool.grow = None  # where it was carried to, nothing is painted
 there = pool.Pool(train_autoencoder.trained_vae(), vocabulary)
 a, b = (one.batch(np.random.default_rng(1), 4) for one in (here, there))
 assert there.count == 32 and all(map(torch.equal, a, b)) and a.latents.std() > 0.5
+
+things = np.array([len(here.planned(index)[0]) for index in range(32)])
+assert set(things) == {1, 2, 3} and np.allclose(here.likely(), things / things.sum())
 
 pool.Pool.grow = lambda pool: None
 shown, train_diffusion.show = [], lambda *_: shown.append(1)
