@@ -38,7 +38,6 @@ class Kind:
     host_config: type
     unet: dict[str, Any]
     v_prediction: bool = False
-    text_layers: int = 3  # of a narrow text encoder, because SD2 and SDXL read the last but one
 
 
 SD1 = {
@@ -59,7 +58,7 @@ UNET = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels":
         "use_spatial_transformer": True, "dtype": torch.float16}  # fmt: skip
 
 KINDS = {
-    "sd1": Kind(supported_models.SD15, SD1, text_layers=2),
+    "sd1": Kind(supported_models.SD15, SD1),
     "sd2": Kind(supported_models.SD20, SD2),
     "sd2v": Kind(supported_models.SD20, SD2, v_prediction=True),
     "sdxl": Kind(supported_models.SDXL, SDXL),
@@ -78,7 +77,7 @@ SHALLOW_TEXT = {
 }
 # And most tests need no more than a UNet of a fifth of the width, narrower text encoders and a VAE as small as can be.
 NARROW = {"model_channels": 64}
-NARROW_TEXT = {"intermediate_size": 64}
+NARROW_TEXT = {"intermediate_size": 256}
 NARROW_VAE = {**VAE_ENCODER, "ch": 32, "ch_mult": [1, 1, 1, 2], "num_res_blocks": 1}
 
 
@@ -128,8 +127,7 @@ def load_random(kind: str, seed: int = 0) -> tuple[Any, Any, Any]:
 
 def load_narrow(kind: str, seed: int = 0, dtype: torch.dtype | None = None) -> tuple[Any, Any, Any]:
     """The same with narrow networks, which the host has to be told of. dtype: of the network's weights."""
-    size = {**NARROW_TEXT, "num_hidden_layers": KINDS[kind].text_layers}
-    text = {name: {**options, **size} for name, options in SHALLOW_TEXT.items()}
+    text = {name: {**options, **NARROW_TEXT} for name, options in SHALLOW_TEXT.items()}
     state_dict = random_state_dict(kind, seed, text, narrow=True)
     with mock.patch.dict(KINDS[kind].host_config.unet_config, NARROW):
         model, clip, *_ = comfy.sd.load_state_dict_guess_config(

@@ -3,6 +3,7 @@
 import dataclasses
 
 import comfy.model_management
+import comfy.sd
 import pytest
 import torch
 from comfy.ldm.modules import attention
@@ -13,7 +14,7 @@ from comfyui_perfusion.nodes.host.uses import ConceptUse
 
 import nodes as host_nodes
 from makers import make_concept
-from random_checkpoint import load_narrow
+from random_checkpoint import SHALLOW_TEXT, random_state_dict
 
 PROMPT = "a photo of a <my-toy> beside a <my-cup>, on the beach"
 NEGATIVE = "blurry"
@@ -173,8 +174,11 @@ def test_partial_loading_gives_the_same_picture(models, load_in_part, kind):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
-def test_weights_of_any_precision_work(dtype):
-    model, clip, _ = load_narrow("sd1", dtype=dtype)
+def test_weights_of_any_precision_work(models, dtype):
+    state_dict = random_state_dict("sd1", 0, SHALLOW_TEXT)
+    model, clip, _, _ = comfy.sd.load_state_dict_guess_config(
+        state_dict, te_model_options=SHALLOW_TEXT, model_options={"dtype": dtype}
+    )
     assert next(iter(cross_attentions(model).values())).to_k.weight.dtype == dtype
     uses = two_uses(model, clip)
     patched, prompts = apply_to_model(model, uses), apply_to_clip(clip, uses)

@@ -51,14 +51,13 @@ def as_open_clip(clip, name: str, folder) -> ImageTextModel:
 
 
 @pytest.fixture(scope="module")
-def both(models, wide_models, tmp_path_factory):
+def both(models, tmp_path_factory):
     """kind -> (the host's CLIP, {encoder: open_clip's model of the same weights}), each made once."""
     made = {}
 
     def of(kind: str):
         if kind not in made:
-            of_three_layers = wide_models if kind == "sd1" else models
-            clip, folder = of_three_layers(kind)[1], tmp_path_factory.mktemp(kind)
+            clip, folder = models(kind)[1], tmp_path_factory.mktemp(kind)
             made[kind] = clip, {name: as_open_clip(clip, name, folder / name) for name in KINDS[kind]}
         return made[kind]
 

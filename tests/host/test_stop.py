@@ -257,7 +257,7 @@ def test_a_training_that_changed_hardly_anything_is_named(models):
     output = train_node(models, images=PHOTOS, steps=[2], **rates)
     assert told(output)["warnings"]["unchanged"]
     assert "Hardly anything changed" in output.args[4]
-    output = train_node(models, images=PHOTOS, steps=[10], learning_rate_values=[1.0])
+    output = train_node(models, images=PHOTOS, steps=[20], learning_rate_values=[0.2])
     assert "unchanged" not in told(output)["warnings"]
 
 
