@@ -1,6 +1,6 @@
 """Trains the demo model's text encoder and UNet on the latents of scenes.
 
-    bash scripts/env.sh python -m benchmarks.world.train_diffusion [--steps 3000]
+    bash scripts/env.sh python -m benchmarks.world.train_diffusion [--rate 2e-3] [--steps 4500]
     bash scripts/env.sh python -m benchmarks.world.train_diffusion --minutes 5 --device cuda
     bash scripts/env.sh python -m benchmarks.world.train_diffusion --first-stage [--steps 9300]
 
