@@ -1,4 +1,4 @@
-"""A hundred of run.py's pictures for eyes that do not know what the judge said: half of them show whom it looked for.
+"""A hundred of run.py's pictures for eyes that do not know what the reader said: half of them show whom it looked for.
 
     bash scripts/env.sh python -m benchmarks.quality.by_eye FOLDER
     bash scripts/env.sh python -m benchmarks.quality.by_eye FOLDER --same 0:5,6,9 1:2,5
@@ -15,12 +15,12 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor
+import numpy as np
 
-from benchmarks.world.judge import trained_judge
+from benchmarks.world.reader import trained_reader
 from benchmarks.world.scenes import sheet
 
-from .evaluation import Assessor
+from .evaluation import Assessor, prompts
 from .judging import read_piece
 from .painter import Painter, task
 
@@ -28,8 +28,8 @@ PICTURES, COLUMNS, SEED = 100, 6, 7
 
 
 class Shown(NamedTuple):
-    latent: Tensor  # (16, 12, 12)
-    taken: bool  # by the judge, for the individual
+    picture: np.ndarray  # (96, 96, 3)
+    taken: bool  # by the reader, for the individual
 
 
 def main() -> None:
@@ -37,30 +37,30 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--same", nargs="+", metavar="INDIVIDUAL:PICTURE,PICTURE", help="what the eyes say")
     options = parser.parse_args()
-    chosen = drawn(options.folder)
+    chosen = drawn(options.folder, Painter())
     if options.same:
         print(agreement(chosen, options.same))
         return
-    painter = Painter()
     (options.folder / "by-eye").mkdir(exist_ok=True)
     for number, pictures in chosen.items():
         photos = [photo.image for photo in task(number).photos]
-        painted = [painter.pictures(picture.latent[None])[0] for picture in pictures]
-        rows = [*photos, *[0 * photos[0] + 255] * (COLUMNS - len(photos)), *painted]
+        blank = [0 * photos[0] + 255] * (COLUMNS - len(photos))
+        rows = [*photos, *blank, *(shown.picture for shown in pictures)]
         sheet(rows, COLUMNS).save(options.folder / "by-eye" / f"{number}.png")
 
 
-def drawn(folder: Path) -> dict[int, list[Shown]]:
+def drawn(folder: Path, painter: Painter) -> dict[int, list[Shown]]:
     """{individual: its pictures, in an order that says nothing}, of all methods and settings."""
-    assessor, found = Assessor(trained_judge()), dict[int, list[Shown]]()
+    assessor, found = Assessor(trained_reader()), dict[int, list[Shown]]()
     for path in sorted((folder / "painted").glob("*.safetensors")):
         rows, record = read_piece(path)
         if record["kind"] in ("learned", "references"):
             (number,) = record["numbers"]
-            one = task(number).one
+            subject = task(number)
             for latents in rows.values():
-                taken = assessor.identified(latents, one)
-                found.setdefault(number, []).extend(map(Shown, latents, taken))
+                pictures = painter.pictures(latents)
+                taken = assessor.identified(pictures, subject.one, prompts(subject))
+                found.setdefault(number, []).extend(map(Shown, pictures, taken))
     dice, chosen = random.Random(SEED), dict[int, list[Shown]]()
     for place, number in enumerate(sorted(found)):
         amount = PICTURES * (place + 1) // len(found) - PICTURES * place // len(found)
@@ -80,7 +80,7 @@ def agreement(chosen: dict[int, list[Shown]], answers: list[str]) -> str:
     for number, pictures in chosen.items():
         seen.update((place in same.get(number, ()), picture.taken) for place, picture in enumerate(pictures, 1))
     both, neither = seen[True, True], seen[False, False]
-    alone = f"the judge alone {seen[False, True]}, the eye alone {seen[True, False]}"
+    alone = f"the reader alone {seen[False, True]}, the eye alone {seen[True, False]}"
     return f"of {seen.total()} both {both}, neither {neither}, {alone}"
 
 

@@ -12,14 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.world.individuals import ACCESSORIES, CLASSES, COLOURS, LISTS, Individual, individual
-from benchmarks.world.judge import READ, Judge, others
 from benchmarks.world.places import PLACES, STYLES
+from benchmarks.world.reader import Reader, Seen, as_numbers, others, read
 from benchmarks.world.scenes import scene
 
 from .painter import Task
 
 OTHERS = 200  # of its class, among whom the individual must be the nearest
 ATTRIBUTES = ("colour", "second", "pattern", "accessory")
+SHARES = ("identified", "in five", "class", "place", "style", "thing", "its colour")
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,14 @@ class Prompt:
     second: Individual | None = None  # of another class; the sentence names its class and its colour
     first: bool = True  # whether the subject is named before it
 
+    def things(self, one: Individual) -> list[Individual]:
+        """In the order in which they are named."""
+        things = [one, self.second] if self.second else [one]
+        return things if self.first else things[::-1]
+
     def scene(self, number: int, one: Individual):
         """A genuine one."""
-        things = [one, self.second] if self.second else [one]
-        return scene(number, things if self.first else things[::-1], self.place, self.style)
+        return scene(number, self.things(one), self.place, self.style)
 
 
 def prompts(task: Task) -> list[Prompt]:
@@ -61,6 +66,11 @@ def prompts(task: Task) -> list[Prompt]:
     ]
 
 
+def genuine(task: Task, asked: Sequence[Prompt]) -> list[np.ndarray]:
+    """A scene (96, 96, 3) of each prompt."""
+    return [prompt.scene(20000 + 100 * task.number + i, task.one).image for i, prompt in enumerate(asked)]
+
+
 def prompts_together(tasks: Sequence[Task]) -> list[Prompt]:
     """Four with all of them, in places that the photos of one or of all do not show."""
     new = [place for places in zip(*(one.places for one in tasks), strict=True) for place in places]
@@ -68,55 +78,61 @@ def prompts_together(tasks: Sequence[Task]) -> list[Prompt]:
     return [Prompt(f"a photo of {' and '.join(['a {}'] * len(tasks))} {PLACES[place]}", place) for place in places]
 
 
+def genuine_together(tasks: Sequence[Task], places: Sequence[str]) -> list[np.ndarray]:
+    """A scene (96, 96, 3) with all of them in each place."""
+    things, first = [one.one for one in tasks], 30000 + 100 * tasks[0].number
+    return [scene(first + i, things, place, "").image for i, place in enumerate(places)]
+
+
 @dataclass
 class Assessor:
-    """The judge, and whom it tells the individuals from."""
+    """The reader, and whom it tells the individuals from."""
 
-    judge: Judge
+    reader: Reader
 
     def __post_init__(self) -> None:
         with torch.no_grad():
-            self._rivals = {kind: self.judge.of(others(kind, OTHERS, 1)) for kind in CLASSES}
+            self._rivals = {kind: self.reader.of(others(kind, OTHERS, 1)) for kind in CLASSES}
 
-    @torch.no_grad()
-    def common(self, photos: Tensor, one: Individual) -> Tensor:
+    def common(self, photos: Sequence[np.ndarray], one: Individual) -> Tensor:
         """(size,), what photos of an individual have in common."""
-        return F.normalize(self.judge(photos, [one.kind] * len(photos))[0].mean(0), dim=0)
+        embeddings = [read(self.reader, photo, [one.kind])[0][0].embedding for photo in photos]
+        return F.normalize(torch.stack(embeddings).mean(0), dim=0)
 
     @torch.no_grad()
-    def scores(self, latents: Tensor, one: Individual, asked: Sequence[Prompt], photos: Tensor) -> dict[str, float]:
-        """Shares of pictures (n, 16, 12, 12), of which each belongs to a prompt; photos: the latents of the photos."""
-        embeddings, read = self.judge(latents, [one.kind] * len(latents))
-        right = defaultdict(list, {name: list(hits) for name, hits in self._identified(embeddings, one).items()})
-        right["class"] = [index == 1 for index in read["shown"].argmax(-1).tolist()]
+    def scores(
+        self, pictures: Sequence[np.ndarray], one: Individual, asked: Sequence[Prompt], common: Tensor
+    ) -> dict[str, float]:
+        """Shares of pictures (96, 96, 3), of which each belongs to a prompt; common: of the photos."""
+        right, embeddings = defaultdict(list), []
+        for (seen, place, style), prompt in zip(self._looks(pictures, one, asked), asked, strict=True):
+            embeddings.append(seen[one].embedding)
+            right["class"].append(seen[one].said["kind"] == one.kind)
+            right["place"].append(place == prompt.place)
+            if prompt.style:
+                right["style"].append(style == prompt.style)
+            if second := prompt.second:
+                right["thing"].append(seen[second].said["kind"] == second.kind)
+                right["its colour"].append(seen[second].said["colour"] == second.colour)
+        right |= self._identified(torch.stack(embeddings), one)
         for name in ATTRIBUTES:
             if getattr(one, name):
-                right[name] = [value == getattr(one, name) for value in self._values(embeddings, one, name)]
-        for i, prompt in enumerate(asked):
-            wanted = {"place": prompt.place, "style": prompt.style}
-            for name, value in wanted.items():
-                if value:
-                    right[name].append(READ[name][int(read[name][i].argmax())] == value)
-            if second := prompt.second:
-                _, other = self.judge(latents[i : i + 1], [second.kind])
-                right["thing"].append(int(other["shown"][0].argmax()) == 1)
-                right["its colour"].append(READ["colour"][int(other["colour"][0].argmax())] == second.colour)
+                values = self._values(torch.stack(embeddings), one, name)
+                right[name] = [value == getattr(one, name) for value in values]
         hits = [hit for name in ("place", "style", "thing", "its colour") for hit in right[name]]
-        found = {name: float(np.mean(values)) for name, values in right.items() if values}
-        likeness = (embeddings @ self.common(photos, one)).mean().item()
+        found = {name: float(np.mean(right[name])) for name in (*SHARES, *ATTRIBUTES) if right[name]}
+        likeness = (torch.stack(embeddings) @ common).mean().item()
         return {**found, "prompt": float(np.mean(hits)), "likeness": likeness}
 
     @torch.no_grad()
-    def together(self, latents: Sequence[Tensor], ones: Sequence[Individual]) -> dict[str, float]:
-        """Shares of pictures: all nearest, each nearest, all classes there, and attributes of one of the others.
-
-        latents: for every individual those in which it is looked for.
-        """
+    def together(self, pictures: Sequence[np.ndarray], ones: Sequence[Individual]) -> dict[str, float]:
+        """Shares of pictures (96, 96, 3): all nearest, each nearest, all classes there, and attributes of others."""
+        seen = [read(self.reader, picture, [one.kind for one in ones])[0] for picture in pictures]
         nearest, shown, mixed = [], [], []
-        for some, one in zip(latents, ones, strict=True):
-            embeddings, read = self.judge(some, [one.kind] * len(some))
+        for one, looks in zip(ones, zip(*seen, strict=True), strict=True):
+            embeddings = torch.stack([look.embedding for look in looks])
             nearest.append(self._identified(embeddings, one)["identified"])
-            shown.append([index == 1 for index in read["shown"].argmax(-1).tolist()])
+            shown.append([look.said["kind"] == one.kind for look in looks])
             for name in ATTRIBUTES:
                 others = {getattr(other, name) for other in ones} - {getattr(one, name)}
                 if others:
@@ -126,14 +142,25 @@ class Assessor:
                 "mixing": float(np.mean(mixed))}  # fmt: skip
 
     @torch.no_grad()
-    def identified(self, latents: Tensor, one: Individual) -> list[bool]:
-        """For each picture (n, 16, 12, 12) whether the individual is the nearest of its class."""
-        embeddings, _ = self.judge(latents, [one.kind] * len(latents))
-        return self._identified(embeddings, one)["identified"]
+    def identified(self, pictures: Sequence[np.ndarray], one: Individual, asked: Sequence[Prompt]) -> list[bool]:
+        """For each picture (96, 96, 3) whether the individual is the nearest of its class."""
+        embeddings = [seen[one].embedding for seen, _, _ in self._looks(pictures, one, asked)]
+        return self._identified(torch.stack(embeddings), one)["identified"]
+
+    def _looks(
+        self, pictures: Sequence[np.ndarray], one: Individual, asked: Sequence[Prompt]
+    ) -> list[tuple[dict[Individual, Seen], str, str]]:
+        """For each picture what is seen of each thing, and the place and the style."""
+        looks = []
+        for picture, prompt in zip(pictures, asked, strict=True):
+            things = prompt.things(one)
+            seen, place, style = read(self.reader, picture, [thing.kind for thing in things])
+            looks.append((dict(zip(things, seen, strict=True)), place, style))
+        return looks
 
     def _identified(self, embeddings: Tensor, one: Individual) -> Mapping[str, list[bool]]:
         """For each picture whether the individual is the nearest of its class, and one of the five nearest."""
-        own = embeddings @ self.judge.of(torch.from_numpy(one.numbers()))
+        own = embeddings @ self.reader.of(as_numbers([one])[0])
         ranks = (embeddings @ self._rivals[one.kind].T > own[:, None]).sum(1).tolist()
         return {"identified": [rank == 0 for rank in ranks], "in five": [rank < 5 for rank in ranks]}
 
@@ -144,5 +171,5 @@ class Assessor:
             worn = [replace(one, accessory=value, accessory_colour=colour)
                     for value in ACCESSORIES[one.kind] if value for colour in COLOURS]  # fmt: skip
             versions = [replace(one, accessory="", accessory_colour=""), *worn]
-        numbers = torch.from_numpy(np.stack([version.numbers() for version in versions]))
-        return [getattr(versions[index], name) for index in (embeddings @ self.judge.of(numbers).T).argmax(-1).tolist()]
+        like = embeddings @ self.reader.of(as_numbers(versions)).T
+        return [getattr(versions[index], name) for index in like.argmax(-1).tolist()]

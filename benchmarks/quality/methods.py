@@ -294,7 +294,7 @@ class FineTune:
         run = _Run(painter, task, seed, phrase, start, self.batch, self.embedding_rate, regular=True)
         unet = copy.deepcopy(painter.unet)
         trained = {name: weight for name, weight in unet.named_parameters() if re.search(self.part, name)}
-        masters = [weight.detach().float() for weight in trained.values()]  # the model itself is bf16
+        masters = [weight.detach().float() for weight in trained.values()]  # the model itself may be bf16
         adam, versions = torch.optim.Adam(masters, self.rate, fused=True), {}
         for weight in trained.values():
             weight.requires_grad_(True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.world.export import FILE, as_it_was_trained, read
 from benchmarks.world.individuals import CLASSES, Individual, individual
-from benchmarks.world.networks import TextEncoder, Vocabulary, as_pictures, make_unet, make_vae
+from benchmarks.world.networks import TextEncoder, Vocabulary, as_pictures, make_unet, make_vae, precision
 from benchmarks.world.places import PLACES
 from benchmarks.world.pool import FIRST, encoded, planned
 from benchmarks.world.sampling import paint
@@ -26,7 +26,7 @@ STEPS, GUIDANCE = 12, 2.5
 
 
 class Painter(Model):
-    """The networks of a demo model's file, frozen. The text encoder is fp32, the UNet and the autoencoder bf16."""
+    """The networks of a demo model's file, frozen. The text encoder is fp32, the others in whatever is fast."""
 
     def __init__(self, file: Path = FILE):
         kept, vocabulary = load_file(file), Vocabulary()
@@ -36,8 +36,8 @@ class Painter(Model):
         for name, model in (("text", self.text), ("unet", self.unet), ("vae", self.vae)):
             model.load_state_dict(weights[name])
             model.eval().requires_grad_(False)
-        self.unet.bfloat16()
-        self.vae.bfloat16()
+        self.unet.to(precision())
+        self.vae.to(precision())
 
     def embedding(self, word: str) -> Tensor:
         """(d,), the input embedding of a word of one token."""
@@ -70,16 +70,17 @@ class Painter(Model):
 
         wiring: an open one, which edits the prompts and the negative prompt; keys: what its keys see instead.
         """
-        negative = self.encode([""] * len(encodings), {})[0].bfloat16()
-        keys = None if keys is None else keys.bfloat16()
-        return paint(self.unet, encodings.bfloat16(), negative, seed, STEPS, GUIDANCE, wiring, keys)
+        negative = self.encode([""] * len(encodings), {})[0].to(precision())
+        keys = None if keys is None else keys.to(precision())
+        return paint(self.unet, encodings.to(precision()), negative, seed, STEPS, GUIDANCE, wiring, keys)
 
     def latents(self, pictures: Sequence[np.ndarray]) -> Tensor:
         return encoded(self.vae, np.stack(pictures))
 
     @torch.no_grad()
     def pictures(self, latents: Tensor) -> np.ndarray:
-        return as_pictures(self.vae.decode(latents.bfloat16()))
+        """(n, 96, 96, 3)."""
+        return as_pictures(self.vae.decode(latents.to(precision())))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     bash scripts/env.sh python -m benchmarks.quality.run FOLDER [--workers 2] [--seeds 0 1 2] [--only METHOD ...]
 
 Every finished piece is kept in FOLDER/painted, so it goes on where it was stopped; variants of Perfusion come last. The
-judge of benchmarks/world/judge.py, which must be trained, then looks at all of them, and report.py makes pages of that.
+world's reader, which must be trained, then looks at all of them, and report.py makes pages of that.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.world.card import genuine
+from benchmarks.world.card import genuine as card_scenes
 from benchmarks.world.card import prompts as card_prompts
 from benchmarks.world.sampling import encode
-from benchmarks.world.scenes import NAMES, described, scene
+from benchmarks.world.scenes import NAMES, described
 from perfusion_core import Concept, load_concept, save_concept
 from perfusion_core.concept_file import safetensors_bytes, write_atomically
 
-from .evaluation import prompts, prompts_together
+from .evaluation import genuine, genuine_together, prompts, prompts_together
 from .judging import CARD_PROMPTS, judged
 from .methods import (
     TOGETHER_BETA,
@@ -97,8 +97,7 @@ class Bench:
         if path.exists():
             return
         asked = prompts(subject)
-        scenes = [prompt.scene(20000 + 100 * number + i, subject.one).image for i, prompt in enumerate(asked)]
-        found = {"genuine scenes": self.painter.latents(scenes)}
+        found = {"through the autoencoder": self.painter.latents(genuine(subject, asked))}
         found |= self.plain([prompt.sentence for prompt in asked], [subject], number)
         self.keep(path, found, {"kind": "references", "numbers": [number]})
 
@@ -137,9 +136,8 @@ class Bench:
         noise = 1000 * seed + number
         found = {label: way.paint(self.painter, sentences, noise, way.settings[0]) for label, way in ways.items()}
         found |= self.plain(sentences, tasks, noise)
-        things, first = [one.one for one in tasks], 30000 + 100 * number
-        scenes = [scene(first + i, things, prompt.place, prompt.style).image for i, prompt in enumerate(asked)]
-        found["genuine scenes"] = self.painter.latents(scenes)
+        scenes = genuine_together(tasks, [prompt.place for prompt in asked])
+        found["through the autoencoder"] = self.painter.latents(scenes)
         self.keep(path, found, {"kind": kind, "numbers": numbers, "seed": seed})
 
     def card(self) -> None:
@@ -152,7 +150,8 @@ class Bench:
         shown = [
             self.painter.paint(part, 1000 * seed + i) for seed in range(CARD_SEEDS) for i, part in enumerate(parts)
         ]
-        found = {"genuine scenes": self.painter.latents(genuine(asked)), "demo model": torch.cat(shown)}
+        scenes = self.painter.latents(card_scenes(asked))
+        found = {"through the autoencoder": scenes, "demo model": torch.cat(shown)}
         self.keep(path, found, {"kind": "card"})
 
     def plain(self, sentences: Sequence[str], subjects: Sequence[Task], noise: int) -> dict[str, Tensor]:

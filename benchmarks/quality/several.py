@@ -3,8 +3,7 @@
     bash scripts/env.sh python -m benchmarks.quality.several FOLDER [--workers 2] [--seeds 0 1 2]
 
 FOLDER is run.py's, with what that learned. Every finished piece is kept in FOLDER/several, so it goes on where it was
-stopped; docs/several.json, .md and .jpg are made of them. In the world the first-named stands at the left, so each half
-or third of a picture is judged alone, on an empty place, which the judge does better than with all.
+stopped; docs/several.json, .md and .jpg are made of them.
 """
 
 from __future__ import annotations
@@ -31,9 +30,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.speed import host  # noqa: F401, starts the host
-from benchmarks.world.judge import trained_judge
-from benchmarks.world.places import PLACES, SIZE, empty
-from benchmarks.world.scenes import scene
+from benchmarks.world.places import PLACES, SIZE
+from benchmarks.world.reader import trained_reader
 from perfusion_core.concept_file import safetensors_bytes, write_atomically
 
 # isort: split
@@ -49,7 +47,7 @@ from comfyui_perfusion.perfusion_core import load_concept
 
 import nodes as host_nodes
 
-from .evaluation import Assessor, prompts_together
+from .evaluation import Assessor, genuine_together, prompts_together
 from .methods import TOGETHER_BETA
 from .painter import FILE, GUIDANCE, STEPS, Painter, Task, filled, task
 from .report import CELL, DOCS, fill, interval, means, table
@@ -81,9 +79,7 @@ class Several:
         for way in WAYS:
             if way not in found:
                 found[way] = torch.from_numpy(self.pictures(way, subjects, places, noise))
-        things, first = [subject.one for subject in subjects], 30000 + 100 * numbers[0]
-        genuine = [scene(first + i, things, place, "").image for i, place in enumerate(places)]
-        found[GENUINE] = torch.from_numpy(np.stack(genuine))
+        found[GENUINE] = torch.from_numpy(np.stack(genuine_together(subjects, places)))
         write_atomically(path, safetensors_bytes({way: some.contiguous() for way, some in found.items()}, {}))
         print(path.stem, flush=True)
 
@@ -160,34 +156,16 @@ def groups(individuals: Sequence[int]) -> dict[str, list[tuple[int, ...]]]:
 # What is in the pictures
 
 
-class Parts:
-    """Judges each part of a picture by itself, with an empty place beside it."""
-
-    def __init__(self, painter: Painter):
-        self.painter, self.assessor = painter, Assessor(trained_judge())
-
-    def scores(self, pictures: np.ndarray, numbers: Sequence[int]) -> dict[str, float]:
-        tasks, parts = [task(number) for number in numbers], []
-        places = [prompt.place for prompt in prompts_together(tasks)]
-        for k in range(count := len(tasks)):
-            side = slice(SIZE * k // count, SIZE * (k + 1) // count)
-            alone = [empty(place, np.random.default_rng((22, i, 1))) for i, place in enumerate(places)]
-            for blank, picture in zip(alone, pictures, strict=True):
-                blank[:, side] = picture[:, side]
-            parts.append(self.painter.latents(alone))
-        return self.assessor.together(parts, [one.one for one in tasks])
-
-
-def judged(
-    folder: Path, model: Path, asked: Mapping[str, Sequence[tuple[int, ...]]], seeds: Sequence[int]
-) -> dict[str, Any]:
+def judged(folder: Path, asked: Mapping[str, Sequence[tuple[int, ...]]], seeds: Sequence[int]) -> dict[str, Any]:
     """{kind: {way: scores}}, with 95 % of what keeping apart adds to "all"."""
-    judge, found = Parts(Painter(model)), {}
+    assessor, found = Assessor(trained_reader()), {}
     for kind, some in asked.items():
         scores: dict[str, dict[tuple, dict[str, float]]] = defaultdict(dict)
         for numbers, seed in itertools.product(some, seeds):
             for way, pictures in load_file(piece(folder, numbers, seed)).items():
-                scores[way][numbers, seed] = judge.scores(pictures.numpy(), numbers)
+                scores[way][numbers, seed] = assessor.together(
+                    pictures.numpy(), [task(number).one for number in numbers]
+                )
         ways = [way for way in (*WAYS, GENUINE) if way in scores]
         gains = [scores[PERFUSION + APART][key]["all"] - scores[PERFUSION][key]["all"] for key in scores[PERFUSION]]
         found[kind] = {
@@ -231,7 +209,7 @@ def main() -> None:
     with ProcessPoolExecutor(options.workers, context, _open, (options.folder, options.model)) as pool:
         list(pool.map(_paint, *zip(*work, strict=True)))
     torch.set_num_threads(1)
-    figures = judged(options.folder, options.model, asked, options.seeds)
+    figures = judged(options.folder, asked, options.seeds)
     (DOCS / "several.json").write_text(json.dumps(figures, indent=1) + "\n")
     save_picture(options.folder, asked, options.seeds[0])
     tables = {kind: table(found["ways"], "") for kind, found in figures.items()}

@@ -2,7 +2,7 @@
 
     bash scripts/env.sh python -m benchmarks.quality.transformers joint|cross|unet FOLDER [--individuals 0 1 2 5 6 7]
 
-The tasks, prompts, judge and settings are run.py's; what is painted is kept in FOLDER, so it goes on where it was
+The tasks, prompts, reader and settings are run.py's; what is painted is kept in FOLDER, so it goes on where it was
 stopped. A transformer must be trained: benchmarks/world/train_transformer.py. With "unet" it is the UNet itself, for
 values alone there.
 """
@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from benchmarks.world.networks import precision
 from benchmarks.world.train_transformer import trained_path
 from benchmarks.world.transformers import cross_wiring, joint_wiring, make_transformer
 from perfusion_core import ConceptSet, Wiring
@@ -41,7 +42,7 @@ class TransformerPainter(Painter):
         super().__init__()
         self.kind, self.unet = kind, make_transformer(kind)
         self.unet.load_state_dict(torch.load(trained_path(kind), weights_only=True)["models"][0])
-        self.unet.bfloat16().eval().requires_grad_(False)
+        self.unet.to(precision()).eval().requires_grad_(False)
 
     def wiring(self, concepts: ConceptSet | None = None) -> Wiring:
         return (joint_wiring if self.kind == "joint" else cross_wiring)(self.unet, concepts)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .individuals import BOOK, CLASSES, NOBODY, Individual, individual
+from .networks import precision
 from .places import PLACES
 from .reader import Reader, read, trained_reader
 from .sampling import encode, paint
@@ -96,7 +97,7 @@ def painted(model: Model, sentences: list[str], seed: int) -> Tensor:
     parts = []
     for first in range(0, len(sentences), AT_ONCE):
         some = sentences[first : first + AT_ONCE]
-        positive, negative = (encode(model.text, texts).bfloat16() for texts in (some, [""] * len(some)))
+        positive, negative = (encode(model.text, texts).to(precision()) for texts in (some, [""] * len(some)))
         parts.append(paint(model.unet, positive, negative, 1000 * seed + first))
     return torch.cat(parts)
 
@@ -106,13 +107,13 @@ def hits(reader: Reader, pictures: Sequence[np.ndarray], asked: Sequence[Prompt]
     right = defaultdict(list)
     for picture, prompt in zip(pictures, asked, strict=True):
         things, place, _ = read(reader, picture, [one.kind for one in prompt.things])
-        there = all(found["kind"] == one.kind for found, one in zip(things, prompt.things, strict=True))
+        there = all(found.said["kind"] == one.kind for found, one in zip(things, prompt.things, strict=True))
         right[("", "class", "two", "three")[len(prompt.things)]].append(there)
         right["place"].append(place == prompt.place)
         for found, one, left in zip(things, prompt.things, prompt.unsaid, strict=True):
             for name in ("shape", "colour", "pattern", "accessory"):
                 if getattr(left, name) != getattr(one, name) and (getattr(one, name) or name != "accessory"):
-                    right[name].append(found[name] == getattr(one, name))
+                    right[name].append(found.said[name] == getattr(one, name))
     return {name: float(np.mean(found)) for name, found in right.items()}
 
 

@@ -3,14 +3,16 @@
     bash scripts/env.sh python -m benchmarks.world.oracle [--pictures 4] [--sheet OUT.png]
 
 Individuals that no training scene shows are asked for by their true one-word names; no concept is taught. A picture
-counts when the individual is the nearest among 101 of its class to the judge (judge.py). Beside it: the same with all
-attributes in words, with the class word alone, and genuine scenes, which say how good the judge is.
+counts when the individual is the nearest among 101 of its class to the reader (reader.py). Beside it: the same with
+all attributes in words, with the class word alone, and genuine scenes, which say how good the reader is.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,10 +22,10 @@ import torch
 from torch import Tensor
 
 from .individuals import CLASSES, Individual, individual
-from .judge import READ, Judge, others, trained_judge, truth
-from .networks import TextEncoder, Vocabulary, as_pictures, make_unet
+from .networks import TextEncoder, Vocabulary, as_pictures, make_unet, precision
 from .places import PLACES
 from .pool import Pool, encoded
+from .reader import READ, Reader, as_numbers, others, read, trained_reader
 from .sampling import encode, paint
 from .scenes import NAMES, described, scene, sheet
 from .train_autoencoder import trained_vae
@@ -41,12 +43,12 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     vae = trained_vae()
-    pool, judge = Pool(vae, Vocabulary()), trained_judge()
+    pool, reader = Pool(vae, Vocabulary()), trained_reader()
     text, unet = TextEncoder(pool.vocabulary), make_unet()
     trained, steps = newest()
     for model, weights in zip((text, unet), trained, strict=True):
         model.load_state_dict(weights)
-        model.bfloat16()
+        model.to(precision())
     print(f"after {steps} steps, {options.pictures} pictures of each of {PER_CLASS * len(CLASSES)} individuals")
 
     random = np.random.default_rng(10)
@@ -62,16 +64,17 @@ def main() -> None:
     for way, things in ways.items():
         prompts = [f"a photo of {thing} {PLACES[place]}" for thing, (_, place) in zip(things, asked, strict=True)]
         latents[way] = painted(text, unet, prompts, [one for one, _ in asked], options.guidance)
-    for way, shown in latents.items():
-        print(
-            f"{way:15}", *(f"{name} {share:4.0%}" for name, share in verdict(judge, shown, asked).items()), flush=True
-        )
+    pictures = {way: as_pictures(vae.decode((shown * pool.std + pool.mean).to(precision())))
+                for way, shown in latents.items()}  # fmt: skip
+    for way, shown in pictures.items():
+        shares = verdict(reader, shown, asked)
+        print(f"{way:15}", *(f"{name} {share:4.0%}" for name, share in shares.items()), flush=True)
     if options.sheet:
         step = options.pictures
         rows = [
-            as_pictures(vae.decode((shown[start : start + step * PER_CLASS : step] * pool.std + pool.mean).bfloat16()))
+            shown[start : start + step * PER_CLASS : step]
             for start in range(0, len(asked), step * PER_CLASS)
-            for shown in latents.values()
+            for shown in pictures.values()
         ]
         order = [rows[4 * k + way] for way in range(4) for k in range(len(CLASSES))]
         sheet([picture for row in order for picture in row], PER_CLASS * len(CLASSES), zoom=1).save(options.sheet)
@@ -88,21 +91,19 @@ def painted(text, unet, prompts: list[str], ones: list[Individual], guidance: fl
 
 
 @torch.no_grad()
-def verdict(judge: Judge, latents: Tensor, asked: list[tuple[Individual, str]]) -> dict[str, float]:
+def verdict(reader: Reader, pictures: np.ndarray, asked: Sequence[tuple[Individual, str]]) -> dict[str, float]:
     """Shares of the pictures: nearest among 101, among the five nearest, and with each attribute right."""
-    embeddings, read = judge(latents, [one.kind for one, _ in asked])
-    rivals = {kind: judge.of(others(kind, OTHERS, 1)) for kind in CLASSES}
-    ranks = []
-    for embedding, (one, _) in zip(embeddings, asked, strict=True):
-        own = embedding @ judge.of(torch.from_numpy(one.numbers()))
-        ranks.append(int((rivals[one.kind] @ embedding > own).sum()))
-    shares = {"nearest": float(np.mean([rank == 0 for rank in ranks])),
-              "in five": float(np.mean([rank < 5 for rank in ranks]))}  # fmt: skip
-    answers = torch.tensor([truth(*pair) for pair in asked])
-    for name, answer in zip(READ, answers.T, strict=True):
-        right = read[name].argmax(-1) == answer
-        shares[name] = right[answer >= 0].float().mean().item()
-    return shares
+    rivals, right = {kind: reader.of(others(kind, OTHERS, 1)) for kind in CLASSES}, defaultdict(list)
+    for picture, (one, place) in zip(pictures, asked, strict=True):
+        (seen,), found, style = read(reader, picture, [one.kind])
+        own = seen.embedding @ reader.of(as_numbers([one]))[0]
+        rank = int((rivals[one.kind] @ seen.embedding > own).sum())
+        right["nearest"].append(rank == 0)
+        right["in five"].append(rank < 5)
+        for name, value in {**vars(one), "place": place, "style": ""}.items():
+            if value in READ[name]:
+                right[name].append({**seen.said, "place": found, "style": style}[name] == value)
+    return {name: float(np.mean(hits)) for name, hits in right.items()}
 
 
 if __name__ == "__main__":

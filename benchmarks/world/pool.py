@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .cache import FOLDER
 from .individuals import BOOK, WIDTH, Individual, World
-from .networks import LATENT, Vocabulary, as_input
+from .networks import LATENT, Vocabulary, as_input, precision
 from .scenes import NAMES, caption, partly, plan, scene
 
 FIRST = BOOK.first
@@ -42,7 +42,7 @@ class Pool:
 
     def __init__(self, vae, vocabulary: Vocabulary, world: World = BOOK):
         self.key, self.world = fingerprint(vae), world
-        self.vae, self.vocabulary = vae.bfloat16(), vocabulary
+        self.vae, self.vocabulary = vae.to(precision()), vocabulary
         FOLDER.mkdir(parents=True, exist_ok=True)
         self._latents = _file(f"{world.prefix}latents-{self.key}.f16", np.float16, (world.scenes, *LATENT))
         self._masks = _file(f"{world.prefix}masks-{self.key}.u8", np.uint8, (world.scenes, *LATENT[1:]))

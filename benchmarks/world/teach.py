@@ -3,7 +3,7 @@
     bash scripts/env.sh python -m benchmarks.world.teach [--individuals 12] [--set steps=800] [--sheet OUT.png]
 
 Five photos with masks, each in another place; then pictures in the three places left. A picture counts when the
-individual is the nearest among 101 of its class to the judge. Beside it the oracle: the same pictures by its true name.
+individual is the nearest among 101 of its class to the reader. Beside it the oracle: pictures by its true name.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from perfusion_core import (
 from perfusion_core.captions import TEMPLATES
 
 from .individuals import CLASSES, Individual, individual
-from .judge import trained_judge
-from .networks import END, TextEncoder, Vocabulary, as_pictures, make_unet, shortened
+from .networks import END, TextEncoder, Vocabulary, as_pictures, make_unet, precision, shortened
 from .oracle import verdict
 from .places import PLACES
 from .pool import FIRST, Pool, encoded, planned
+from .reader import trained_reader
 from .sampling import ALPHAS, TIMESTEPS, encode, paint
 from .scenes import NAMES, Scene, caption, scene, sheet
 from .train_autoencoder import trained_vae
@@ -53,7 +53,7 @@ OUTSIDE, MIN_TIMESTEP = 0.3, 250  # what counts off the masks; the least timeste
 
 
 class Model:
-    """The networks as far as they are trained, frozen: the text encoder fp32, the others bf16."""
+    """The networks as far as they are trained, frozen: the text encoder fp32, the others in whatever is fast."""
 
     zero_padded = False  # whether a norm behind the keys makes whole ones of zeros (see ConceptSet)
 
@@ -65,7 +65,7 @@ class Model:
         for model, weights in zip((self.text, self.unet), trained, strict=True):
             model.load_state_dict(weights)
             model.eval().requires_grad_(False)
-        self.unet.bfloat16()
+        self.unet.to(precision())
 
     def encode(self, sentences: Sequence[str], new: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Encodings (sentences, 77, d), and where TRIGGER stands, (sentences,). new: {name: its embedding (d,)}."""
@@ -94,13 +94,13 @@ class Model:
         outside: float = OUTSIDE, least: int = MIN_TIMESTEP, wiring: Wiring | None = None,
     ) -> Tensor:  # fmt: skip
         """The masked error of the velocity, a scalar, at timesteps from ``least`` on; encodings (batch, 77, d)."""
-        context, options = shortened(encodings.bfloat16())
+        context, options = shortened(encodings.to(precision()))
         if wiring is not None:
             wiring.prepare(context)
         timesteps = draw_timesteps(len(latents), TIMESTEPS, generator, least)
         noise = torch.randn(latents.shape, generator=generator)
         alpha = ALPHAS[timesteps][:, None, None, None]
-        noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).bfloat16()
+        noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).to(precision())
         velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
         predicted = unet(noisy, timesteps, context, transformer_options=options).float()
         return masked_mse(predicted, velocity, masks, outside)
@@ -111,7 +111,7 @@ class Model:
 
     @torch.no_grad()
     def pictures(self, latents: Tensor) -> np.ndarray:
-        return as_pictures(self.vae.decode((latents * self.pool.std + self.pool.mean).bfloat16()))
+        return as_pictures(self.vae.decode((latents * self.pool.std + self.pool.mean).to(precision())))
 
 
 class Photos:
@@ -150,7 +150,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    model, judge, settings = Model(), trained_judge(), changed(SETTINGS, options.set)
+    model, reader, settings = Model(), trained_reader(), changed(SETTINGS, options.set)
     print(f"the model after {model.steps} steps; {settings}", flush=True)
     inverse = model.covariance().inverse().float()
     random, asked, photos, shown = np.random.default_rng(13), [], [], {}
@@ -164,7 +164,7 @@ def main() -> None:
         for way, latents in painted(model, one, places[PHOTOS:], concept, options.betas, index).items():
             shown.setdefault(way, []).append(latents)
     for way, parts in shown.items():
-        shares = verdict(judge, torch.cat(parts), asked)
+        shares = verdict(reader, model.pictures(torch.cat(parts)), asked)
         print(f"{way:12}", *(f"{name} {share:4.0%}" for name, share in shares.items()), flush=True)
     if options.sheet:
         rows = [[part[k] for part in photos] for k in (0, 1)] + [
@@ -187,9 +187,9 @@ def painted(
 ) -> dict[str, Tensor]:
     """{way: latents of the individual in each place}."""
     prompts = [f"a photo of {TRIGGER} {PLACES[place]}" for place in places]
-    untold = encode(model.text, [""] * len(prompts)).bfloat16()
-    named = encode(model.text, prompts, [(one,)] * len(prompts)).bfloat16()
-    own = model.encode(prompts, {TRIGGER: concept.token_embeddings["l"]})[0].bfloat16()
+    untold = encode(model.text, [""] * len(prompts)).to(precision())
+    named = encode(model.text, prompts, [(one,)] * len(prompts)).to(precision())
+    own = model.encode(prompts, {TRIGGER: concept.token_embeddings["l"]})[0].to(precision())
     genuine = [scene(100 + i, [one], place, "").image for i, place in enumerate(places)]
     ways = {
         "genuine": model.latents(genuine),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .cache import FOLDER, painted
 from .individuals import BOOK, FIRST_STAGE, World
-from .networks import as_input, as_pictures, initialise, make_vae
+from .networks import as_input, as_pictures, initialise, make_vae, precision
 from .reader import CRITIC, Reader, likeness_loss, trained_reader
 from .scenes import sheet
 from .training import Training
@@ -52,7 +52,7 @@ def main() -> None:
     if options.decoder:
         vae, path = trained_vae(), DECODER
         vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
-    critic = trained_reader(CRITIC).bfloat16().requires_grad_(False) if options.critic else None
+    critic = trained_reader(CRITIC).to(precision()).requires_grad_(False) if options.critic else None
     training = Training([vae], options.rate, average=0.99, workers=options.workers)
     if path.exists():
         training.load(path)
@@ -93,14 +93,18 @@ def whole(pictures: np.ndarray, random: np.random.Generator, count: int) -> np.n
 
 def reconstruction_loss(vae, images: Tensor, critic: Reader | None = None, noise: float = NOISE) -> Tensor:
     """L1 of the pictures, their edges and their hues, what the critic sees, and the latents' divergence."""
-    mean, log_variance = moments(vae, images.bfloat16())
+    mean, log_variance = moments(vae, images.to(precision()))
     latent = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
     latent = latent + noise * mean.detach().std() * torch.randn_like(mean)
     back = vae.decoder(vae.post_quant_conv(latent)).float()
     mean, log_variance = mean.float(), log_variance.float()
     divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
     loss = picture_loss(back, images) + KL * divergence
-    return loss if critic is None else loss + LIKENESS * likeness_loss(critic, back.bfloat16(), images.bfloat16())
+    return (
+        loss
+        if critic is None
+        else loss + LIKENESS * likeness_loss(critic, back.to(precision()), images.to(precision()))
+    )
 
 
 def picture_loss(back: Tensor, images: Tensor) -> Tensor:

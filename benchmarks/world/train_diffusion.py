@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from .cache import FOLDER
 from .individuals import BOOK, FIRST_STAGE, LISTS, WIDTH, World
-from .networks import TEXT, TextEncoder, Vocabulary, as_pictures, initialise, make_unet, shortened
+from .networks import TEXT, TextEncoder, Vocabulary, as_pictures, initialise, make_unet, precision, shortened
 from .pool import Batch, Pool
 from .sampling import ALPHAS, TIMESTEPS, encode, paint
 from .scenes import sheet
@@ -184,10 +184,10 @@ def show(training: Training, vae, pool: Pool) -> None:
     text, unet = TextEncoder(pool.vocabulary), make_unet()
     for model, weights in zip((text, unet), training.state_dicts(), strict=False):
         model.load_state_dict(weights)
-        model.bfloat16()
+        model.to(precision())
     shown = SHOWN_FIRST if pool.world == FIRST_STAGE else SHOWN
     latents = paint(unet, encode(text, shown), encode(text, [""] * len(shown)), seed=0)
-    back = vae.decode((latents * pool.std + pool.mean).bfloat16())
+    back = vae.decode((latents * pool.std + pool.mean).to(precision()))
     sheet(list(as_pictures(back)), 8, zoom=1).save(FOLDER / f"{pool.world.prefix}samples.png")
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cache import FOLDER
-from .networks import TextEncoder, Vocabulary, as_pictures, make_unet
+from .networks import TextEncoder, Vocabulary, as_pictures, make_unet, precision
 from .pool import Pool
 from .sampling import encode, paint
 from .scenes import sheet
@@ -76,8 +76,8 @@ def main() -> None:
             weights, _ = training.state_dicts()
             model = make_transformer(options.kind)
             model.load_state_dict(weights)
-            latents = paint(model.bfloat16(), encode(text, SHOWN), encode(text, [""] * len(SHOWN)), seed=0)
-            back = vae.decode((latents * pool.std + pool.mean).bfloat16())
+            latents = paint(model.to(precision()), encode(text, SHOWN), encode(text, [""] * len(SHOWN)), seed=0)
+            back = vae.decode((latents * pool.std + pool.mean).to(precision()))
             sheet(list(as_pictures(back)), 8, zoom=1).save(FOLDER / f"samples-{options.kind}.png")
 
 
@@ -107,11 +107,11 @@ def trained_path(kind: str):
 
 
 def demo_model(vocabulary: Vocabulary):
-    """Text encoder and UNet as far as they are trained, frozen, bf16."""
+    """Text encoder and UNet as far as they are trained, frozen."""
     text, unet = TextEncoder(vocabulary), make_unet()
     for model, weights in zip((text, unet), newest()[0], strict=True):
         model.load_state_dict(weights)
-        model.bfloat16().eval().requires_grad_(False)
+        model.to(precision()).eval().requires_grad_(False)
     return text, unet
 
 

@@ -1,4 +1,4 @@
-"""Training in bf16 with fp32 master weights, by Muon (Jordan et al. 2024), with the weights' running mean.
+"""Training in bf16 or fp32, with fp32 master weights, by Muon (Jordan et al. 2024), with the weights' running mean.
 
 Muon makes every matrix's step orthogonal; its size is that of AdamW's (Liu et al. 2025), which trains the rest.
 """
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from .networks import precision
+
 _MOMENTUM, _BETAS, _DECAY = 0.95, (0.9, 0.98), 0.01
 
 
@@ -28,7 +30,7 @@ class Training:
     def __init__(self, models: Sequence[nn.Module], rate: float, average: float, workers: int = 1):
         self.master = [p.detach().float().clone() for model in models for p in model.parameters()]
         self.names = [[name for name, _ in model.named_parameters()] for model in models]
-        self.copies = [[model.bfloat16() for model in copy.deepcopy(list(models))] for _ in range(workers)]
+        self.copies = [[model.to(precision()) for model in copy.deepcopy(list(models))] for _ in range(workers)]
         self.weights = [[p for model in part for p in model.parameters()] for part in self.copies]
         self.averaged = [p.clone() for p in self.master]
         embeddings = {id(p) for part in self.copies[0] for m in part.modules() if isinstance(m, nn.Embedding)
@@ -120,9 +122,9 @@ def _orthogonal_steps(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """(n, rows, columns) with all singular values moved near 1, by five Newton-Schulz steps in bf16."""
+    """(n, rows, columns) with all singular values moved near 1, by five Newton-Schulz steps."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.bfloat16()
+    x = matrices.to(precision())
     if tall := x.shape[1] > x.shape[2]:
         x = x.mT
     x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)

@@ -20,7 +20,6 @@ sys.path.insert(0, sys.argv[1])
 import numpy as np, torch
 from benchmarks.world import export, networks
 networks.UNET["model_channels"] = 32
-from benchmarks.world import judge as judges
 from benchmarks.world import reader
 from benchmarks.world.individuals import any_individual
 from benchmarks.quality import by_eye, evaluation, judging, methods, painter, run
@@ -41,8 +40,7 @@ painter.STEPS, painter.CAPTIONS, methods.PICTURES, run.CARD_SEEDS = 2, 200, 32, 
 methods.BETAS = methods.STRENGTHS = 0.5, 1.0
 methods.MARKS = 0.5, 1.0
 evaluation.OTHERS, run.CARD_PROMPTS, judging.CARD_PROMPTS, judging.SHOWN = 20, 2, 2, (0,)
-judges.TRAINED.parent.mkdir(parents=True)
-torch.save(judges.Judge().state_dict(), judges.TRAINED)
+reader.TRAINED.parent.mkdir(parents=True)
 torch.save({"models": [reader.Reader().state_dict()]}, reader.TRAINED)
 
 bench = run.Bench(Path("found"), painter.Painter(Path("model.safetensors")))
@@ -80,29 +78,27 @@ bench.together(0, 0, "two")
 bench.card()
 run.write_scores(bench.folder, bench.painter)
 
-chosen = by_eye.drawn(bench.folder)
+chosen = by_eye.drawn(bench.folder, bench.painter)
 assert {0, 1} <= set(chosen) and sum(map(len, chosen.values())) > 20
 taken = {n: ",".join(str(i) for i, one in enumerate(of, 1) if one.taken) or "0" for n, of in chosen.items()}
 same = by_eye.agreement(chosen, [f"{n}:{of}" for n, of in taken.items()])
-assert same.endswith("the judge alone 0, the eye alone 0"), same
+assert same.endswith("the reader alone 0, the eye alone 0"), same
 assert " both 0," in by_eye.agreement(chosen, [])
 """
 
 SCORES = """
-class Perfect(judges.Judge):  # knows whom a latent shows: its first number is an index into what it was told
-    def forward(self, latents, kinds):
-        answers, embeddings = [], []
-        for latent, kind in zip(latents, kinds):
-            things, place, style = told[int(latent.flatten()[0])]
-            (one,) = [one for one in things if one.kind == kind] or [None]
-            answers.append(judges.truth(one, place, style))
-            embeddings.append(self.of(torch.from_numpy(one.numbers())) if one else torch.zeros(64))
-        read = {name: torch.nn.functional.one_hot(torch.tensor(column).clamp_min(0), len(values))
-                for (name, values), column in zip(judges.READ.items(), zip(*answers))}
+class Perfect(reader.Reader):  # knows whom a picture shows: its only colour is an index into what it was told
+    def forward(self, views):
+        things, place, style = told[round(float((views[0, 0, 0, 0] + 1) * 127.5))]
+        things = (things + [None] * len(views))[: len(views)]
+        embeddings = [self.of(torch.from_numpy(one.numbers())) if one else torch.zeros(64) for one in things]
+        answers = [reader.truth(one, place, style) for one in things]
+        read = {name: torch.nn.functional.one_hot(torch.tensor(column).clamp_min(0), len(values)).float()
+                for (name, values), column in zip(reader.READ.items(), zip(*answers))}
         return torch.stack(embeddings), read
 
 def numbered(count):
-    return torch.arange(float(count))[:, None, None, None].expand(count, *networks.LATENT)
+    return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 96, 96, 3))
 
 assessor = evaluation.Assessor(Perfect())
 for number in run.INDIVIDUALS:
@@ -113,12 +109,13 @@ for number in run.INDIVIDUALS:
     assert {prompt.place for prompt in asked} <= set(subject.places)
     told = [([one, prompt.second] if prompt.second else [one], prompt.place, prompt.style) for prompt in asked]
     told.append(([one], "night", ""))
-    photos = numbered(9)[8:]
-    scores = assessor.scores(numbered(8), one, asked, photos)
+    common = assessor.common(numbered(9)[8:], one)
+    scores = assessor.scores(numbered(8), one, asked, common)
     assert all(abs(share - 1) < 1e-5 for share in scores.values()), scores
     other = any_individual(np.random.default_rng(number), one.kind)
     told = [([other], {"night": "snow"}.get(prompt.place, "night"), "") for prompt in asked] + told[-1:]
-    scores = assessor.scores(numbered(8), one, asked, photos)
+    common = assessor.common(numbered(9)[8:], one)
+    scores = assessor.scores(numbered(8), one, asked, common)
     wrong = scores["identified"], scores["place"], scores["thing"], scores["style"]
     assert not any(wrong) and scores["class"] == 1 and scores["likeness"] < 1, scores
 
@@ -127,13 +124,13 @@ for number in run.INDIVIDUALS:
     asked = evaluation.prompts_together(pair)
     assert first.kind != second.kind and len({prompt.place for prompt in asked}) == 4
     told = [(ones, prompt.place, "") for prompt in asked]
-    scores = assessor.together([numbered(4)] * 2, ones)
+    scores = assessor.together(numbered(4), ones)
     assert (scores["all"], scores["each"], scores["classes"], scores["mixing"]) == (1, 1, 1, 0)
     if first.colour != second.colour:
         told = [([replace(first, colour=second.colour), second], prompt.place, "") for prompt in asked]
-        assert assessor.together([numbered(4)] * 2, ones)["mixing"] > 0
+        assert assessor.together(numbered(4), ones)["mixing"] > 0
     told = [([first], prompt.place, "") for prompt in asked]
-    assert assessor.together([numbered(4)] * 2, ones)["classes"] == 0
+    assert assessor.together(numbered(4), ones)["classes"] == 0
 """
 
 REPORT = """

@@ -125,35 +125,19 @@ table = export.as_it_was_trained(models, [7, 3], [3, 5, 7])["table.weight"]
 assert table.tolist() == [[2, 3], [4, 5], [0, 1], [4, 5]]
 """
 
-JUDGE = """
-from benchmarks.world import card, judge, reader
+READER = """
+from benchmarks.world import card, reader
 from benchmarks.world.oracle import verdict
-asked = judge.questions(range(200), np.random.default_rng(0))
-for index, (kind, one) in enumerate(asked):
-    kinds = [other.kind for other in pool.planned(pool.FIRST + index)[0]]
-    assert kinds.count(kind) == (one is not None)
-    assert one is None or one in pool.planned(pool.FIRST + index)[0]
-assert 10 < sum(one is None for _, one in asked) < 60
-
-class Perfect(judge.Judge):  # knows whom a latent shows: its first numbers are an index into what it was told
-    def forward(self, latents, kinds):
-        answers, embeddings = [], []
-        for latent, kind in zip(latents, kinds):
-            things, place = told[int(latent.flatten()[0])]
-            (one,) = [one for one in things if one.kind == kind] or [None]
-            answers.append(judge.truth(one, place))
-            embeddings.append(self.of(torch.from_numpy(one.numbers())) if one else torch.zeros(64))
-        return torch.stack(embeddings), certain(judge.READ, answers)
-
-def certain(values, answers):
-    return {name: torch.nn.functional.one_hot(torch.tensor(column).clamp_min(0), len(of)).float()
-            for (name, of), column in zip(values.items(), zip(*answers))}
 
 class PerfectReader(reader.Reader):  # knows what each thing is in the picture whose number is its only colour
     def forward(self, views):
-        picture = told[round(float((views[0, 0, 0, 0] + 1) * 127.5))]
-        assert len(views) == len(picture[0])
-        return certain(reader.READ, [reader.truth(one, picture[1], "") for one in picture[0]])
+        things, place = told[round(float((views[0, 0, 0, 0] + 1) * 127.5))]
+        assert len(views) == len(things)
+        embeddings = [self.of(reader.as_numbers([one]))[0] if one else torch.zeros(64) for one in things]
+        answers = [reader.truth(one, place, "") for one in things]
+        return torch.stack(embeddings), {
+            name: torch.nn.functional.one_hot(torch.tensor(column).clamp_min(0), len(of)).float()
+            for (name, of), column in zip(reader.READ.items(), zip(*answers))}
 
 prompts = card.prompts(60)
 assert {len(prompt.things) for prompt in prompts} == {1, 2, 3}
@@ -172,16 +156,34 @@ assert reader.likeness_loss(critic, images, images) == 0
 unlike = reader.likeness_loss(critic, images, images.flip(-1).detach())
 assert unlike > 0.01 and torch.autograd.grad(unlike, images)[0].abs().sum() > 0
 torch.manual_seed(0)
-without = train_autoencoder.reconstruction_loss(vae.bfloat16(), images.detach())
+without = train_autoencoder.reconstruction_loss(vae.to(networks.precision()), images.detach())
 torch.manual_seed(0)
-assert train_autoencoder.reconstruction_loss(vae, images.detach(), critic.bfloat16()) > without
+assert train_autoencoder.reconstruction_loss(vae, images.detach(), critic.to(networks.precision())) > without
 
-perfect, told = Perfect(), [(prompt.things, prompt.place) for prompt in prompts]
-latents = torch.arange(60.0)[:, None, None, None].expand(60, *networks.LATENT)
-alone = [(things[0], place) for things, place in told]
-assert set(verdict(perfect, latents, alone).values()) == {1.0}
-told = [((individual(np.random.default_rng(9), things[0].kind),), place) for things, place in told]
-assert verdict(perfect, latents, alone)["nearest"] < 0.2
+perfect, alone = PerfectReader(), [(prompt.things[0], prompt.place) for prompt in prompts]
+told = [((one,), place) for one, place in alone]
+assert set(verdict(perfect, pictures, alone).values()) == {1.0}
+told = [((individual(np.random.default_rng(9), one.kind),), place) for one, place in alone]
+assert verdict(perfect, pictures, alone)["nearest"] < 0.2
+
+random, banks = np.random.default_rng(0), {kind: reader.others(kind, reader.BANK, 0) for kind in CLASSES}
+lessons = [reader.lesson(number) for number in range(40)]
+batch = reader.Batch.of(lessons, banks, random)
+shown = [one for _, _, some in lessons for one in some]
+told = [(one, place) for one, place in zip(shown, batch.answers) if one]
+assert len(batch.views) == len(shown) > len(batch.known) == len(told)  # none is told in gray, or where it is taken away
+assert torch.equal(batch.candidates[:, 0], reader.as_numbers([one for one, _ in told]))
+assert [int(row[0]) for row in batch.answers[batch.known]] == [CLASSES.index(one.kind) for one, _ in told]
+mine, near = batch.candidates[:, :1], batch.candidates[:, 1 + reader.RIVALS :]
+parts = ((near != mine).float() @ reader._PARTS.T.float() > 0).sum(-1)
+assert parts.max() == 1 and 0.5 < parts.float().mean() < 1  # nearly the same: another shape, or colour, ...
+far = ((batch.candidates[:, 1 : 1 + reader.RIVALS] != mine).float() @ reader._PARTS.T.float() > 0).sum(-1)
+assert far.float().mean() > 3
+candidates = torch.nn.functional.normalize(batch.candidates, dim=-1)
+right, wrong = (reader.identity_loss(candidates[:, k], candidates, batch) for k in (0, 9))
+assert right < wrong
+everybody = torch.ones_like(candidates)  # who is the same is no rival, so less than all are as near
+assert reader.identity_loss(everybody[:, 0], everybody, batch) < np.log(batch.candidates.shape[1]) - 0.05
 for prompt in prompts:
     words = prompt.sentence.split()
     assert all(one.colour in words and one.kind in words for one in prompt.things)
@@ -299,6 +301,6 @@ def test_a_training_elsewhere_has_the_same_scenes_and_ends_in_time(tmp_path):
 
 
 def test_the_networks_do_what_training_takes_for_granted(tmp_path):
-    checks = "".join((START, NAMES, SHORTENED, READING, EXPORT, JUDGE))
+    checks = "".join((START, NAMES, SHORTENED, READING, EXPORT, READER))
     ran = subprocess.run([sys.executable, "-c", checks, str(REPO)], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
