@@ -17,7 +17,7 @@ from .plots import as_image, heat_map
 from .schema import USE, Concepts, concept_input, span_inputs, use_inputs
 
 MANY = 16  # concepts that can be combined in one node; outputs of such nodes can be combined again
-MIXED, TOUCHED = 0.5, 0.05  # how open a gate must be on another concept's trigger to be worth a word
+MIXED, TOUCHED = 0.95, 0.7  # how alike two concepts must be to be worth a word
 
 
 class PerfusionLoadConcept(io.ComfyNode):
@@ -167,18 +167,16 @@ class PerfusionApply(io.ComfyNode):
 
 
 def overlap_report(concepts: ConceptSet) -> str:
-    """A line on every two concepts, by how far one's trigger opens the other's gate; most alike first."""
+    """A line on every two concepts, most alike first."""
     triggers = [concept.trigger for concept in concepts.concepts]
     if len(triggers) == 1:
         return f"{triggers[0]} is alone."
     overlap = concepts.overlap()
-    opened = concepts.gates(concepts.targets[None])[0]  # [j, k]: how open k's gate is on j's own encoding
     pairs = [(overlap[j, k].item(), j, k) for j in range(len(triggers)) for k in range(j)]
     lines = []
     for shared, j, k in sorted(pairs, reverse=True):
-        widest = max(opened[j, k], opened[k, j]).item()
         verdict = (
-            "they will mix" if widest > MIXED else "they may mix a little" if widest > TOUCHED else "they keep apart"
+            "they will mix" if shared > MIXED else "they may mix a little" if shared > TOUCHED else "they keep apart"
         )
         lines.append(f"{triggers[k]} and {triggers[j]} overlap {shared:.2f}: {verdict}")
     return "\n".join(lines)

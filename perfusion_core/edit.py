@@ -4,16 +4,19 @@ Symbols: e encoding of one token (d); i_j target input of concept j; a_j = C^-1 
 E_jk = i_j · a_k; g gate; t strength; W a layer's projection; δ_j the layer's value delta.
 
     sim_j = e · a_j                             similarity in the C^-1 metric
-    g_j   = σ((sim_j / E_jj − β_j) / τ_j)       gate, paper eq. 3
     p     = sim E^-1                            coordinates of e's projection onto span{i_j}, paper appendix B
+    g_j   = σ((p_j − β_j) / τ_j)                gate, paper eq. 3
     e'    = e + Σ_j t_j (g_j s_j − p_j i_j)     what to_k and to_v receive
     K, V  = W_K e',  W_V e' + Σ_j t_j g_j δ_j
 
 A concept of key freedom f moves what to_k receives only by 1 − f of that: at f = 0 the key is locked to the superclass
 (the paper), at 1 it is the trigger's own.
 
-Where strengths differ, p is taken with each concept counting by its strength (``_removal``): one at 0 is as if absent,
-and two alike ones at different strengths do not tear the encoding apart.
+For one concept p is sim / E, as in the paper. There a gate sees sim_j / E_jj among several concepts, too, so alike ones
+open on each other's triggers; p_j is what of e only concept j explains, and 0 on the others' encodings.
+
+Where strengths differ, p is taken with each concept counting by its strength (``_coordinates``): one at 0 is as if
+absent, and two alike ones at different strengths do not tear the encoding apart.
 
 W is never read, so merged, offloaded, quantised or biased weights are right by construction.
 """
@@ -42,7 +45,8 @@ class ConceptSet:
     betas, temperatures and strengths are numbers or one per concept: beta is the similarity at which the gate is half
     open (1 is the concept's own encoding), temperature (> 0) how softly it opens, strength scales the whole edit
     (0 returns inputs untouched). joint: the exact projection onto all targets; otherwise each concept is projected as
-    if it were alone, p_j = sim_j / E_jj (the paper's approximation), which counts twice what alike concepts share.
+    if it were alone, p_j = sim_j / E_jj (the paper's approximation), which counts twice what alike concepts share, and
+    lets them act on each other's triggers.
     zero_padded: tokens whose encoding is zero are padding, on which no gate opens: a norm behind W_K would make a whole
     superclass key of any share. placed: for each concept whether its value output acts in a part of the picture only:
     ``edit_value`` leaves these out, for the caller to add what attention makes of them (see ``value_outputs``).
@@ -96,7 +100,7 @@ class ConceptSet:
         """
         with _full_precision(encoding.device):
             c = self._coefficients(encoding)
-            return _only(words, self._open(encoding, c.gates(c.similarity(encoding.to(c.duals.dtype)))))
+            return _only(words, self._open(encoding, c.gates(c.coordinates(encoding.to(c.duals.dtype)))))
 
     def edit_input(self, encoding: Tensor, keys: bool = False, words: Tensor | None = None) -> Tensor:
         """e', what to_v (and, with ``keys``, to_k) receives: (batch, tokens, d) -> the same shape and dtype.
@@ -109,8 +113,8 @@ class ConceptSet:
         with _full_precision(encoding.device):
             c = self._coefficients(encoding)
             e = encoding.to(c.duals.dtype)
-            similarity = c.similarity(e)
-            weights = torch.cat([similarity, self._open(encoding, c.gates(similarity))], dim=-1)
+            coordinates = c.coordinates(e)
+            weights = torch.cat([coordinates, self._open(encoding, c.gates(coordinates))], dim=-1)
             weights = _only(words, weights)
             return (e + weights @ (c.key_directions if keys else c.directions)).to(encoding.dtype)
 
@@ -177,18 +181,18 @@ class ConceptSet:
             return self._on[place]
         with torch.inference_mode(False):
             strengths = _numbers(self.strengths, self._targets)
-            # sim_j / E_jj and E_jj p: of no scale of C's, which fp32 may not hold
-            scale = self._energies.diagonal()[:, None]
-            alone = not self.joint or len(self.concepts) == 1
-            removal = torch.diag(strengths) if alone else scale * _removal(self._energies, strengths)
+            duals = self._duals / self._energies.diagonal()[:, None]  # of no scale of C's, which fp32 may not hold
+            if self.joint and len(self.concepts) > 1:
+                duals = _coordinates(self._energies, strengths).T @ duals
+            removed = einsum(-strengths, self._targets, "concept, concept d -> concept d")
             superclasses = torch.stack([precise(concept.superclass_input) for concept in self.concepts])
             added = einsum(strengths, superclasses, "concept, concept d -> concept d")
             locked = _numbers([concept.key_outputs is None for concept in self.concepts], added)[:, None]
             held = _numbers([1 - concept.key_freedom for concept in self.concepts], added)[:, None]
             coefficients = _Coefficients(
-                duals=(self._duals / scale).to(*place),
-                directions=torch.cat([-removal @ self._targets, added]).to(*place),
-                key_directions=torch.cat([-removal @ (held * self._targets), held * added * locked]).to(*place),
+                duals=duals.to(*place),
+                directions=torch.cat([removed, added]).to(*place),
+                key_directions=torch.cat([held * removed, held * added * locked]).to(*place),
                 betas=_numbers(self.betas, added).to(*place),
                 temperatures=_numbers(self.temperatures, added).to(*place),
                 everywhere=(1 - _numbers(self.placed, added)).to(*place),
@@ -200,18 +204,18 @@ class ConceptSet:
 
 @dataclass(frozen=True)
 class _Coefficients:
-    duals: Tensor  # (concepts, d), a_j / E_jj
-    directions: Tensor  # (2 concepts, d), what each similarity, at 1 for e = i_j, and each gate add to the encoding
+    duals: Tensor  # (concepts, d), of which e makes p; alone it is a_j / E_jj
+    directions: Tensor  # (2 concepts, d), what each coordinate p, 1 for e = i_j, and each gate add to the encoding
     key_directions: Tensor  # (2 concepts, d), as far as keys are locked; without s where a concept brings its own keys
     betas: Tensor  # (concepts,)
     temperatures: Tensor  # (concepts,)
     everywhere: Tensor  # (concepts,), 0 for those of ``placed``, else 1
 
-    def similarity(self, e: Tensor) -> Tensor:
+    def coordinates(self, e: Tensor) -> Tensor:
         return einsum(e, self.duals, "... d, concept d -> ... concept")
 
-    def gates(self, similarity: Tensor) -> Tensor:
-        return torch.sigmoid((similarity - self.betas) / self.temperatures)
+    def gates(self, coordinates: Tensor) -> Tensor:
+        return torch.sigmoid((coordinates - self.betas) / self.temperatures)
 
 
 class EditedEncoding:
@@ -287,22 +291,22 @@ def _per_concept(setting: float | Sequence[float], name: str, concepts: Sequence
     return values
 
 
-def _removal(energies: Tensor, strengths: Tensor) -> Tensor:
-    """(concepts, concepts), which times the similarities gives t p; for equal strengths t, it is t E^-1.
+def _coordinates(energies: Tensor, strengths: Tensor) -> Tensor:
+    """(concepts, concepts), which makes p of sim_j / E_jj; for equal strengths it is diag(E) E^-1.
 
-    With N the normalised E and R = diag(t / max t): max t R^½ (R^½ N R^½ + I − R)^-1 R^½, the projection in which a
-    weaker concept's coordinate is held back. Where targets coincide, the pseudo-inverse shares it between them.
+    With N the normalised E and R = diag(t / max t): R^½ (R^½ N R^½ + I − R)^-1 R^-½, the projection in which a weaker
+    concept's coordinate is held back; one of strength 0 sees itself alone, and no other sees it. Where targets
+    coincide, the pseudo-inverse shares the coordinate between them.
     """
-    strongest = strengths.max()
-    if strongest == 0:
-        return torch.zeros_like(energies)
-    share = (strengths / strongest).sqrt()  # R^½
-    scale = share * energies.diagonal().rsqrt()
-    system = einsum(energies, scale, scale, "j k, j, k -> j k")
+    present = strengths > 0
+    share = torch.where(present, strengths / strengths.max(), 1).sqrt()  # R^½
+    size = energies.diagonal().sqrt()
+    system = einsum(energies, share / size, share / size, "j k, j, k -> j k")
+    system = torch.where(present[:, None] & present, system, 0)
     system = system - system.diagonal().diag() + torch.eye(len(strengths), dtype=system.dtype)
     inverse = torch.linalg.pinv(system, rtol=_RANK_TOLERANCE)
-    normalised: Tensor = einsum(inverse, scale, scale, "j k, j, k -> j k")
-    return strongest * normalised
+    coordinates: Tensor = einsum(inverse, share * size, 1 / (share * size), "j k, j, k -> j k")
+    return coordinates
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:

@@ -1,6 +1,6 @@
 """Reads off a picture what stands in it: each thing's class and attributes, the place and the style; and who it is.
 
-    bash scripts/env.sh python -m benchmarks.world.reader [--steps 4000]    # trains it; then how often it is right
+    bash scripts/env.sh python -m benchmarks.world.reader [--steps 3000]    # trains it; then how often it is right
     bash scripts/env.sh python -m benchmarks.world.reader --critic --steps 400    # that teaches the autoencoder
 
 It looks at one thing at a time, at the part of the picture where the k-th of n things stands, enlarged as if it stood
@@ -197,7 +197,7 @@ def trained_reader(path: Path = TRAINED) -> Reader:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--critic", action="store_true", help="another, which teaches the autoencoder")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()

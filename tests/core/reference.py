@@ -17,7 +17,11 @@ def similarity(e: Tensor, covariance: Tensor, target: Tensor) -> float:
 
 def gate(e: Tensor, covariance: Tensor, target: Tensor, beta: float, temperature: float) -> float:
     """Equation 3: the sigmoid of the similarity."""
-    logit = (similarity(e, covariance, target) - beta) / temperature
+    return opened(similarity(e, covariance, target), beta, temperature)
+
+
+def opened(share: float, beta: float, temperature: float) -> float:
+    logit = (share - beta) / temperature
     return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
 
 
@@ -54,6 +58,11 @@ def projection(e: Tensor, covariance: Tensor, targets: Sequence[Tensor]) -> Tens
     return total
 
 
+def coordinates(e: Tensor, covariance: Tensor, targets: Sequence[Tensor]) -> list[float]:
+    """How much of each target the projection is made of."""
+    return torch.linalg.lstsq(torch.stack([*targets], dim=1), projection(e, covariance, targets)).solution.tolist()
+
+
 def several_concepts(
     weight: Tensor,
     e: Tensor,
@@ -64,10 +73,10 @@ def several_concepts(
     temperatures: Sequence[float],
     strength: float = 1.0,
 ) -> Tensor:
-    """Appendix B: h = W e_perp + sum_j g_j o*_j, faded between W e and h by the strength."""
+    """Appendix B: h = W e_perp + sum_j g_j o*_j, faded between W e and h by the strength. Gates see the coordinates."""
     edited = weight @ (e - projection(e, covariance, targets))
-    for target, output, beta, temperature in zip(targets, outputs, betas, temperatures, strict=True):
-        edited = edited + gate(e, covariance, target, beta, temperature) * output
+    for share, output, *settings in zip(coordinates(e, covariance, targets), outputs, betas, temperatures, strict=True):
+        edited = edited + opened(share, *settings) * output
     plain = weight @ e
     return plain + strength * (edited - plain)
 

@@ -113,13 +113,22 @@ def assert_separate(case: Case, data: st.DataObject, joint: bool) -> None:
 
 
 @given(case=several)
-def test_gates_equal_the_paper(case: Case) -> None:
-    actual = ConceptSet(case.concepts, case.betas, case.temperatures).gates(case.encoding)
+def test_gates_of_concepts_that_are_not_joint_equal_the_paper(case: Case) -> None:
+    actual = ConceptSet(case.concepts, case.betas, case.temperatures, joint=False).gates(case.encoding)
     settings = list(zip(case.targets, case.betas, case.temperatures, strict=True))
     for place in torch.cartesian_prod(*map(torch.arange, case.encoding.shape[:2])):
         e = case.encoding[tuple(place)]
         expected = torch.tensor([reference.gate(e, case.covariance, *each) for each in settings], dtype=torch.float64)
         assert_close(actual[tuple(place)], expected)
+
+
+@given(case=several)
+def test_no_concept_opens_on_the_encoding_of_another(case: Case) -> None:
+    gates = ConceptSet(case.concepts, case.betas, case.temperatures).gates(torch.stack(case.targets)[None])[0]
+    for j, row in enumerate(gates.tolist()):
+        shares = [float(j == k) for k in range(len(row))]
+        expected = map(reference.opened, shares, case.betas, case.temperatures)
+        assert row == pytest.approx(list(expected), abs=1e-6)
 
 
 @given(case=several, data=st.data())

@@ -51,7 +51,7 @@ hypothesis.settings.register_profile("host", deadline=None, derandomize=True, da
 hypothesis.settings.load_profile("host")
 
 LONG = """
-server train_many training_node stop requirements whole_families tune model training packs crew
+server train_many training_node stop quality requirements whole_families tune model training packs crew
 """.split()
 
 

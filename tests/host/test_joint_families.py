@@ -115,11 +115,12 @@ def record(model, positive, negative, **settings):
     return seen, forwards
 
 
-def gate(encoding: torch.Tensor, use: ConceptUse) -> torch.Tensor:
-    """In float64, by the paper's formula, (batch, tokens)."""
-    dual = use.concept.target_dual.double()
-    similarity = encoding.double() @ dual / (use.concept.target_input.double() @ dual)
-    return torch.sigmoid((similarity - use.beta) / use.temperature)
+def gates_of(uses: list[ConceptUse], encoding: torch.Tensor) -> list[torch.Tensor]:
+    """In float64, of every concept, (batch, tokens): the sigmoid of its coordinate in the joint projection."""
+    duals = torch.stack([use.concept.target_dual for use in uses]).double()
+    energies = torch.stack([use.concept.target_input for use in uses]).double() @ duals.T
+    shares = torch.linalg.solve(energies.T, (encoding.double() @ duals.T).mT).mT
+    return [torch.sigmoid((shares[..., j] - use.beta) / use.temperature) for j, use in enumerate(uses)]
 
 
 def rows_of_text(family: str, context: torch.Tensor) -> torch.Tensor:
@@ -142,8 +143,8 @@ def test_values_are_the_formulas_at_every_layer_and_all_else_the_same_bits(made,
         plain = type(module).forward(module, received)
         expected = plain.double()
         columns = slice(layers[layer].start, layers[layer].start + layers[layer].width)
-        for use in uses:
-            added = gate(context, use)[..., None] * use.concept.value_deltas[layer].double()
+        for use, gate in zip(uses, gates_of(uses, context), strict=True):
+            added = gate[..., None] * use.concept.value_deltas[layer].double()
             expected[:, : context.shape[1], columns] += words[..., None] * added
         worst = (output - expected).abs().max() / (expected - plain).abs().max()
         assert worst < 1e-4, layer

@@ -79,10 +79,10 @@ def expected(encoding, keys_encoding, weights_k, weights_v, uses, layer):
         duals = torch.stack([use.concept.target_dual for use in uses]).double()
         energies = targets @ duals.T
         similarity = e @ duals.T
-        share = torch.linalg.solve(energies.T, similarity.mT).mT * torch.tensor(held).double()
-        result = e @ weight.T - share @ (targets @ weight.T)
+        share = torch.linalg.solve(energies.T, similarity.mT).mT
+        result = e @ weight.T - share * torch.tensor(held).double() @ (targets @ weight.T)
         for j, use in enumerate(uses):
-            gate = torch.sigmoid((similarity[..., j] / energies[j, j] - use.beta) / use.temperature)
+            gate = torch.sigmoid((share[..., j] - use.beta) / use.temperature)
             result = result + held[j] * gate[..., None] * outputs[j]
         return result
 
