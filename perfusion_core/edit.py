@@ -93,6 +93,12 @@ class ConceptSet:
         """(concepts, d): the i*."""
         return self._targets
 
+    def coordinates(self, encoding: Tensor) -> Tensor:
+        """p, how much of each concept is in each token: (batch, tokens, d) -> (batch, tokens, concepts)."""
+        with _full_precision(encoding.device):
+            c = self._coefficients(encoding)
+            return c.coordinates(encoding.to(c.duals.dtype))
+
     def gates(self, encoding: Tensor, words: Tensor | None = None) -> Tensor:
         """How open each concept's gate is for each token, in 0..1: (batch, tokens, d) -> (batch, tokens, concepts).
 

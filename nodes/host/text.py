@@ -38,7 +38,7 @@ from .tokenizer import (
     plain_tokenizer,
     rows_ahead,
 )
-from .uses import KEY, ConceptUse, combine
+from .uses import KEY, ConceptUse, combine, concept_set
 
 START = "start"  # the label of the token that CLIP's texts begin with
 _SPECIAL = {"<|startoftext|>": START, "<|endoftext|>": "end", "</s>": "end"}
@@ -365,16 +365,16 @@ def similar_words(tokenizer, tokens, encoding: Tensor, uses: Sequence[ConceptUse
     encoding = encoding[:, :: max(encoding.shape[1] // len(stream), 1)]  # NegPip has two for each
     stream = stream[: encoding.shape[1]]
     present = {getattr(token, TRIGGER, None) for token in stream}
-    told = [use for use in uses if use.file and use.concept.trigger.lower() in present]
+    told = [index for index, use in enumerate(uses) if use.file and use.concept.trigger.lower() in present]
     if not told:
         return {}
     part = getattr(tokenizer, attribute(tokenizer, name))
     words, encoding = _words(plain_tokenizer(part), stream), encoding[0].cpu()
-    similar = {}
-    for use in told:
-        similarity = use.concept.similarity(encoding).tolist()
+    shares, similar = concept_set(uses).coordinates(encoding.double()), {}
+    for index in told:
+        similarity = shares[:, index].tolist()
         likest = {word: max(similarity[i] for i in positions) for word, positions in words.items()}
-        similar[use.file] = heapq.nlargest(_MOST_SIMILAR, likest.items(), key=lambda item: item[1])
+        similar[uses[index].file] = heapq.nlargest(_MOST_SIMILAR, likest.items(), key=lambda item: item[1])
     return similar
 
 

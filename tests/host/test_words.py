@@ -54,9 +54,10 @@ def test_every_word_is_where_the_gate_sees_it(concepts, told, monkeypatch, befor
     ((event, words, page),) = told
     assert (event, page, list(words)) == ("perfusion.words", "page", ["toy", "cup"])
     labels = text.token_labels(clip, clip.tokenize(before + PROMPT))
-    for concept, found in zip((toy, cup), words.values(), strict=True):
-        dual = concept.target_dual.double()
-        similarity = encoding[0].double() @ dual / (concept.target_input.double() @ dual)
+    targets, duals = (torch.stack([getattr(one, name) for one in (toy, cup)]).double()
+                      for name in ("target_input", "target_dual"))  # fmt: skip
+    shares = torch.linalg.solve((targets @ duals.T).T, (encoding[0].double() @ duals.T).T)
+    for similarity, found in zip(shares, words.values(), strict=True):
         found = dict(found)
         for word in ("an", "old", "sand", "beside", *(["very"] if before else [])):
             assert found[word] == pytest.approx(max(similarity[at].item() for at, label in labels if label == word))
