@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from benchmarks.world.teach import CAPTIONS, PHOTOS, Model
 from perfusion_core import Covariance, Wiring, cross_attention_layers
 
 STEPS, GUIDANCE = 12, 2.5
+STRONG_GUIDANCE = 5.0  # for what several things need, and what prompts name
 
 
 class Painter(Model):
@@ -38,6 +40,14 @@ class Painter(Model):
             model.eval().requires_grad_(False)
         self.unet.to(precision())
         self.vae.to(precision())
+
+    guidance = GUIDANCE
+
+    def strong(self) -> Painter:
+        """The same with strong guidance."""
+        other = copy.copy(self)
+        other.guidance = STRONG_GUIDANCE
+        return other
 
     def embedding(self, word: str) -> Tensor:
         """(d,), the input embedding of a word of one token."""
@@ -72,7 +82,7 @@ class Painter(Model):
         """
         negative = self.encode([""] * len(encodings), {})[0].to(precision())
         keys = None if keys is None else keys.to(precision())
-        return paint(self.unet, encodings.to(precision()), negative, seed, STEPS, GUIDANCE, wiring, keys)
+        return paint(self.unet, encodings.to(precision()), negative, seed, STEPS, self.guidance, wiring, keys)
 
     def latents(self, pictures: Sequence[np.ndarray]) -> Tensor:
         return encoded(self.vae, np.stack(pictures))

@@ -87,7 +87,7 @@ def methods(trained) -> dict[str, Method]:
 
 class Bench:
     def __init__(self, folder: Path, painter: Painter):
-        self.folder, self.painter = folder, painter
+        self.folder, self.painter, self.strong = folder, painter, painter.strong()
         for kind in ("learned", "painted"):
             (folder / kind).mkdir(parents=True, exist_ok=True)
 
@@ -98,7 +98,7 @@ class Bench:
             return
         asked = prompts(subject)
         found = {"through the autoencoder": self.painter.latents(genuine(subject, asked))}
-        found |= self.plain([prompt.sentence for prompt in asked], [subject], number)
+        found |= plain(self.painter, [prompt.sentence for prompt in asked], [subject], number)
         self.keep(path, found, {"kind": "references", "numbers": [number]})
 
     def alone(self, number: int, seed: int, label: str, method: Method) -> None:
@@ -134,8 +134,8 @@ class Bench:
             **{label: LearnedSum([self.weights(label, one, seed) for one in numbers]) for label in ADDED},
         }
         noise = 1000 * seed + number
-        found = {label: way.paint(self.painter, sentences, noise, way.settings[0]) for label, way in ways.items()}
-        found |= self.plain(sentences, tasks, noise)
+        found = {label: way.paint(self.strong, sentences, noise, way.settings[0]) for label, way in ways.items()}
+        found |= plain(self.strong, sentences, tasks, noise)
         scenes = genuine_together(tasks, [prompt.place for prompt in asked])
         found["through the autoencoder"] = self.painter.latents(scenes)
         self.keep(path, found, {"kind": kind, "numbers": numbers, "seed": seed})
@@ -147,21 +147,10 @@ class Bench:
             return
         asked = card_prompts(CARD_PROMPTS)
         parts = encode(self.painter.text, [one.sentence for one in asked]).split(20)
-        shown = [
-            self.painter.paint(part, 1000 * seed + i) for seed in range(CARD_SEEDS) for i, part in enumerate(parts)
-        ]
+        shown = [self.strong.paint(part, 1000 * seed + i) for seed in range(CARD_SEEDS) for i, part in enumerate(parts)]
         scenes = self.painter.latents(card_scenes(asked))
         found = {"through the autoencoder": scenes, "demo model": torch.cat(shown)}
         self.keep(path, found, {"kind": "card"})
-
-    def plain(self, sentences: Sequence[str], subjects: Sequence[Task], noise: int) -> dict[str, Tensor]:
-        """{way: pictures} of subjects without a concept."""
-        found, ones = {}, tuple(subject.one for subject in subjects)
-        for way, words in PLAIN.items():
-            said = [words(subject, name) for subject, name in zip(subjects, NAMES, strict=False)]
-            told = [filled(sentence, said) for sentence in sentences]
-            found[way] = self.painter.paint(encode(self.painter.text, told, [ones] * len(told)), noise)
-        return found
 
     def painted(self, label: str, number: int, seed: int) -> Path:
         return self.folder / "painted" / f"{label} - {number} - {seed}.safetensors"
@@ -194,6 +183,16 @@ class Bench:
         weights, subject = load_file(self.learned(label, number, seed)), task(number)
         phrase = f"{subject.trigger} {subject.superclass}" if label in LORAS else subject.trigger
         return LearnedWeights(phrase, subject.trigger, 0, {1.0: (weights.pop("embedding"), weights)})
+
+
+def plain(painter: Painter, sentences: Sequence[str], subjects: Sequence[Task], noise: int) -> dict[str, Tensor]:
+    """{way: pictures} of subjects without a concept."""
+    found, ones = {}, tuple(subject.one for subject in subjects)
+    for way, words in PLAIN.items():
+        said = [words(subject, name) for subject, name in zip(subjects, NAMES, strict=False)]
+        told = [filled(sentence, said) for sentence in sentences]
+        found[way] = painter.paint(encode(painter.text, told, [ones] * len(told)), noise)
+    return found
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ import nodes as host_nodes
 
 from .evaluation import Assessor, genuine_together, prompts_together
 from .methods import TOGETHER_BETA
-from .painter import FILE, GUIDANCE, STEPS, Painter, Task, filled, task
+from .painter import FILE, STEPS, STRONG_GUIDANCE, Painter, Task, filled, task
 from .report import CELL, DOCS, fill, interval, means, table
 
 KINDS = {"two": "of two classes", "twins": "two of one class", "three": "of three classes"}
@@ -106,7 +106,7 @@ class Several:
             else:
                 positive = told(words, place)
             latent = comfy.sample.sample(
-                model, own[None], STEPS, GUIDANCE, "ddim", "ddim_uniform", positive, negative,
+                model, own[None], STEPS, STRONG_GUIDANCE, "ddim", "ddim_uniform", positive, negative,
                 torch.zeros_like(own[None]), disable_pbar=True, seed=0,
             )  # fmt: skip
             pictures.append(self.vae.decode(latent)[0].mul(255).round().byte().cpu().numpy())

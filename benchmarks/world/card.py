@@ -29,7 +29,7 @@ from .sampling import encode, paint
 from .scenes import described, scene, sheet
 from .teach import Model
 
-AT_ONCE = 24
+AT_ONCE, STEPS, GUIDANCE = 24, 12, 5.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def painted(model: Model, sentences: list[str], seed: int) -> Tensor:
     for first in range(0, len(sentences), AT_ONCE):
         some = sentences[first : first + AT_ONCE]
         positive, negative = (encode(model.text, texts).to(precision()) for texts in (some, [""] * len(some)))
-        parts.append(paint(model.unet, positive, negative, 1000 * seed + first))
+        parts.append(paint(model.unet, positive, negative, 1000 * seed + first, STEPS, GUIDANCE))
     return torch.cat(parts)
 
 
