@@ -223,7 +223,8 @@ def test_batches_that_other_nodes_make_leave_it_off(models, wrapper):
     plain = apply_to_model(model, uses)
     plain.set_model_unet_function_wrapper(wrapper)
     kept = keep_apart(plain, apart)
-    assert (sample(plain, *conds, steps=2) - sample(kept, *conds, steps=2)).abs().max() < 1e-3
+    alone, beside = (sample(patched, *conds, steps=2) for patched in (plain, kept))
+    assert (alone - beside).abs().max() < 1e-5 * alone.abs().max()
     assert not apart.runs
 
 

@@ -91,7 +91,8 @@ def test_a_model_without_concepts_takes_a_locked_conditioning_as_any_other(world
 def test_words_are_told_from_where_they_stand_with_keys_and_values_in_turn(models):
     model, clip, _ = models("sd1")
     use = ConceptUse(text_concept(clip, "<my-toy>", "teddy", 0), file="toy")
-    use = use.replace(concept=use.concept.replace(target_input=torch.randn(768), target_dual=torch.randn(768)))
+    vectors = {name: torch.randn(768) for name in ("target_input", "target_dual", "superclass_input")}
+    use = use.replace(concept=use.concept.replace(**vectors))
     taught = apply_to_clip(clip, [use])
     _, in_turn = packs.neg_pip(model, taught)
     tokens = taught.tokenize("a red <my-toy> on sand")
