@@ -21,7 +21,7 @@ class PerfusionDemoModel(io.ComfyNode):
             search_aliases=["perfusion", "picture book", "example", "test model", "tiny checkpoint"],
             inputs=[],
             outputs=[
-                io.Model.Output(tooltip="The diffusion model. 20 to 25 steps of euler or dpmpp_2m at cfg 3 suit it."),
+                io.Model.Output(tooltip="The diffusion model. 20 to 25 steps of euler or dpmpp_2m at cfg 5 suit it."),
                 io.Clip.Output(tooltip="Its text encoder. The node's help lists the words that it knows."),
                 io.Vae.Output(tooltip="Its VAE, for pictures of 96x96."),
             ],

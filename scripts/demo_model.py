@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 SIDE = 96  # pixels
-SAMPLING = {"steps": 20, "cfg": 3.0, "scheduler": "normal"}
+SAMPLING = {"steps": 20, "cfg": 5.0, "scheduler": "normal"}
 CAPTIONS = Path(__file__).with_name("demo_captions.txt")
 TRAINING = {  # rates and freedom with which the demo's two mix least in one prompt
     "steps": 400, "batch_size": 4, "accumulation": 1, "seed": 0, "flip": False,
