@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,33 @@ SHOWN = (0, 5)  # individuals whose pictures the report has
 CARD_PROMPTS = 100
 
 
+Pictures = Mapping[str, Sequence[np.ndarray]]  # by way or setting, (96, 96, 3) each
+
+
 def judged(folder: Path, painter: Painter) -> dict[str, Any]:
     """{kind of piece: its records with their scores}, of everything that is painted."""
     assessor, found = Assessor(trained_reader()), defaultdict(list)
     (folder / "sheets").mkdir(exist_ok=True)
     for path in sorted((folder / "painted").glob("*.safetensors")):
-        latents, record = read_piece(path)
-        kind = record.pop("kind")
-        found[kind].append({**record, **_JUDGES[kind](assessor, painter, latents, record)})
-        if kind != "card" and record["numbers"][0] in SHOWN:
-            rows = [picture for some in latents.values() for picture in painter.pictures(some)]
-            sheet(rows, len(rows) // len(latents), zoom=1).save(folder / "sheets" / f"{path.stem}.png")
-        if kind == "references":
-            (number,) = record["numbers"]
-            photos = [shown.image for shown in task(number).photos]
-            sheet(photos, len(photos), zoom=1).save(folder / "sheets" / f"photos - {number}.png")
+        kind, record = judged_piece(path, painter, assessor, folder / "sheets")
+        found[kind].append(record)
     return dict(found)
+
+
+def judged_piece(path: Path, painter: Painter, assessor: Assessor, sheets: Path) -> tuple[str, dict[str, Any]]:
+    """Its kind, and its record with scores; sheets of individuals that are shown."""
+    latents, record = read_piece(path)
+    kind, tasks = record.pop("kind"), [task(number) for number in record.get("numbers", ())]
+    pictures: dict[str, Sequence[np.ndarray]] = {name: painter.pictures(some) for name, some in latents.items()}
+    if kind != "learned":
+        pictures = {"genuine scenes": _genuine(kind, tasks), **pictures}
+    if tasks and tasks[0].number in SHOWN:
+        rows = list(chain.from_iterable(pictures.values()))
+        sheet(rows, len(rows) // len(pictures), zoom=1).save(sheets / f"{path.stem}.png")
+    if kind == "references":
+        photos = [shown.image for shown in tasks[0].photos]
+        sheet(photos, len(photos), zoom=1).save(sheets / f"photos - {tasks[0].number}.png")
+    return kind, {**record, **_JUDGES[kind](assessor, pictures, tasks)}
 
 
 def read_piece(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -50,44 +62,39 @@ def read_piece(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {name: file.get_tensor(name).float() for name in record.pop("rows")}, record
 
 
-def _learned(assessor: Assessor, painter: Painter, latents: Mapping[str, Tensor], record: Mapping[str, Any]):
-    pictures = {name: painter.pictures(some) for name, some in latents.items()}
-    scores = _scores(assessor, pictures, task(*record["numbers"]))
-    return {"curve": [{"setting": float(name), **of} for name, of in scores.items()]}
+def _genuine(kind: str, tasks: Sequence[Task]) -> list[np.ndarray]:
+    """Scenes of what was asked for."""
+    if kind == "card":
+        return card_scenes(card_prompts(CARD_PROMPTS))
+    if kind == "references":
+        return genuine(tasks[0], prompts(tasks[0]))
+    return genuine_together(tasks, [prompt.place for prompt in prompts_together(tasks)])
 
 
-def _references(assessor: Assessor, painter: Painter, latents: Mapping[str, Tensor], record: Mapping[str, Any]):
-    subject = task(*record["numbers"])
+def _learned(assessor: Assessor, pictures: Pictures, tasks: Sequence[Task]):
+    return {"curve": [{"setting": float(name), **of} for name, of in _scores(assessor, pictures, *tasks).items()]}
+
+
+def _references(assessor: Assessor, pictures: Pictures, tasks: Sequence[Task]):
+    (subject,) = tasks
     sentences = [filled(prompt.sentence, NAMES) for prompt in prompts(subject)]
-    pictures = {"genuine scenes": genuine(subject, prompts(subject))}
-    pictures |= {name: painter.pictures(some) for name, some in latents.items()}
     scores = _scores(assessor, pictures, subject)
     return {"scores": scores, "individual": described(subject.one), "prompts": sentences}
 
 
-def _scores(
-    assessor: Assessor, pictures: Mapping[str, Sequence[np.ndarray]], subject: Task
-) -> dict[str, dict[str, float]]:
+def _scores(assessor: Assessor, pictures: Pictures, subject: Task) -> dict[str, dict[str, float]]:
     common, asked = assessor.common([shown.image for shown in subject.photos], subject.one), prompts(subject)
     return {name: assessor.scores(some, subject.one, asked, common) for name, some in pictures.items()}
 
 
-def _together(assessor: Assessor, painter: Painter, latents: Mapping[str, Tensor], record: Mapping[str, Any]):
-    tasks = [task(number) for number in record["numbers"]]
-    ones = [one.one for one in tasks]
-    asked = prompts_together(tasks)
-    pictures = {"genuine scenes": genuine_together(tasks, [prompt.place for prompt in asked])}
-    pictures |= {name: painter.pictures(some) for name, some in latents.items()}
-    scores = {name: assessor.together(some, ones) for name, some in pictures.items()}
-    return {"scores": scores, "prompts": [filled(prompt.sentence, NAMES) for prompt in asked]}
+def _together(assessor: Assessor, pictures: Pictures, tasks: Sequence[Task]):
+    scores = {name: assessor.together(some, [one.one for one in tasks]) for name, some in pictures.items()}
+    return {"scores": scores, "prompts": [filled(prompt.sentence, NAMES) for prompt in prompts_together(tasks)]}
 
 
-def _card(assessor: Assessor, painter: Painter, latents: Mapping[str, Tensor], record: Mapping[str, Any]):
+def _card(assessor: Assessor, pictures: Pictures, tasks: Sequence[Task]):
     asked = card_prompts(CARD_PROMPTS)
-    ways = {"genuine scenes": card_scenes(asked)} | {name: painter.pictures(some) for name, some in latents.items()}
-    return {
-        name: hits(assessor.reader, pictures, asked * (len(pictures) // len(asked))) for name, pictures in ways.items()
-    }
+    return {name: hits(assessor.reader, some, asked * (len(some) // len(asked))) for name, some in pictures.items()}
 
 
 _JUDGES = {"learned": _learned, "references": _references, "two": _together, "three": _together, "card": _card}

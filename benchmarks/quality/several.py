@@ -202,7 +202,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes, each on one core")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of the noise")
     options = parser.parse_args()
-    known = sorted(int(path.stem.split(" - ")[1]) for path in (options.folder / "learned").glob(f"{LORA} - *"))
+    files = (options.folder / "learned").glob(f"{LORA} - * - 0.safetensors")
+    known = sorted(int(path.stem.split(" - ")[1]) for path in files)
     asked = groups(known)
     work = [(numbers, seed) for some in asked.values() for numbers, seed in itertools.product(some, options.seeds)]
     context = multiprocessing.get_context("spawn")
