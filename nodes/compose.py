@@ -153,7 +153,7 @@ class PerfusionApply(io.ComfyNode):
                     "merging",
                     options=["exact", "independent"],
                     tooltip="Leave it at exact. independent treats each concept as if it were alone, so that alike "
-                    "ones count twice: the paper's approximation, to compare.",
+                    "ones count twice and act on each other's words: the paper's approximation, to compare.",
                 ),
             ],
             outputs=[io.Model.Output(), io.Clip.Output()],
