@@ -26,6 +26,7 @@ from benchmarks.world.teach import MIN_TIMESTEP, OUTSIDE, SETTINGS, Photos
 from perfusion_core import Concept, ConceptSet, Training, TrainingSettings
 from perfusion_core.captions import TEMPLATES
 from perfusion_core.concept import OFFSET
+from perfusion_core.edit import TEMPERATURE
 
 from .painter import Painter, Task, filled
 from .variants import UngatedSet, UngatedTraining, with_offset
@@ -60,6 +61,7 @@ class LearnedConcepts:
     settings: Sequence[float]
     key_lock: float = 0.0  # 0 local, 1 global
     gated: bool = True
+    temperature: float = TEMPERATURE
 
     @property
     def size(self) -> int:
@@ -80,7 +82,7 @@ class LearnedConcepts:
             plain, _ = painter.encode([filled(sentence, classes) for sentence in sentences], {})
             keys = encodings.lerp(plain, self.key_lock)
         if self.gated:
-            kind = ConceptSet(self.concepts, setting, zero_padded=painter.zero_padded)
+            kind = ConceptSet(self.concepts, setting, self.temperature, zero_padded=painter.zero_padded)
         else:
             kind = UngatedSet(self.concepts, strengths=setting)
         with painter.wiring(kind) as wiring:

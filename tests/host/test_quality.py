@@ -187,6 +187,40 @@ several.main()
 """
 
 
+ABLATIONS = """
+import contextlib, io, os, sys
+from dataclasses import replace
+from pathlib import Path
+os.environ["PERFUSION_CACHE"] = os.getcwd()
+sys.path.insert(0, sys.argv[1])
+from benchmarks.world import networks
+networks.UNET["model_channels"] = 32
+from benchmarks.quality import ablations, evaluation, judging, methods, painter, run
+painter.STEPS, painter.CAPTIONS, evaluation.OTHERS = 2, 200, 20
+methods.BETAS = ablations.BETAS = 0.5, 1.0
+ablations.INDIVIDUALS, ablations.TEMPERATURES = (0, 1), (0.1, 0.5)
+quick = methods.Perfusion()
+quick = replace(quick, settings=replace(quick.settings, steps=2))
+ablations.Perfusion = lambda: quick
+
+class Here:
+    def __init__(self, folder, model, workers): run._open(folder, model)
+    map = staticmethod(map)
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+
+ablations.crew = Here
+sys.argv[1:] = ["found", "--model", "model.safetensors"]
+with contextlib.redirect_stdout(io.StringIO()) as said:
+    ablations.main()
+tables = [part.splitlines() for part in said.getvalue().split("| hypervolume")[-1].split("\\n\\n")]
+assert [len(lines) for lines in tables] == [5, 4, 5], tables  # a heading of two lines, and the rows
+painted = [judging.read_piece(bench.painted(label, 0, 0))[0]["0.5"] for bench, label in
+           [(ablations._run(), "perfusion"), *((run.bench(), label) for label in ablations.METHODS)]]
+assert all((one - other).abs().max() > 0.001 for one, other in zip(painted, painted[1:] + painted[:1]))
+"""
+
+
 def run(code: str, folder: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", code, str(REPO)], cwd=folder, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
@@ -196,6 +230,7 @@ def test_every_method_learns_and_what_it_paints_counts_for_whom_it_shows(tmp_pat
     run(START + SCORES + TEACHING, tmp_path)
     run(REPORT, tmp_path)
     run(SEVERAL, tmp_path)
+    run(ABLATIONS, tmp_path)
     figures = json.loads((tmp_path / "docs" / "quality.json").read_text())
     assert len(figures["hypervolume"]) == 12 and set(figures["demo_model"]) >= {"class", "place", "colour", "two"}
     assert set(figures["mixing"]) > {"perfusion", "lora, rank 4", "genuine scenes"}
