@@ -12,8 +12,8 @@ E_jk = i_j · a_k; g gate; t strength; W a layer's projection; δ_j the layer's 
 A concept of key freedom f moves what to_k receives only by 1 − f of that: at f = 0 the key is locked to the superclass
 (the paper), at 1 it is the trigger's own.
 
-For one concept p is sim / E, as in the paper. There a gate sees sim_j / E_jj among several concepts, too, so alike ones
-open on each other's triggers; p_j is what of e only concept j explains, and 0 on the others' encodings.
+For one concept p is sim / E, as in the paper. Among several the paper's gates see sim_j / E_jj all the same, so alike
+ones open on each other's triggers; p_j is what of e only concept j explains, and 0 on the others' encodings.
 
 Where strengths differ, p is taken with each concept counting by its strength (``_coordinates``): one at 0 is as if
 absent, and two alike ones at different strengths do not tear the encoding apart.

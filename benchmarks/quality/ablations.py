@@ -24,8 +24,8 @@ from benchmarks.world.scenes import NAMES
 from perfusion_core import ConceptSet
 
 from .evaluation import Assessor, prompts
-from .judging import read_piece
-from .methods import BETAS, TOGETHER_BETA, LearnedConcepts, Method, Perfusion
+from .judging import curve, read_piece
+from .methods import TOGETHER_BETA, LearnedConcepts, Method, Perfusion
 from .painter import FILE, Painter, Task, filled, task
 from .report import best, hypervolume, means, percent
 from .run import Bench, bench, crew
@@ -59,8 +59,8 @@ def main() -> None:
         list(pool.map(_learned, *zip(*itertools.product(METHODS, INDIVIDUALS), strict=True)))
         curves, scores = defaultdict(list), defaultdict(list)
         for found, by_temperature in pool.map(_scores, INDIVIDUALS):
-            for label, curve in found.items():
-                curves[label].append(curve)
+            for label, points in found.items():
+                curves[label].append(points)
             for temperature, of in by_temperature.items():
                 scores[temperature].append(of)
         similar = list(pool.map(_similarities, INDIVIDUALS))
@@ -88,16 +88,13 @@ def _scores(number: int) -> tuple[dict[str, list[dict[str, float]]], dict[float,
     curves = {}
     for label in ("perfusion", *METHODS):
         latents, _ = read_piece((bench() if label in METHODS else _run()).painted(label, number, 0))
-        assert len(latents) == len(BETAS)
-        curves[label] = [
-            {"setting": float(name), **assessor.scores(painter.pictures(some), subject.one, asked, common)}
-            for name, some in latents.items()
-        ]
+        pictures = {name: painter.pictures(some) for name, some in latents.items()}
+        curves[label] = curve(assessor, pictures, subject)
     sentences, found = [prompt.sentence for prompt in asked], {}
     for temperature in TEMPERATURES:
         learned = LearnedConcepts([_run().concept(number, 0)], (TOGETHER_BETA,), temperature=temperature)
-        pictures = painter.pictures(learned.paint(painter, sentences, number, TOGETHER_BETA))
-        found[temperature] = assessor.scores(pictures, subject.one, asked, common)
+        painted = painter.pictures(learned.paint(painter, sentences, number, TOGETHER_BETA))
+        found[temperature] = assessor.scores(painted, subject.one, asked, common)
     return curves, found
 
 

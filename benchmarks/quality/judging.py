@@ -72,7 +72,12 @@ def _genuine(kind: str, tasks: Sequence[Task]) -> list[np.ndarray]:
 
 
 def _learned(assessor: Assessor, pictures: Pictures, tasks: Sequence[Task]):
-    return {"curve": [{"setting": float(name), **of} for name, of in _scores(assessor, pictures, *tasks).items()]}
+    return {"curve": curve(assessor, pictures, *tasks)}
+
+
+def curve(assessor: Assessor, pictures: Pictures, subject: Task) -> list[dict[str, float]]:
+    """The scores of each setting."""
+    return [{"setting": float(name), **of} for name, of in _scores(assessor, pictures, subject).items()]
 
 
 def _references(assessor: Assessor, pictures: Pictures, tasks: Sequence[Task]):

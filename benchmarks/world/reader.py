@@ -245,7 +245,9 @@ class Batch:
         views, answers, ones = map(list, map(chain.from_iterable, zip(*lessons, strict=True)))
         known = [one for one in ones if one]
         mine = as_numbers(known)[:, None]
-        far, near = (torch.stack([banks[one.kind][random.integers(BANK, size=RIVALS)] for one in known]) for _ in "12")
+        far, near = (
+            torch.stack([banks[one.kind][random.integers(BANK, size=RIVALS)] for one in known]) for _ in range(2)
+        )
         candidates = torch.cat([mine, far, nearly(mine, near, random)], 1)
         where = torch.tensor([index for index, one in enumerate(ones) if one])
         return cls(as_input(views), torch.tensor(answers), where, candidates)

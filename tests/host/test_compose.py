@@ -116,6 +116,8 @@ def test_the_report_says_who_will_mix(models):
     first, *others = overlap_report(ConceptSet([toy, far, twin], 0.7, 0.15)).splitlines()
     assert first == "<my-toy> and <my-twin> overlap 1.00: they will mix"
     assert all("keep apart" in line for line in others)
+    alike = toy.replace(trigger="<my-bear>", target_input=0.8 * one + 0.6 * other, target_dual=0.8 * one + 0.6 * other)
+    assert overlap_report(ConceptSet([toy, alike])) == "<my-toy> and <my-bear> overlap 0.80: they may mix a little"
 
 
 def test_a_trained_set_of_two_is_not_saved_into_one_file(models, files, model_folder):

@@ -197,7 +197,7 @@ from benchmarks.world import networks
 networks.UNET["model_channels"] = 32
 from benchmarks.quality import ablations, evaluation, judging, methods, painter, run
 painter.STEPS, painter.CAPTIONS, evaluation.OTHERS = 2, 200, 20
-methods.BETAS = ablations.BETAS = 0.5, 1.0
+methods.BETAS = 0.5, 1.0
 ablations.INDIVIDUALS, ablations.TEMPERATURES = (0, 1), (0.1, 0.5)
 quick = methods.Perfusion()
 quick = replace(quick, settings=replace(quick.settings, steps=2))
