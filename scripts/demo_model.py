@@ -6,9 +6,9 @@ from typing import Any
 SIDE = 96  # pixels
 SAMPLING = {"steps": 20, "cfg": 5.0, "scheduler": "normal"}
 CAPTIONS = Path(__file__).with_name("demo_captions.txt")
-TRAINING = {  # rates and freedom with which the demo's two mix least in one prompt
+TRAINING = {  # as in docs/quality.md
     "steps": 400, "batch_size": 4, "accumulation": 1, "seed": 0, "flip": False,
-    "learning_rate_values": 0.05, "learning_rate_embedding": 0.003, "key_freedom": 1.0,
+    "learning_rate_values": 0.02, "learning_rate_embedding": 0.006, "key_freedom": 1.0,
     "unmasked_weight": 0.3, "min_timestep": 250,
     "checkpoint_every": 100, "previews": "a photo of a {} in the snow",
 }  # fmt: skip

@@ -14,9 +14,11 @@ const PAPER = {
   key_freedom: 0,
 };
 
-// On the demo model four pictures a step are enough, it bears to learn faster, and locked keys cost likeness
-const DEMO = { accumulation: 1, learning_rate_values: 0.05, key_freedom: 1 };
-const DEMO_FALLING = { ...DEMO, learning_rate_values: 0.1 };
+// On the demo model four pictures a step are enough, and locked keys cost likeness. Values that learn faster than this
+// become large ones, which spoil pictures of several things.
+const DEMO = { accumulation: 1, learning_rate_values: 0.02, key_freedom: 1 };
+const DEMO_QUICK = { ...DEMO, learning_rate_values: 0.05 };
+const DEMO_FALLING = { ...DEMO, learning_rate_values: 0.04 };
 
 /** @typedef {{name: string, meaning: string, values: Record<string, number | string | boolean>}} Preset */
 
@@ -34,7 +36,7 @@ export const trainingPresets = (demo = false) => [
       accumulation: 1,
       learning_rate_values: 0.05,
       checkpoint_every: 25,
-      ...(demo && DEMO),
+      ...(demo && DEMO_QUICK),
     },
   },
   { name: text("Normal"), meaning: text("What the paper does"), values: { ...PAPER, ...(demo && DEMO) } },

@@ -36,6 +36,7 @@ BETAS = (0.3, 0.4, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9)
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)  # where that is swept
 MARKS = tuple(k / 8 for k in range(1, 9))  # shares of the steps, where these are
 TOGETHER_BETA = 0.7  # where concepts are combined: below, those of the demo become one
+TOGETHER_STRENGTH = 0.75  # where LoRAs are
 REGULAR_SCENES = 32  # pictures of the superclass that keep Custom Diffusion and DreamBooth from forgetting it
 
 
@@ -318,7 +319,7 @@ class LearnedSum:
     """LoRAs added up, as a row of LoRA loaders does; or words alone."""
 
     learned: Sequence[LearnedWeights]  # with a version of strength 1, in the order in which sentences name them
-    settings: Sequence[float] = (1.0,)
+    settings: Sequence[float] = (TOGETHER_STRENGTH,)
     size: int = 0
 
     def paint(self, painter: Painter, sentences: Sequence[str], seed: int, setting: float) -> Tensor:

@@ -68,7 +68,7 @@ PLAIN = {  # what stands in a sentence where no concept does
 def methods(trained) -> dict[str, Method]:
     """trained: what LOCKED has learned, by an individual's number and a seed."""
     plain = Perfusion()
-    locked = replace(plain, settings=replace(plain.settings, key_freedom=0.0))  # as in the paper
+    locked = replace(plain, settings=replace(plain.settings, key_freedom=0.0, learning_rate_values=0.05))  # the paper's
     return {
         "perfusion": plain,
         LOCKED: locked,
@@ -78,10 +78,10 @@ def methods(trained) -> dict[str, Method]:
         "perfusion, no mask": replace(locked, outside=1.0),
         "perfusion, no gate": replace(locked, kind=UngatedTraining),
         "textual inversion": TextualInversion(),
-        "lora, rank 1": Lora(1, rate=0.001),
-        "lora, rank 4": Lora(4),
+        "lora, rank 1": Lora(1, 0.0005),
+        "lora, rank 4": Lora(4, 0.00025),
         "custom diffusion": FineTune(r"attn2\.to_[kv]\.", 2e-4, embedding_rate=0.006),
-        "dreambooth": FineTune("", 6e-4, batch=16),
+        "dreambooth": FineTune("", 3e-4, batch=16),
     }
 
 
@@ -109,13 +109,17 @@ class Bench:
         learned = method(self.painter, subject, seed)
         seconds = time.process_time() - start
         self.remember(label, number, seed, learned)
-        sentences = [prompt.sentence for prompt in prompts(subject)]
+        self.show(learned, number, seed, label, seconds)
+
+    def show(self, learned: Learned, number: int, seed: int, label: str, seconds: float) -> None:
+        """What was learned, at each of its settings."""
+        sentences = [prompt.sentence for prompt in prompts(task(number))]
         found = {
             f"{setting:g}": learned.paint(self.painter, sentences, 1000 * seed + number, setting)
             for setting in learned.settings
         }
         about = {"method": label, "seed": seed, "bytes": learned.size, "seconds": seconds}
-        self.keep(path, found, {"kind": "learned", "numbers": [number], **about})
+        self.keep(self.painted(label, number, seed), found, {"kind": "learned", "numbers": [number], **about})
 
     def together(self, number: int, seed: int, kind: str) -> None:
         """An individual and the next ones, all of different classes, in one picture."""

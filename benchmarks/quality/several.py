@@ -48,7 +48,7 @@ from comfyui_perfusion.perfusion_core import load_concept
 import nodes as host_nodes
 
 from .evaluation import Assessor, genuine_together, prompts_together
-from .methods import TOGETHER_BETA
+from .methods import TOGETHER_BETA, TOGETHER_STRENGTH
 from .painter import FILE, STEPS, STRONG_GUIDANCE, Painter, Task, filled, task
 from .report import CELL, DOCS, fill, interval, means, table
 
@@ -127,7 +127,8 @@ class Several:
             save_file({"clip_l": weights.pop("embedding")[None]}, self.words / f"{word}.safetensors")
             words.append(f"embedding:{word} {task(number).superclass}")
             model.add_patches(
-                {f"diffusion_model.{name}": (weight - own[name].float(),) for name, weight in weights.items()}
+                {f"diffusion_model.{name}": (weight - own[name].float(),) for name, weight in weights.items()},
+                TOGETHER_STRENGTH,
             )
         return model, self.clip, words
 

@@ -48,7 +48,7 @@ from .train_diffusion import newest
 
 TRIGGER = NAMES[0]
 PHOTOS, CAPTIONS = 5, 4000
-SETTINGS = TrainingSettings(batch_size=4, accumulation=1, learning_rate_values=0.05, key_freedom=1.0)
+SETTINGS = TrainingSettings(batch_size=4, accumulation=1, learning_rate_values=0.02, key_freedom=1.0)
 OUTSIDE, MIN_TIMESTEP = 0.3, 250  # what counts off the masks; the least timestep that is trained on
 
 

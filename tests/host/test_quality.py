@@ -187,7 +187,7 @@ several.main()
 """
 
 
-ABLATIONS = """
+QUICK = """
 import contextlib, io, os, sys
 from dataclasses import replace
 from pathlib import Path
@@ -195,13 +195,12 @@ os.environ["PERFUSION_CACHE"] = os.getcwd()
 sys.path.insert(0, sys.argv[1])
 from benchmarks.world import networks
 networks.UNET["model_channels"] = 32
-from benchmarks.quality import ablations, evaluation, judging, methods, painter, run
-painter.STEPS, painter.CAPTIONS, evaluation.OTHERS = 2, 200, 20
-methods.BETAS = 0.5, 1.0
-ablations.INDIVIDUALS, ablations.TEMPERATURES = (0, 1), (0.1, 0.5)
+from benchmarks.quality import ablations, evaluation, judging, methods, painter, run, tune
+painter.STEPS, painter.CAPTIONS, evaluation.OTHERS, methods.PICTURES = 2, 200, 20, 32
+methods.BETAS = methods.STRENGTHS = methods.MARKS = 0.5, 1.0
 quick = methods.Perfusion()
 quick = replace(quick, settings=replace(quick.settings, steps=2))
-ablations.Perfusion = lambda: quick
+sys.argv[1:] = ["found", "--model", "model.safetensors"]
 
 class Here:
     def __init__(self, folder, model, workers): run._open(folder, model)
@@ -209,15 +208,41 @@ class Here:
     def __enter__(self): return self
     def __exit__(self, *_): pass
 
+def said(main):
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        main()
+    return told.getvalue()
+"""
+
+ABLATIONS = """
+ablations.INDIVIDUALS, ablations.TEMPERATURES = (0, 1), (0.1, 0.5)
+ablations.Perfusion = lambda: quick
 ablations.crew = Here
-sys.argv[1:] = ["found", "--model", "model.safetensors"]
-with contextlib.redirect_stdout(io.StringIO()) as said:
-    ablations.main()
-tables = [part.splitlines() for part in said.getvalue().split("| hypervolume")[-1].split("\\n\\n")]
+tables = [part.splitlines() for part in said(ablations.main).split("| hypervolume")[-1].split("\\n\\n")]
 assert [len(lines) for lines in tables] == [5, 4, 5], tables  # a heading of two lines, and the rows
 painted = [judging.read_piece(bench.painted(label, 0, 0))[0]["0.5"] for bench, label in
            [(ablations._run(), "perfusion"), *((run.bench(), label) for label in ablations.METHODS)]]
 assert all((one - other).abs().max() > 0.001 for one, other in zip(painted, painted[1:] + painted[:1]))
+"""
+
+TUNING = """
+sys.argv[1] = "tuned"
+word, lora, whole = "textual inversion, 0.005", "lora, rank 1, 0.0005", "dreambooth, batches of 16, 0.0003"
+known = {"perfusion, values 0.02": quick, **{label: tune.variants()[label] for label in (word, lora, whole)}}
+tune.variants, tune.crew = lambda: known, Here
+lines = [line.split() for line in said(tune.main).splitlines() if "%" in line]
+assert sorted(line[0] for line in lines if line[0] in ("two", "three")) == ["three"] * 3 + ["two"] * 3, lines
+assert sum(" ".join(line[5:]) in known for line in lines) == 4, lines  # alone
+for label, count in (("perfusion, values 0.02", 3), (lora, 3), (word, 1)):
+    painted = judging.read_piece(run.bench().painted(f"two, {label}", 100, 0))[0]
+    assert len(painted) == count, label
+    first, *others = painted.values()
+    assert all((first - other).abs().max() > 0.001 for other in others), label
+
+def never(*_):
+    raise AssertionError("what is finished is not made again")
+run.Bench.keep = never
+assert said(tune.main)
 """
 
 
@@ -230,7 +255,8 @@ def test_every_method_learns_and_what_it_paints_counts_for_whom_it_shows(tmp_pat
     run(START + SCORES + TEACHING, tmp_path)
     run(REPORT, tmp_path)
     run(SEVERAL, tmp_path)
-    run(ABLATIONS, tmp_path)
+    run(QUICK + ABLATIONS, tmp_path)
+    run(QUICK + TUNING, tmp_path)
     figures = json.loads((tmp_path / "docs" / "quality.json").read_text())
     assert len(figures["hypervolume"]) == 12 and set(figures["demo_model"]) >= {"class", "place", "colour", "two"}
     assert set(figures["mixing"]) > {"perfusion", "lora, rank 4", "genuine scenes"}
