@@ -60,7 +60,7 @@ def variants() -> dict[str, Method]:
             made[f"lora, rank {rank}, {rate:g}"] = Lora(rank, rate)
     for rate in (0.0001, 0.0002):
         made[f"custom diffusion, {rate:g}"] = FineTune(CUSTOM, rate, embedding_rate=0.006)
-    for batch, rate in ((4, 3e-5), (4, 1e-4), (16, 1e-4), (16, 3e-4), (16, 6e-4)):
+    for batch, rate in ((4, 1e-4), (16, 1e-4), (16, 3e-4), (16, 6e-4)):
         made[f"dreambooth, batches of {batch}, {rate:g}"] = FineTune("", rate, batch=batch)
     return made
 
