@@ -261,9 +261,9 @@ def fronts(figures: Mapping[str, Any], path: Path) -> None:
             axes.errorbar(x, y, dy, dx, ecolor=colour, elinewidth=0.8, linestyle="none", alpha=0.3)
         label = f"{name} ({figures['hypervolume'][name]:.2f})" if marker else "variants of perfusion"
         axes.plot(x, y, label=label, color=colour, marker=marker, markersize=8, linewidth=2, zorder=3 if marker else 2)
-    for name, at in figures["references"].items():
-        axes.plot(100 * at["identified"], 100 * at["prompt"], "D", color=INK, fillstyle="none", zorder=4)
-        axes.annotate(f" {name}", (100 * at["identified"], 100 * at["prompt"]), va="bottom", color=INK)
+    for marker, (name, at) in zip("DsPv^", figures["references"].items(), strict=True):
+        style = {"color": INK, "fillstyle": "none", "linestyle": "none", "markersize": 8, "zorder": 4}
+        axes.plot(100 * at["identified"], 100 * at["prompt"], marker, label=name, **style)
     axes.set_xlabel("% of pictures in which the individual is the nearest of 201", color=INK)
     axes.set_ylabel("% of what else the prompt names is there", color=INK)
     axes.tick_params(color=GRID, labelcolor=INK)
@@ -273,7 +273,7 @@ def fronts(figures: Mapping[str, Any], path: Path) -> None:
     axes.set_axisbelow(True)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # the variants share a label
     figure.legend(
-        handles.values(), handles, title="method (area below its front)", ncols=3, loc="outside upper left",
+        handles.values(), handles, title="method (area below its front)", ncols=4, loc="outside upper left",
         alignment="left", labelcolor=INK, frameon=False,
     )  # fmt: skip
     figure.savefig(path)
