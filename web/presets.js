@@ -17,7 +17,6 @@ const PAPER = {
 // On the demo model four pictures a step are enough, and locked keys cost likeness. Values that learn faster than this
 // become large ones, which spoil pictures of several things.
 const DEMO = { accumulation: 1, learning_rate_values: 0.02, key_freedom: 1 };
-const DEMO_QUICK = { ...DEMO, learning_rate_values: 0.05 };
 const DEMO_FALLING = { ...DEMO, learning_rate_values: 0.04 };
 
 /** @typedef {{name: string, meaning: string, values: Record<string, number | string | boolean>}} Preset */
@@ -32,11 +31,11 @@ export const trainingPresets = (demo = false) => [
     meaning: text("Rough, in a sixteenth of the time: to see whether photos and words are right"),
     values: {
       ...PAPER,
+      ...(demo && DEMO),
       steps: 100,
       accumulation: 1,
       learning_rate_values: 0.05,
       checkpoint_every: 25,
-      ...(demo && DEMO_QUICK),
     },
   },
   { name: text("Normal"), meaning: text("What the paper does"), values: { ...PAPER, ...(demo && DEMO) } },

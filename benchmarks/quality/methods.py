@@ -37,6 +37,7 @@ STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)  # where that is swept
 MARKS = tuple(k / 8 for k in range(1, 9))  # shares of the steps, where these are
 TOGETHER_BETA = 0.7  # where concepts are combined: below, those of the demo become one
 TOGETHER_STRENGTH = 0.75  # where LoRAs are
+CUSTOM = r"attn2\.to_[kv]\."  # what Custom Diffusion trains
 REGULAR_SCENES = 32  # pictures of the superclass that keep Custom Diffusion and DreamBooth from forgetting it
 
 

@@ -36,6 +36,7 @@ from perfusion_core.concept_file import safetensors_bytes, write_atomically
 from .evaluation import genuine, genuine_together, prompts, prompts_together
 from .judging import CARD_PROMPTS, judged
 from .methods import (
+    CUSTOM,
     TOGETHER_BETA,
     FineTune,
     GlobalLock,
@@ -80,7 +81,7 @@ def methods(trained) -> dict[str, Method]:
         "textual inversion": TextualInversion(),
         "lora, rank 1": Lora(1, 0.0005),
         "lora, rank 4": Lora(4, 0.00025),
-        "custom diffusion": FineTune(r"attn2\.to_[kv]\.", 2e-4, embedding_rate=0.006),
+        "custom diffusion": FineTune(CUSTOM, 2e-4, embedding_rate=0.006),
         "dreambooth": FineTune("", 3e-4, batch=16),
     }
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from .evaluation import prompts_together
 from .methods import (
+    CUSTOM,
     FineTune,
     Learned,
     LearnedConcepts,
@@ -38,7 +39,6 @@ from .run import TOGETHER, bench, check_names, crew, write_scores
 
 INDIVIDUALS = (100, 101, 103)  # a house, a robot and a cat
 BETAS, STRENGTHS = (0.6, 0.7, 0.8), (0.5, 0.75, 1.0)  # with which they are combined
-CUSTOM = r"attn2\.to_[kv]\."
 
 
 def variants() -> dict[str, Method]:
